@@ -1,0 +1,1049 @@
+"""Who gets which connection next: slots, buckets, limits and waiters.
+
+The core decides and nothing else.  It does no I/O, starts no greenlet, reads no clock and calls no
+user code; time is passed in, and what it wants done it asks of its *effects* (the engine), which
+only schedule.  So nothing in here can switch, which is why it needs no lock: between two switches
+of the caller every change is whole.  The greenlets that carry its decisions out are in
+``_engine.py``.
+
+                   dial ok           hand-over           release
+    CONNECTING ----------> IDLE ---------------> IN_USE ---------> IDLE
+        | dial failed        | keepalive due        | discard, doomed, worn out
+        v                    v                      v
+     CLOSED <--------     CHECKING ------------> CLOSING ---------> CLOSED
+
+(and IN_USE -> CLOSED, when a holder detaches a connection or loses it to the garbage collector).
+
+Read ``Core.settle`` first: it is called after every change and makes every decision about waiters.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import math
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+from geventpool.backoff import Backoff
+from geventpool.events import Reason
+
+__all__ = ["Bucket", "Core", "Effects", "Limit", "Slot", "State", "Waiter"]
+
+
+class State(enum.Enum):
+    """Where a slot is in its life."""
+
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    IN_USE = "in use"  # held by a caller, or promised to one
+    CHECKING = "checking"  # the pool itself has it, for its keepalive
+    CLOSING = "closing"  # still counts in every limit
+    CLOSED = "closed"
+
+
+CONNECTING, IDLE, IN_USE, CHECKING, CLOSING, CLOSED = State
+
+#: Every move a slot may make.  ``Core._move`` is the only place that makes one and counts it
+#: (but for IDLE <-> IN_USE on the fast path of ``pool.Lease``, which no count depends on).
+TRANSITIONS: dict[State, frozenset[State]] = {
+    CONNECTING: frozenset({IDLE, CLOSED}),
+    IDLE: frozenset({IN_USE, CHECKING, CLOSING}),
+    IN_USE: frozenset({IDLE, CLOSING, CLOSED}),
+    CHECKING: frozenset({IDLE, CLOSING}),
+    CLOSING: frozenset({CLOSED}),
+    CLOSED: frozenset(),
+}
+OPEN = frozenset({IDLE, IN_USE, CHECKING})
+NEVER = math.inf
+AT_ONCE = -math.inf
+
+
+class Limit:
+    """A cap on slots: at most *maximum* are counted at any moment, dialing and closing included.
+
+    Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
+    is full, the longest idle connection of any of them makes room for whoever has waited longest.
+
+    ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
+    ``used``, nothing more is opened until enough connections have gone.
+    """
+
+    def __init__(self, maximum: float, name: str | None = None) -> None:
+        self._maximum = _whole(maximum, "maximum")
+        self.name = name
+        self.used = 0
+        self._closing = 0
+        self._core: Core | None = None
+        self._buckets: dict[Bucket, None] = {}
+        self._hungry: dict[Bucket, None] = {}  # have waiters
+        self._held_up: dict[Bucket, None] = {}  # have waiters who wait because this limit is full
+        self._thin: dict[Bucket, None] = {}  # are below their minimum because of this limit
+
+    @property
+    def maximum(self) -> float:
+        """The cap; ``math.inf`` for none."""
+        return self._maximum
+
+    @maximum.setter
+    def maximum(self, maximum: float) -> None:
+        self._maximum = _whole(maximum, "maximum")
+        if self._core is not None:
+            self._core.effects.settle_limit_later(self)
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot more may be counted."""
+        return self.used >= self._maximum
+
+    def __repr__(self) -> str:
+        return f"<Limit {self.name or ''} {self.used} of {self._maximum}>".replace("  ", " ")
+
+
+def _whole(value: float, name: str) -> float:
+    if isinstance(value, bool) or not (isinstance(value, int) or value == math.inf):
+        raise TypeError(f"{name} must be a whole number or math.inf, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative: {value!r}")
+    return value
+
+
+class Slot:
+    """One counted place, from the start of a dial to the end of the close."""
+
+    __slots__ = (
+        "__weakref__",
+        "bucket",
+        "checked_at",
+        "conn",
+        "doomed",
+        "error",
+        "expires_at",
+        "fd",
+        "forked",
+        "fresh_until",
+        "holder",
+        "ident",
+        "idled",
+        "look",
+        "retire_at",
+        "retire_for",
+        "since",
+        "state",
+        "unproven",
+        "uses",
+        "watch",
+        "where",
+    )
+
+    def __init__(self, bucket: Bucket, now: float) -> None:
+        self.bucket = bucket
+        self.state = CONNECTING
+        self.since = now  # dial begun, last returned, or handed out
+        self.uses = 0
+        # The connection, while the pool has it.  While a caller has it the slot must not keep it
+        # alive: if the caller forgets it, its collection gives the slot back.
+        self.conn: Any = None
+        self.watch: Any = None  # callable -> the connection wherever it is, None once collected
+        self.holder: Any = None  # callable -> the greenlet that holds it
+        self.where: Any = None  # the stack that acquired it, when the pool tracks
+        self.ident = 0  # id() of the connection
+        self.look: Callable[[], object] | None = None  # truthy: unread bytes, or dead
+        self.fd: int | None = None
+        self.idled = 0.0  # how long it was idle before this hand-out
+        self.checked_at = now
+        self.error: BaseException | None = None  # what broke it, for the listeners
+        self.forked = False  # left behind by a fork: it is the parent's
+        self.doomed: Reason | None = None  # close it as soon as nobody holds it
+        self.unproven = False  # opened after failures, and not yet returned in good order
+        self.retire_at = NEVER  # from then on replace it when that costs nobody anything
+        self.retire_for = Reason.EXPIRED
+        self.expires_at = NEVER  # from then on hand it to nobody
+        self.fresh_until = NEVER  # the fast path may have it until then
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.state.value} of {self.bucket.name!r}>"
+
+
+class Waiter:
+    """A caller's place in line.  It ends with a slot or an error, never both."""
+
+    __slots__ = ("bucket", "deadline", "error", "expired", "slot", "token", "turn", "waker")
+
+    def __init__(self, bucket: Bucket, turn: int, deadline: float | None, token: Any) -> None:
+        self.bucket = bucket
+        self.turn = turn  # from ``draw_turn``; kept when he has to go back in line
+        self.deadline = deadline
+        self.slot: Slot | None = None
+        self.error: BaseException | None = None
+        self.expired = False
+        self.token = token  # whom to wake: the engine's business
+        self.waker: Any = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it still waits."""
+        return self.slot is None and self.error is None and not self.expired
+
+
+class Bucket:
+    """Slots that are interchangeable, and the callers who want one."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        size: int,
+        min_size: int,
+        max_overflow: float = 0,
+        limits: Iterable[Limit] = (),
+        max_connecting: int = 16,
+        backoff: Backoff | None = None,
+        lifo: bool = False,
+        fail_fast: bool = False,
+        idle_timeout: float | None = None,
+        max_lifetime: float | None = None,
+        max_uses: int | None = None,
+        jitter: float = 0.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.min_size = min_size
+        self.max_overflow = max_overflow
+        self.own = Limit(size + max_overflow, name)
+        self.shared = tuple(limits)
+        self.limits = (self.own, *self.shared)
+        self.max_connecting = max_connecting
+        self.backoff = backoff or Backoff()
+        self.lifo = lifo
+        self.fail_fast = fail_fast
+        self.idle_timeout = idle_timeout
+        self.max_lifetime = max_lifetime
+        self.max_uses = max_uses
+        self.jitter = jitter
+        self.rng = rng or random.Random()
+        self.closed = False
+        self.filling = 0  # callers of fill() who wait for *size* connections
+
+        # The engine's business.
+        self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
+        self.key: tuple[Any, ...] = ()  # what the hooks get first
+        self.retry_timer: Any = None  # runs during a back-off
+        self.hurry_timer: Any = None  # runs while a caller waits for a check
+        self.changed: Any = None  # an Event, for those who wait for slots to come or go
+        self.drained = False
+        self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
+
+        self.slots: dict[Slot, None] = {}
+        # Longest idle first.  A slot that leaves from the middle stays in it as a tombstone, known
+        # by its state, until it comes to an end of the queue: removing it would cost O(n).
+        self._idle: deque[Slot] = deque()
+        self._tombstones = 0
+        self.line: OrderedDict[Waiter, None] = OrderedDict()
+        self.due: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
+        self.open = self.connecting = self.checking = self.closing = 0
+
+        # The dial window.
+        self.window = 1
+        self.failures = 0
+        self.failed_at = AT_ONCE
+        self.opened_at = NEVER
+        self.retry_at = AT_ONCE
+        self.last_error: BaseException | None = None
+
+        # The fast path: the thread that may pop from ``idle`` and push to it without asking the
+        # core, 0 for none.  *door* is what the engine allows; the core opens and shuts it.
+        self.door = 0
+        self.fast_for = 0
+        self.freshness = NEVER  # the fast path takes nothing that was idle longer (seconds)
+        self.take = self._idle.pop if lifo else self._idle.popleft
+        self.put = self._idle.append
+
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Start to count from zero."""
+        self.use_count = self.wait_count = self.connect_count = 0
+        self.use_sum = self.wait_sum = self.connect_sum = 0.0
+        self.use_max = self.wait_max = self.connect_max = 0.0
+        self.spoiled = self.timed_out = self.refused = self.abandoned = 0
+        self.dialed = self.dial_failed = self.checked = 0
+        self.reasons: dict[Reason, int] = {}
+
+    # How it stands
+
+    @property
+    def idle(self) -> int:
+        """How many connections lie idle."""
+        return len(self._idle) - self._tombstones
+
+    @property
+    def in_use(self) -> int:
+        """How many are held by a caller or promised to one."""
+        return self.open - self.idle - self.checking
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody but its own callers could want an idle slot of this bucket."""
+        if self.line or self.closed or self.open > self.size:
+            return False
+        return not (self.shared and self.crowded)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a place in a limit that it shares."""
+        return any(limit._held_up for limit in self.shared)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether none of its limits is full."""
+        return not any(limit.used >= limit._maximum for limit in self.limits)
+
+    @property
+    def floor(self) -> int:
+        """How many connections to keep open, callers or not."""
+        if self.closed:
+            return 0
+        return max(self.min_size, self.size) if self.filling else self.min_size
+
+    @property
+    def missing(self) -> int:
+        """How many dials it takes to reach the floor without those that are due to go."""
+        return self.floor - self.open + len(self.due)
+
+    @property
+    def hungry(self) -> int:
+        """How many waiters there are for whom no dial is under way."""
+        return max(0, len(self.line) - self.connecting)
+
+    def idle_slots(self) -> Iterator[Slot]:
+        """The idle slots, longest idle first."""
+        return (slot for slot in self._idle if slot.state is IDLE)
+
+    def longest_idle(self) -> Slot | None:
+        """The slot that has been idle longest, or None."""
+        idle = self._idle
+        while idle:
+            if idle[0].state is IDLE:
+                return idle[0]
+            idle.popleft()
+            self._tombstones -= 1
+        return None
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name!r} {self.in_use} in use, {self.idle} idle, {self.connecting} connecting"
+            f" | {len(self.line)} waiting"
+        )
+
+
+class Effects(Protocol):
+    """What the core asks for.  Each only schedules: it may neither switch nor call back."""
+
+    def start_dial(self, slot: Slot) -> None:
+        """Dial; then call ``opened`` or ``dial_failed``."""
+
+    def start_close(self, slot: Slot, reason: Reason) -> None:
+        """Close the connection; then call ``closed``."""
+
+    def start_check(self, slot: Slot) -> None:
+        """Run the keepalive; then call ``checked``."""
+
+    def wake(self, waiter: Waiter) -> None:
+        """Let the waiter look at what he has got."""
+
+    def settle_later(self, bucket: Bucket) -> None:
+        """Call ``settle`` at ``bucket.retry_at``."""
+
+    def settle_limit_later(self, limit: Limit) -> None:
+        """Call ``settle_limit`` soon, with the time (this one from any thread)."""
+
+
+class Core:
+    """The buckets of one hub and everything that is decided about them."""
+
+    def __init__(self, effects: Effects) -> None:
+        self.effects = effects
+        self._turns = itertools.count(1)
+        self._deadlines: list[tuple[float, int, Waiter]] = []
+        self.timed = 0  # waiters in line who have a deadline
+
+    # Buckets
+
+    def add(self, bucket: Bucket, now: float) -> None:
+        """Take *bucket* in; its minimum is dialed at once.  ValueError if it cannot fit."""
+        for limit in bucket.shared:
+            if limit._core is not None and limit._core is not self and limit._buckets:
+                raise ValueError(f"limits: {limit!r} is shared by pools of another hub")
+            minimum = bucket.min_size + sum(b.min_size for b in limit._buckets if not b.closed)
+            if minimum > limit._maximum:
+                raise ValueError(
+                    f"limits: {limit!r} cannot hold the {minimum} connections that its pools"
+                    f" keep open at least (min_size of {bucket.name!r} is {bucket.min_size})"
+                )
+        for limit in bucket.limits:
+            limit._core = self
+            limit._buckets[bucket] = None
+        self.settle(bucket, now)
+
+    def shut(self, bucket: Bucket, error: BaseException | None, now: float) -> None:
+        """Close *bucket* for good: waiters get *error*, idle slots are closed, others on return."""
+        bucket.closed = True
+        for waiter in list(bucket.line):
+            self._drop(waiter)
+            waiter.error = error
+            self.effects.wake(waiter)
+        self.dispose(bucket, Reason.POOL_CLOSED, now)
+        self._forget_if_gone(bucket)
+
+    def resize(self, bucket: Bucket, size: int, min_size: int, now: float) -> None:
+        """Keep *size* connections at most and *min_size* at least from now on."""
+        bucket.size, bucket.min_size = size, min_size
+        bucket.own._maximum = size + bucket.max_overflow
+        self.settle(bucket, now)
+
+    def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
+        """Close every idle slot, and the ones being checked when that is done."""
+        for slot in list(bucket.idle_slots()):
+            self._close(slot, reason)
+        for slot in bucket.slots:
+            if slot.state is CHECKING:
+                self.doom(slot, reason)
+        self.settle(bucket, now)
+
+    def drain(self, bucket: Bucket, over: float, now: float) -> None:
+        """Have every slot opened so far replaced at a random moment within *over* seconds."""
+        for slot in bucket.slots:
+            if slot.state is not CLOSING:
+                at = now + over * bucket.rng.random()
+                if at < slot.retire_at:
+                    slot.retire_at, slot.retire_for = at, Reason.DRAINED
+                    self._refresh(slot)
+        self.reap(bucket, now)
+
+    def forget_all(self, bucket: Bucket) -> None:
+        """After a fork: let go of every slot without closing it, keep the waiters.
+
+        What still comes back of the old slots is known by its state, CLOSED, and ignored.
+        """
+        for limit in bucket.limits:
+            limit.used = limit._closing = 0
+            limit._held_up.clear()
+        for slot in bucket.slots:
+            slot.state = CLOSED
+            slot.conn = slot.look = slot.fd = None
+            slot.fresh_until = AT_ONCE
+        bucket.slots.clear()
+        bucket._idle.clear()
+        bucket.due.clear()
+        bucket._tombstones = 0
+        bucket.open = bucket.connecting = bucket.checking = bucket.closing = 0
+        bucket.window, bucket.failures, bucket.retry_at = 1, 0, AT_ONCE
+        bucket.fast_for = 0
+
+    # Callers
+
+    def draw_turn(self) -> int:
+        """The turn of a caller who comes now; who is served first, among waiters, goes by it."""
+        return next(self._turns)
+
+    def take(self, bucket: Bucket, now: float) -> Slot | None:
+        """An idle slot for a caller who has just come, now IN_USE; None if he must wait."""
+        if bucket.line:
+            return None
+        return self._next_idle(bucket, now)
+
+    def put_back(self, slot: Slot) -> None:
+        """Put back a slot that the fast path has popped and does not want to judge."""
+        bucket = slot.bucket
+        if bucket.lifo:
+            bucket._idle.append(slot)
+        else:
+            bucket._idle.appendleft(slot)
+
+    def join(self, waiter: Waiter, now: float) -> None:
+        """Put *waiter* in line, by the turn he drew when he came."""
+        bucket = waiter.bucket
+        line = bucket.line
+        waiter.slot = None
+        if not line:
+            for limit in bucket.shared:
+                limit._hungry[bucket] = None
+        early = bool(line) and next(reversed(line)).turn > waiter.turn
+        line[waiter] = None
+        if early:
+            for other in sorted(line, key=lambda w: w.turn):
+                line.move_to_end(other)
+        if waiter.deadline is not None:
+            self.timed += 1
+            heapq.heappush(self._deadlines, (waiter.deadline, next(self._turns), waiter))
+        bucket.fast_for = 0
+        # The crowd's case: nothing can be done for him that was not done for those before him.
+        if bucket.own.full and not bucket.shared and not bucket._idle and not bucket.due:
+            return
+        self.settle(bucket, now)
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """Let *waiter* go, however his wait ended: not yet served, he leaves the line; already
+        served, his slot goes back."""
+        slot, waiter.slot = waiter.slot, None
+        if slot is not None:
+            slot.uses -= 1
+            self.release(slot, now)
+        elif waiter in waiter.bucket.line:
+            self._drop(waiter)
+            self.settle(waiter.bucket, now)
+
+    def expire(self, now: float) -> None:
+        """End the wait of everybody whose deadline has come."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            waiter = heapq.heappop(self._deadlines)[2]
+            if waiter in waiter.bucket.line:
+                self._drop(waiter)
+                waiter.expired = True
+                self.effects.wake(waiter)
+                if not waiter.bucket.line or waiter.bucket.shared:
+                    self.settle(waiter.bucket, now)
+
+    def next_deadline(self) -> float | None:
+        """When ``expire`` has work next; None if nobody in line has a deadline."""
+        if not self.timed:
+            self._deadlines.clear()
+            return None
+        deadlines = self._deadlines
+        while deadlines[0][2] not in deadlines[0][2].bucket.line:
+            heapq.heappop(deadlines)
+        return deadlines[0][0]
+
+    def release(self, slot: Slot, now: float) -> None:
+        """Take back a slot that is fit for use: it goes to the oldest waiter, or lies idle."""
+        bucket = slot.bucket
+        if slot.state is not IN_USE:
+            return
+        reason = self._unfit(slot, now)
+        if reason is not None:
+            self.discard(slot, reason, now)
+            return
+        if bucket.line and not (bucket.shared and bucket.crowded):
+            self._promise(slot, next(iter(bucket.line)), now)
+            slot.idled = 0.0
+            if not bucket.line:
+                self._open_door(bucket)
+            return
+        if bucket.open > bucket.size and not bucket.line:
+            self.discard(slot, Reason.SURPLUS, now)
+            return
+        self._move(slot, IDLE)
+        slot.since = now
+        bucket._idle.append(slot)
+        if now >= slot.retire_at:
+            bucket.due[slot] = None
+        if not bucket.quiet or bucket.due:
+            self.settle(bucket, now)
+        else:
+            self._open_door(bucket)
+
+    def discard(self, slot: Slot, reason: Reason, now: float) -> None:
+        """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
+        bucket = slot.bucket
+        if slot.state is not IN_USE:
+            return
+        if slot.doomed is Reason.PEER_CLOSED and reason is Reason.ERROR and slot.uses <= 1:
+            self._setback(bucket, slot.since, now)
+        self._close(slot, reason)
+        self.settle(bucket, now)
+
+    def proved(self, slot: Slot) -> None:
+        """A caller used the connection in good order: the server is well."""
+        slot.unproven = False
+        slot.bucket.failures = 0
+        self._refresh(slot)
+
+    def detach(self, slot: Slot, reason: Reason, now: float) -> None:
+        """Let go of a slot whose connection is not the pool's any more."""
+        if slot.state is IN_USE:
+            self._count_reason(slot, reason)
+            self._move(slot, CLOSED)
+            self.settle(slot.bucket, now)
+
+    # What the engine reports
+
+    def wanted(self, slot: Slot) -> bool:
+        """Whether this dial, not begun yet, would still serve anybody."""
+        bucket = slot.bucket
+        return slot.state is CONNECTING and bucket.connecting <= max(
+            len(bucket.line), bucket.missing
+        )
+
+    def cancel_dial(self, slot: Slot, now: float) -> None:
+        """Give up a dial that nobody wants any more."""
+        if slot.state is CONNECTING:
+            self._move(slot, CLOSED)
+            self.settle(slot.bucket, now)
+
+    def opened(self, slot: Slot, now: float) -> None:
+        """The dial succeeded and ``slot.conn`` is set."""
+        bucket = slot.bucket
+        if slot.state is not CONNECTING:
+            return
+        bucket.window = min(2 * bucket.window, bucket.max_connecting)
+        bucket.opened_at = now
+        bucket.retry_at = AT_ONCE
+        bucket.last_error = None
+        slot.unproven = bucket.failures > 0
+        if bucket.max_lifetime is not None:
+            slot.expires_at = now + bucket.max_lifetime
+            early = 1.0 - bucket.jitter * bucket.rng.random()
+            slot.retire_at = min(slot.retire_at, now + bucket.max_lifetime * early)
+        slot.since = slot.checked_at = now
+        self._refresh(slot)
+        self._move(slot, IDLE)
+        bucket._idle.append(slot)
+        self.settle(bucket, now)
+
+    def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
+        """The dial failed: one dial at a time from now on, and after a pause."""
+        bucket = slot.bucket
+        if slot.state is not CONNECTING:
+            return
+        bucket.last_error = error
+        bucket.dial_failed += 1
+        self._move(slot, CLOSED)
+        self._setback(bucket, slot.since, now)
+        if bucket.fail_fast and bucket.line:
+            waiter = next(iter(bucket.line))
+            self._drop(waiter)
+            waiter.error = error
+            self.effects.wake(waiter)
+        self.settle(bucket, now)
+
+    def peer_closed(self, slot: Slot, now: float) -> None:
+        """The peer hung up: an idle slot is closed now, another as soon as nobody holds it."""
+        if slot.state is IDLE:
+            if not slot.uses and now - slot.since <= slot.bucket.backoff.longest:
+                self._setback(slot.bucket, slot.since, now)
+            self._close(slot, Reason.PEER_CLOSED)
+            self.settle(slot.bucket, now)
+        else:
+            self.doom(slot, Reason.PEER_CLOSED)
+
+    def closed(self, slot: Slot, now: float) -> None:
+        """The connection is closed: its place is free."""
+        if slot.state is CLOSING:
+            self._move(slot, CLOSED)
+            self.settle(slot.bucket, now)
+
+    def start_checks(self, bucket: Bucket, keepalive: float, now: float) -> float:
+        """Check those who need it of the slots idle for *keepalive* seconds; returns when to call
+        again.  At most every other idle slot at a time, so that callers find one at hand."""
+        most = max(1, (bucket.idle + bucket.checking) // 2) - bucket.checking
+        chosen: list[Slot] = []
+        again = now + keepalive
+        for slot in bucket.idle_slots():
+            due = max(slot.since, slot.checked_at) + keepalive
+            if due <= now and len(chosen) < most:
+                chosen.append(slot)
+            else:
+                again = min(again, due)
+        for slot in chosen:
+            self._move(slot, CHECKING)
+            self.effects.start_check(slot)
+        if chosen:
+            self._sweep(bucket)  # they come back: no tombstone of theirs may stay
+        return again
+
+    def checked(self, slot: Slot, ok: bool, now: float) -> None:
+        """The check is done; fit, the slot goes back where it was among the idle ones."""
+        bucket = slot.bucket
+        if slot.state is not CHECKING:
+            return
+        slot.checked_at = now
+        reason = self._unfit(slot, now) if ok else Reason.KEEPALIVE
+        if reason is not None:
+            self._close(slot, reason)
+        else:
+            self._move(slot, IDLE)
+            later = (at for at, other in enumerate(bucket._idle) if other.since > slot.since)
+            bucket._idle.insert(next(later, len(bucket._idle)), slot)
+            if now >= slot.retire_at:
+                bucket.due[slot] = None
+        self.settle(bucket, now)
+
+    def reap(self, bucket: Bucket, now: float) -> float:
+        """Close what has been idle too long, have the old replaced; returns when to call again."""
+        again = NEVER
+        for slot in bucket.slots:
+            if slot.state in OPEN:
+                if slot.retire_at > now:
+                    again = min(again, slot.retire_at)
+                elif slot.state is IDLE:
+                    bucket.due[slot] = None
+                if slot.expires_at > now:
+                    again = min(again, slot.expires_at)
+        if bucket.idle_timeout is not None:
+            while bucket.open > bucket.floor and (oldest := bucket.longest_idle()):
+                ends = oldest.since + bucket.idle_timeout
+                if ends > now:
+                    again = min(again, ends)
+                    break
+                self._close(oldest, Reason.IDLE)
+        self.settle(bucket, now)
+        return again
+
+    # Decisions
+
+    def settle_limit(self, limit: Limit, now: float) -> None:
+        """Bring *limit* down to its maximum, or use its new room, after the maximum was set."""
+        while limit.used - limit._closing > limit._maximum and (victim := _longest_idle(limit)):
+            self._close(victim, Reason.EVICTED)
+        for bucket in list(limit._hungry) + list(limit._thin) + list(limit._buckets)[:1]:
+            self.settle(bucket, now)
+
+    def settle(self, bucket: Bucket, now: float) -> None:
+        """Decide everything that a change of *bucket* made possible.
+
+        Waiters come first, in the order they arrived, also across buckets that share a limit:
+        (1) an idle slot is handed over; (2) a dial under way will serve him; (3) there is room:
+        dial; (4) a full shared limit has an idle slot elsewhere: close the longest idle, the place
+        is his; else he waits.  Only then are minimums refilled, and only with places that no
+        waiter could use: refilled first, they starve a waiter for ever.
+
+        It looks only at buckets with waiters, or below their minimum, that share a limit with
+        *bucket*, so its cost does not grow with the number of pools.
+        """
+        if bucket.due:
+            self._renew(bucket, now)
+        if bucket.line or bucket.shared:
+            self._serve(bucket, now)
+        self._refill(bucket, now)
+        for limit in bucket.shared:
+            for thin in list(limit._thin):
+                self._refill(thin, now)
+        self._trim(bucket)
+        if not bucket.connecting:
+            bucket.window = 1  # nothing more to dial: the burst is over
+        self._open_door(bucket)
+
+    def _serve(self, bucket: Bucket, now: float) -> None:
+        """Do for the waiters of *bucket*, and of those it shares limits with, what can be done."""
+        group: dict[Bucket, int] = {}  # -> how many of its waiters get a place that is coming free
+        if bucket.line:
+            group[bucket] = 0
+        for limit in bucket.shared:
+            for other in limit._hungry:
+                group[other] = 0
+        waiting = list(group)
+        coming: dict[Limit, int] = {}
+        held_up: dict[Bucket, list[Limit]] = {}
+        while waiting:
+            first = waiting[0]
+            if len(waiting) > 1:
+                first = min(waiting, key=lambda b: _turn(b, group[b]))
+            if _turn(first, group[first]) == NEVER:
+                break
+            if first.idle:
+                if slot := self._next_idle(first, now):
+                    self._promise(slot, next(iter(first.line)), now)
+            elif first.connecting + group[first] >= first.window or now < first.retry_at:
+                waiting.remove(first)
+            elif not (full := [limit for limit in first.limits if limit.full]):
+                self._dial(first, now)
+            else:
+                held_up[first] = full
+                if self._make_room(full, coming):
+                    group[first] += 1
+                else:
+                    waiting.remove(first)
+        for other in group:
+            for limit in other.shared:
+                self._note_held_up(other, limit, limit in held_up.get(other, ()))
+
+    def _make_room(self, full: list[Limit], coming: dict[Limit, int]) -> bool:
+        """See to it that each of the *full* limits gets one place free, evicting if need be.
+
+        *coming* has the places that are about to come free and are not spoken for.
+        """
+        victims: list[Slot] = []
+        for limit in full:
+            over = int(limit.used - limit._maximum)
+            if coming.setdefault(limit, limit._closing - over) > 0:
+                continue
+            if any(limit in victim.bucket.limits for victim in victims):
+                continue
+            victim = _longest_idle(limit)
+            if victim is None:
+                return False
+            victims.append(victim)
+        for victim in victims:
+            for limit in victim.bucket.limits:
+                if limit in coming:
+                    coming[limit] += 1
+            self._close(victim, Reason.EVICTED)
+            self._mark_thin(victim.bucket)
+        for limit in full:
+            coming[limit] -= 1
+        return True
+
+    def _refill(self, bucket: Bucket, now: float) -> None:
+        """Dial what *bucket* lacks to its minimum, with places no waiter could use."""
+        while (
+            bucket.connecting < min(bucket.window, bucket.missing)
+            and now >= bucket.retry_at
+            and not bucket.own.full
+            and all(
+                limit.used + sum(b.hungry for b in limit._hungry) < limit._maximum
+                for limit in bucket.shared
+            )
+        ):
+            self._dial(bucket, now)
+        if bucket.shared:
+            self._mark_thin(bucket)
+
+    def _renew(self, bucket: Bucket, now: float) -> None:
+        """Close the idle slots that are due to go, as far as that costs nobody anything."""
+        for slot in list(bucket.due):
+            if slot.state is IDLE and self._may_retire(slot, now):
+                self._close(slot, slot.retire_for)
+
+    def _may_retire(self, slot: Slot, now: float) -> bool:
+        """Whether a slot past its retire_at should be closed now rather than kept a while.
+
+        Above the minimum: yes (``_refill`` dials a replacement first where the limits allow).
+        Where they do not: one at a time, and only while dials succeed.  One that has expired can
+        serve nobody; it stays only for a replacement that is on its way.
+        """
+        bucket = slot.bucket
+        if bucket.open > bucket.floor:
+            return True
+        if bucket.has_room:
+            return now >= slot.expires_at and bucket.failures > 0
+        return now >= slot.expires_at or not (
+            bucket.connecting or bucket.closing or bucket.failures
+        )
+
+    def _trim(self, bucket: Bucket) -> None:
+        """Close idle slots beyond *size*, longest idle first."""
+        most, reason = bucket.size, Reason.SURPLUS
+        if bucket.closed:
+            most, reason = 0, Reason.POOL_CLOSED
+        while bucket.open > most and (oldest := bucket.longest_idle()):
+            self._close(oldest, reason)
+
+    def _setback(self, bucket: Bucket, begun: float, now: float) -> None:
+        """A dial failed, or its connection died unused: slow down.
+
+        Dials that were under way together fail together: they count as one.
+        """
+        if begun < bucket.failed_at:
+            return
+        if now - bucket.opened_at > bucket.backoff.longest:
+            bucket.failures = 0  # it was well in between: a new outage
+        bucket.failures += 1
+        bucket.failed_at = now
+        bucket.opened_at = NEVER
+        bucket.window = 1
+        bucket.retry_at = now + bucket.backoff.delay(bucket.failures)
+        self.effects.settle_later(bucket)
+
+    # Mechanics
+
+    def _dial(self, bucket: Bucket, now: float) -> None:
+        slot = Slot(bucket, now)
+        bucket.slots[slot] = None
+        bucket.connecting += 1
+        for limit in bucket.limits:
+            limit.used += 1
+        self.effects.start_dial(slot)
+
+    def _close(self, slot: Slot, reason: Reason) -> None:
+        if slot.state is IDLE:
+            self._pluck(slot)
+        self._count_reason(slot, reason)
+        slot.fresh_until = AT_ONCE
+        self._move(slot, CLOSING)
+        if slot.bucket._tombstones > 32 + slot.bucket.idle:
+            self._sweep(slot.bucket)
+        self.effects.start_close(slot, reason)
+
+    def _promise(self, slot: Slot, waiter: Waiter, now: float) -> None:
+        """Give *slot*, IN_USE already, to *waiter*, who leaves the line."""
+        self._drop(waiter)
+        slot.since = now
+        slot.uses += 1
+        waiter.slot = slot
+        self.effects.wake(waiter)
+
+    def _drop(self, waiter: Waiter) -> None:
+        bucket = waiter.bucket
+        del bucket.line[waiter]
+        if waiter.deadline is not None:
+            self.timed -= 1
+            # Stale entries would pile up behind one long deadline.
+            if len(self._deadlines) > 64 + 2 * self.timed:
+                self._deadlines = [entry for entry in self._deadlines if _waits(entry[2])]
+                heapq.heapify(self._deadlines)
+        if not bucket.line:
+            for limit in bucket.shared:
+                limit._hungry.pop(bucket, None)
+                self._note_held_up(bucket, limit, False)
+
+    def _next_idle(self, bucket: Bucket, now: float) -> Slot | None:
+        """Take the next idle slot that may still be handed out; it is IN_USE from now on."""
+        while bucket._idle:
+            slot = bucket.take()
+            if slot.state is not IDLE:
+                bucket._tombstones -= 1
+                continue
+            reason = self._stale(slot, now)
+            if reason is None:
+                self._move(slot, IN_USE)
+                slot.idled = now - slot.since
+                return slot
+            self.put_back(slot)
+            self._close(slot, reason)
+        return None
+
+    def _pluck(self, slot: Slot) -> None:
+        """Take an idle slot out of the queue, wherever in it it is."""
+        bucket = slot.bucket
+        if bucket._idle[0] is slot:
+            bucket._idle.popleft()
+            return
+        bucket._tombstones += 1
+        slot.fresh_until = AT_ONCE  # so that the fast path does not take the tombstone
+
+    def _sweep(self, bucket: Bucket) -> None:
+        """Take the tombstones out, in place: *take* and *put* are bound to this very deque."""
+        alive = list(bucket.idle_slots())
+        bucket._idle.clear()
+        bucket._idle.extend(alive)
+        bucket._tombstones = 0
+
+    def _unfit(self, slot: Slot, now: float) -> Reason | None:
+        """Why a slot that comes back must not be kept, or None."""
+        bucket = slot.bucket
+        if bucket.closed:
+            return Reason.POOL_CLOSED
+        if slot.doomed is not None:
+            return slot.doomed
+        if bucket.max_uses is not None and slot.uses >= bucket.max_uses:
+            return Reason.WORN_OUT
+        if now >= slot.expires_at:
+            return Reason.EXPIRED
+        if now >= slot.retire_at and self._may_retire(slot, now):
+            return slot.retire_for
+        return None
+
+    def _stale(self, slot: Slot, now: float) -> Reason | None:
+        """Why an idle slot must not be handed out, or None."""
+        bucket = slot.bucket
+        if now >= slot.expires_at:
+            return Reason.EXPIRED
+        if (
+            bucket.idle_timeout is not None
+            and now - slot.since >= bucket.idle_timeout
+            and bucket.open > bucket.floor
+        ):
+            return Reason.IDLE
+        return None
+
+    def doom(self, slot: Slot, reason: Reason) -> None:
+        """Have *slot* closed as soon as nobody holds it."""
+        if slot.doomed is None:
+            slot.doomed = reason
+            slot.fresh_until = AT_ONCE
+
+    def _refresh(self, slot: Slot) -> None:
+        """Say until when the fast path may have *slot* without asking."""
+        slow = slot.doomed is not None or slot.unproven
+        slot.fresh_until = AT_ONCE if slow else min(slot.retire_at, slot.expires_at)
+
+    def _move(self, slot: Slot, state: State) -> None:
+        """Move *slot* to *state* and count it: the only place that does."""
+        bucket, old = slot.bucket, slot.state
+        if state not in TRANSITIONS[old]:
+            raise AssertionError(f"{slot!r} cannot become {state.value}")
+        slot.state = state
+        if old is CONNECTING:
+            bucket.connecting -= 1
+            bucket.open += state is IDLE
+        elif old is CLOSING:
+            bucket.closing -= 1
+            for limit in bucket.limits:
+                limit._closing -= 1
+        else:
+            bucket.checking += (state is CHECKING) - (old is CHECKING)
+            if old is IDLE and bucket.due:
+                bucket.due.pop(slot, None)
+            if state is CLOSING or state is CLOSED:
+                bucket.open -= 1
+            if state is CLOSING:
+                bucket.closing += 1
+                for limit in bucket.limits:
+                    limit._closing += 1
+        if state is CLOSED:
+            del bucket.slots[slot]
+            for limit in bucket.limits:
+                limit.used -= 1
+            if bucket.closed:
+                self._forget_if_gone(bucket)
+
+    def _forget_if_gone(self, bucket: Bucket) -> None:
+        """Leave no trace of a closed bucket in its limits once its last slot is closed."""
+        if not bucket.slots:
+            for limit in bucket.limits:
+                limit._buckets.pop(bucket, None)
+                limit._thin.pop(bucket, None)
+
+    def _count_reason(self, slot: Slot, reason: Reason) -> None:
+        reasons = slot.bucket.reasons
+        reasons[reason] = reasons.get(reason, 0) + 1
+
+    def _mark_thin(self, bucket: Bucket) -> None:
+        """Note at its shared limits whether *bucket* lacks connections that they may bar."""
+        thin = bucket.connecting < bucket.missing and not bucket.closed
+        for limit in bucket.shared:
+            if thin:
+                limit._thin[bucket] = None
+            else:
+                limit._thin.pop(bucket, None)
+
+    def _note_held_up(self, bucket: Bucket, limit: Limit, held_up: bool) -> None:
+        """Note whether waiters of *bucket* wait for a place in *limit*, a shared one."""
+        before = bool(limit._held_up)
+        if held_up:
+            limit._held_up[bucket] = None
+        else:
+            limit._held_up.pop(bucket, None)
+        if before is not bool(limit._held_up):
+            for other in limit._buckets:
+                self._open_door(other)
+
+    def _open_door(self, bucket: Bucket) -> None:
+        """Open the fast path if nobody else could want what lies idle, shut it otherwise."""
+        bucket.fast_for = bucket.door if bucket.quiet else 0
+
+
+def _nobody() -> None:
+    return None
+
+
+def _waits(waiter: Waiter) -> bool:
+    return waiter in waiter.bucket.line
+
+
+def _turn(bucket: Bucket, promised: int) -> float:
+    """The turn of the first waiter of *bucket* for whom nothing is under way."""
+    served = 0 if bucket.idle else bucket.connecting + promised
+    for waiter in itertools.islice(bucket.line, served, served + 1):
+        return waiter.turn
+    return NEVER
+
+
+def _longest_idle(limit: Limit) -> Slot | None:
+    idle = [slot for bucket in limit._buckets if (slot := bucket.longest_idle())]
+    return min(idle, key=lambda slot: slot.since, default=None)

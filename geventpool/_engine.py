@@ -1,0 +1,1079 @@
+"""The greenlets around a core: dial, close, check, wait, keepalive, reaper.
+
+There is one Engine per hub.  It gives the core the time, carries out what the core asks for, and
+calls the hooks of the pools, which it knows by weak references only: a pool that nobody uses any
+more is collected, and its connections closed.
+
+Two rules keep it right.  Whatever may switch (hooks, listeners, log handlers, waits) is called with
+the books whole, so that a Timeout or a kill thrown there loses nothing.  And nothing that may
+switch is ever called from a hub callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from types import FrameType
+from typing import Any, Protocol, cast
+
+import gevent
+from gevent import getcurrent, monkey
+from gevent.event import Event
+from gevent.exceptions import BlockingSwitchOutError
+from gevent.hub import Hub, get_hub
+
+from geventpool import events
+from geventpool._core import (
+    CHECKING,
+    CLOSED,
+    CONNECTING,
+    IDLE,
+    IN_USE,
+    NEVER,
+    Bucket,
+    Core,
+    Limit,
+    Slot,
+    Waiter,
+)
+from geventpool._sentinel import Sentinel
+from geventpool.errors import (
+    ConnectError,
+    NotInUse,
+    PoolClosed,
+    PoolFull,
+    PoolTimeout,
+    WrongHub,
+)
+from geventpool.events import Holder, Reason
+
+__all__ = ["Engine", "Owner", "get_ident"]
+
+#: The id of the OS thread, whether or not the program is monkey-patched.
+get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+
+CLOSE_TIMEOUT = 5.0  # seconds that one _close_connection may take
+_MOST_CLOSERS = 64
+_MOST_CHECKERS = 16
+
+
+class Owner(Protocol):
+    """What the engine needs of a pool: its settings, and the hooks, which get the bucket's key."""
+
+    name: str
+    log: logging.Logger
+    listening: dict[str, tuple[Callable[[Any], object], ...]]
+    connect_timeout: float | None
+    keepalive: float | None
+    keepalive_timeout: float
+    check_after: float | None
+    max_waiting: int | None
+    track: bool
+    index: dict[int, Slot]  # id(connection) -> its slot
+    has_is_alive: bool  # whether _is_alive is the user's own
+    has_reset: bool
+
+    def _new_connection(self, *key: Any) -> Any: ...
+    def _keepalive(self, *key_and_conn: Any) -> object: ...
+    def _close_connection(self, *key_and_conn: Any) -> object: ...
+    def _is_alive(self, *key_and_conn: Any) -> bool: ...
+    def _fileno(self, *key_and_conn: Any) -> int | None: ...
+    def _reset_connection(self, *key_and_conn: Any) -> object: ...
+    def _look(self, conn: Any) -> Callable[[], object] | None: ...
+
+
+class _Watch(weakref.ref):  # type: ignore[type-arg]
+    """Leads from a slot to its connection without keeping it alive."""
+
+    __slots__ = ("slot",)
+    slot: Slot
+
+
+class _Keep:
+    """The same for a connection that cannot be weakly referenced; it is kept alive."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: Any) -> None:
+        self._conn = conn
+
+    def __call__(self) -> Any:
+        return self._conn
+
+
+class _Crew:
+    """Greenlets that work off a queue, at most *most* at a time; idle ones end."""
+
+    def __init__(self, work: Callable[[Any], None], most: float = NEVER) -> None:
+        self.queue: deque[Any] = deque()
+        self.working: dict[Any, Any] = {}  # greenlet -> what it works on
+        self.returning = 0  # 1 while one of them is about to look at the queue again
+        self._work = work
+        self._most = most
+
+    def put(self, item: Any) -> None:
+        self.queue.append(item)
+        if self.returning:
+            self.returning = 0
+        else:
+            self._hire()
+
+    def _hire(self) -> None:
+        if len(self.working) < self._most:
+            greenlet = gevent.spawn(self._run)
+            self.working[greenlet] = None
+            greenlet.rawlink(self._left)
+
+    def _run(self) -> None:
+        me = getcurrent()
+        try:
+            while self.queue:
+                self.working[me] = self.queue.popleft()
+                self._work(self.working[me])
+        finally:
+            del self.working[me]
+
+    def _left(self, greenlet: Any) -> None:
+        """One has ended; if it was killed, perhaps before it began, its work goes on."""
+        self.working.pop(greenlet, None)
+        if len(self.queue) > len(self.working):
+            self._hire()
+
+
+class Engine:
+    """Everything that runs for the pools of one hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.loop = hub.loop
+        self.ident = get_ident()
+        self.core = Core(self)
+        self.sentinel = Sentinel(hub, self._peer_closed)
+        self.buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
+        self._lost: deque[Slot] = deque()
+        self._alarm: Any = None  # the timer of the next deadline of a waiter
+        self._alarm_at = NEVER
+        self._leaving: Owner | None = None  # a collected pool, while its slots are put to close
+        self._hire_crews()
+        _engines.add(self)
+
+    @classmethod
+    def of_this_thread(cls) -> Engine:
+        """The engine of the current thread's hub, made at first use."""
+        hub = get_hub()
+        engine = cast("Engine | None", getattr(hub, "_geventpool_engine", None))
+        if engine is None:
+            engine = cls(hub)
+            hub._geventpool_engine = engine  # type: ignore[attr-defined]
+        return engine
+
+    def _hire_crews(self) -> None:
+        self.dialers = _Crew(self._dial)
+        self.closers = _Crew(self._close, _MOST_CLOSERS)
+        self.checkers = _Crew(self._check, _MOST_CHECKERS)
+        self.tellers = _Crew(self._tell_later, 1)
+        self.keepers: dict[Bucket, list[gevent.Greenlet[..., Any]]] = {}
+
+    # Pools come and go
+
+    def add(self, bucket: Bucket) -> None:
+        """Take in the bucket of a new pool.  Its minimum is opened as soon as the hub runs."""
+        self.core.add(bucket, monotonic())
+        self.buckets.add(bucket)
+        self._keep(bucket)
+
+    def shut(self, bucket: Bucket) -> None:
+        """Close *bucket* for good, without waiting."""
+        if not bucket.closed:
+            self.core.shut(bucket, PoolClosed(), monotonic())
+        for keeper in self.keepers.pop(bucket, ()):
+            keeper.kill(block=False)
+        for greenlet, slot in list(self.dialers.working.items()):
+            if slot is not None and slot.bucket is bucket and greenlet is not getcurrent():
+                greenlet.kill(block=False)
+        if bucket.retry_timer is not None:
+            bucket.retry_timer.stop()
+
+    def orphan(self, bucket: Bucket, owner: Owner) -> None:
+        """The pool was collected: close what it left.  Safe in a finalizer, from any thread."""
+        if not self._hub_is_dead():
+            self.loop.run_callback_threadsafe(self._bury, bucket, owner)
+
+    def _bury(self, bucket: Bucket, owner: Owner) -> None:
+        self._leaving = owner  # alive until its connections are closed: their items hold it
+        try:
+            self.shut(bucket)
+        finally:
+            self._leaving = None
+
+    def _hub_is_dead(self) -> bool:
+        return self.hub.dead or not getattr(self.hub, "loop", None)
+
+    def enter(self, bucket: Bucket) -> None:
+        """See to it that the caller may use *bucket* here: the right thread, and not the hub."""
+        if get_ident() != self.ident or self._hub_is_dead():
+            raise WrongHub(
+                f"pool {bucket.name!r} belongs to the gevent hub of another thread;"
+                " make one pool per thread",
+                pool=bucket.name,
+            )
+        if getcurrent() is self.hub:
+            raise BlockingSwitchOutError(f"pool {bucket.name!r} was used in a hub callback")
+
+    # What callers do
+
+    def acquire(self, owner: Owner, bucket: Bucket, timeout: float | None) -> tuple[Slot, Any]:
+        """A slot in use by the current greenlet, and its connection."""
+        self.enter(bucket)
+        core = self.core
+        turn = core.draw_turn()
+        began = now = monotonic()
+        deadline = None if timeout is None else now + timeout
+        if timeout != 0 and bucket.own.full and "pool_at_max" in owner.listening:
+            if not bucket.idle:
+                self.tell(owner, "pool_at_max", events.PoolAtMax(owner, bucket.own.maximum))
+        while True:
+            if bucket.closed:
+                raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
+            slot = core.take(bucket, now)
+            if slot is not None:
+                slot.uses += 1
+                slot.since = now
+            else:
+                slot = self._wait(owner, bucket, turn, began, deadline, timeout)
+            if self._fit(owner, slot, began, deadline, timeout):
+                break
+            now = monotonic()
+        conn = slot.conn
+        slot.conn = None
+        slot.holder = weakref.ref(getcurrent())
+        if owner.track:
+            slot.where = traceback.StackSummary.extract(
+                traceback.walk_stack(sys._getframe(1)), lookup_lines=False
+            )
+        if "connection_checked_out" in owner.listening:
+            event = events.ConnectionCheckedOut(owner, conn, monotonic() - began)
+            try:
+                self.tell(owner, "connection_checked_out", event)
+            except BaseException:
+                self.give_back(owner, slot, conn)
+                raise
+        return slot, conn
+
+    def _wait(
+        self,
+        owner: Owner,
+        bucket: Bucket,
+        turn: int,
+        began: float,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> Slot:
+        """Stand in line until there is a slot."""
+        now = monotonic()
+        if deadline is not None and deadline <= now:
+            self._time_out(owner, bucket, began, timeout)
+        if owner.max_waiting is not None and len(bucket.line) >= owner.max_waiting:
+            bucket.refused += 1
+            raise PoolFull(
+                f"pool {bucket.name!r}: {len(bucket.line)} callers are waiting already"
+                f" ({bucket!r})",
+                pool=bucket.name,
+                max_waiting=owner.max_waiting,
+            )
+        waiter = Waiter(bucket, turn, deadline, getcurrent())
+        self.core.join(waiter, now)
+        if deadline is not None and (deadline < self._alarm_at or not self._alarm.ref):
+            self._set_alarm(deadline, now)
+        if bucket.retry_timer is not None:
+            bucket.retry_timer.ref = True
+        if bucket.checking and waiter.slot is None:
+            self._hurry_checks(owner, bucket, now)
+        switch = self.hub.switch
+        try:
+            while waiter.slot is None and waiter.error is None and not waiter.expired:
+                switch()
+        except BaseException:
+            # He may have been served in this very loop pass (50 of 50 times, with 5 ms of callbacks
+            # queued before his wake-up): look, rather than trust how the wait ended.
+            if waiter.waker is not None:
+                waiter.waker.stop()
+            bucket.abandoned += 1
+            self.core.leave(waiter, monotonic())
+            self._relax_alarm()
+            raise
+        if waiter.waker is not None:
+            waiter.waker.stop()  # somebody else's switch may have come before it
+        if not self.core.timed:
+            self._relax_alarm()
+        slot = waiter.slot
+        if slot is not None:
+            waited = slot.since - began
+            bucket.wait_count += 1
+            bucket.wait_sum += waited
+            if waited > bucket.wait_max:
+                bucket.wait_max = waited
+            return slot
+        if bucket.closed:
+            raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
+        if waiter.error is None:
+            self._time_out(owner, bucket, began, timeout)
+        raise _as_exception(waiter.error, bucket)
+
+    def _time_out(
+        self, owner: Owner, bucket: Bucket, began: float, timeout: float | None
+    ) -> None:
+        """Raise the PoolTimeout of a caller who began to wait at *began*."""
+        bucket.timed_out += 1
+        now = monotonic()
+        held_for = sorted((now - s.since for s in bucket.slots if s.state is IN_USE), reverse=True)
+        in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
+        text = (
+            f"pool {bucket.name!r}: no connection came free in {timeout} s ({in_use} in use,"
+            f" {idle} idle, {connecting} connecting, {len(bucket.line)} waiting)"
+        )
+        if held_for:
+            text += f"; held for up to {held_for[0]:.3f} s"
+        if bucket.last_error is not None:
+            text += f"; last dial: {type(bucket.last_error).__name__}: {bucket.last_error}"
+        error = PoolTimeout(
+            text,
+            pool=bucket.name,
+            timeout=timeout,
+            in_use=in_use,
+            idle=idle,
+            connecting=connecting,
+            waiting=len(bucket.line),
+            held_for=held_for,
+        )
+        if "acquire_timed_out" in owner.listening:
+            event = events.AcquireTimedOut(owner, now - began, error)
+            self.tell(owner, "acquire_timed_out", event)
+        raise error from bucket.last_error
+
+    def _fit(
+        self,
+        owner: Owner,
+        slot: Slot,
+        began: float,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> bool:
+        """Whether the slot just given to this caller is fit to be handed out; if not, it is gone.
+
+        The one look per cycle, in the greenlet of the caller: the hub's state cannot change
+        between it and the hand-out.
+        """
+        bucket, conn = slot.bucket, slot.conn
+        reason = slot.doomed
+        error: Exception | None = None
+        # Nobody has used a fresh connection yet: what lies unread on it is a server's greeting.
+        if reason is None and slot.uses > 1:
+            if owner.has_is_alive:
+                try:
+                    alive = owner._is_alive(*bucket.key, conn)
+                except Exception as exc:
+                    alive, error = False, exc
+                if not alive:
+                    reason = Reason.DEAD
+            elif slot.look is not None and slot.look():
+                reason = Reason.UNREAD
+        if reason is None and owner.check_after is not None and slot.idled > owner.check_after:
+            bound = owner.keepalive_timeout
+            if deadline is not None:
+                bound = min(bound, deadline - monotonic())
+            if bound <= 0:
+                self._leave_unchecked(slot)
+                self._time_out(owner, bucket, began, timeout)
+            alarm = gevent.Timeout.start_new(bound)
+            try:
+                owner._keepalive(*bucket.key, conn)
+            except BaseException as exc:
+                self._discard(slot, conn, Reason.KEEPALIVE, exc)
+                if exc is not alarm and not isinstance(exc, Exception):
+                    raise
+                self._log(owner, logging.INFO, "the check before hand-out failed: %r", exc)
+                return False
+            finally:
+                alarm.close()
+            slot.checked_at = monotonic()
+            reason = slot.doomed
+        if reason is None:
+            return True
+        self._discard(slot, conn, reason, error)
+        if error is not None:
+            self._log(owner, logging.WARNING, "_is_alive raised %r", error)
+        return False
+
+    def _leave_unchecked(self, slot: Slot) -> None:
+        """Put back a slot that a caller without patience must not have unchecked."""
+        now, idled = monotonic(), slot.idled
+        slot.uses -= 1
+        self.core.release(slot, now)
+        if slot.state is IDLE:
+            slot.since = now - idled
+
+    def give_back(self, owner: Owner, slot: Slot, conn: Any, suspect: bool = False) -> None:
+        """Take back a connection that its holder thinks fit for use.
+
+        *suspect*: an exception left the ``with``, so look closer.
+        """
+        self.enter(slot.bucket)
+        bucket = slot.bucket
+        now = monotonic()
+        used = _count_use(slot, now)
+        if owner.has_reset and slot.doomed is None and not bucket.closed:
+            try:
+                owner._reset_connection(*bucket.key, conn)
+            except BaseException as exc:
+                bucket.spoiled += 1
+                self._discard(slot, conn, Reason.RESET, exc)
+                if not isinstance(exc, Exception):
+                    raise
+                self._log(owner, logging.WARNING, "_reset_connection raised %r", exc)
+                return
+            if slot.state is not IN_USE:
+                return  # closed by force meanwhile
+            now = monotonic()
+        if suspect:
+            if slot.look is None and slot.fd is not None:
+                slot.look = owner._look(slot.fd)  # no raw socket, but now it must be quiet too
+            if slot.look is not None and slot.look():
+                bucket.spoiled += 1
+                self._discard(slot, conn, Reason.UNREAD)
+                return
+        elif slot.unproven:
+            self.core.proved(slot)
+        slot.conn = conn
+        slot.holder = slot.where = None
+        self.core.release(slot, now)
+        if "connection_checked_in" in owner.listening and slot.state is not CLOSED:
+            self.tell(
+                owner, "connection_checked_in", events.ConnectionCheckedIn(owner, conn, used)
+            )
+
+    def give_up(
+        self,
+        owner: Owner,
+        slot: Slot,
+        conn: Any,
+        reason: Reason,
+        error: BaseException | None = None,
+    ) -> None:
+        """Take back a connection that must not be used again."""
+        self.enter(slot.bucket)
+        self._count_spoiled(slot)
+        self._discard(slot, conn, reason, error)
+        if error is not None and "connection_failed" in owner.listening:
+            self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error, conn))
+
+    def _discard(
+        self, slot: Slot, conn: Any, reason: Reason, error: BaseException | None = None
+    ) -> None:
+        slot.conn = conn
+        slot.holder = slot.where = None
+        slot.error = error
+        self.core.discard(slot, reason, monotonic())
+
+    def _count_spoiled(self, slot: Slot) -> None:
+        """Book the end of a use after which the connection is not the pool's any more."""
+        slot.bucket.spoiled += 1
+        _count_use(slot, monotonic())
+
+    def detach(self, owner: Owner, slot: Slot) -> None:
+        """Let the holder keep the connection: it is not the pool's any more."""
+        self.enter(slot.bucket)
+        self._count_spoiled(slot)
+        self._forget(owner, slot)
+        self.core.detach(slot, Reason.DETACHED, monotonic())
+        self._changed(slot.bucket)
+
+    def find(self, owner: Owner, conn: Any) -> Slot:
+        """The slot in which the caller holds *conn*; NotInUse if there is none."""
+        slot = owner.index.get(id(conn))
+        if slot is not None and slot.state is CLOSED and slot.forked:
+            return slot
+        if slot is None or slot.state is not IN_USE or slot.watch() is not conn or slot.conn:
+            # The same object may stand in several slots, if _new_connection returns it twice.
+            for slot in list(owner.index.values()):
+                for other in slot.bucket.slots:
+                    if other.state is IN_USE and other.conn is None and other.watch() is conn:
+                        return other
+            raise NotInUse(
+                f"pool {owner.name!r}: {conn!r} is not in use here: released twice, or not ours",
+                pool=owner.name,
+                connection=conn,
+            )
+        return slot
+
+    # Verbs of the whole pool
+
+    def fill(self, owner: Owner, bucket: Bucket, timeout: float | None) -> None:
+        """Wait until *bucket* has all its connections open."""
+        self.enter(bucket)
+        began = monotonic()
+        deadline = None if timeout is None else began + timeout
+        bucket.filling += 1
+        try:
+            self.core.settle(bucket, began)
+            while bucket.open < max(bucket.size, bucket.min_size):
+                if bucket.closed:
+                    raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
+                if not self._wait_for_change(bucket, deadline):
+                    raise PoolTimeout(
+                        f"pool {bucket.name!r}: {bucket.open} of {bucket.size} connections are"
+                        f" open after {timeout} s ({bucket!r})",
+                        pool=bucket.name,
+                        timeout=timeout,
+                        in_use=bucket.in_use,
+                        idle=bucket.idle,
+                        connecting=bucket.connecting,
+                        waiting=len(bucket.line),
+                    ) from bucket.last_error
+        finally:
+            bucket.filling -= 1
+
+    def resize(self, bucket: Bucket, size: int, min_size: int) -> None:
+        """Set how many connections to keep."""
+        self.enter(bucket)
+        self.core.resize(bucket, size, min_size, monotonic())
+
+    def drain(self, bucket: Bucket, over: float) -> None:
+        """Have every connection opened so far replaced within *over* seconds."""
+        self.enter(bucket)
+        self.core.drain(bucket, over, monotonic())
+        bucket.drained = True
+        for keeper in self.keepers.pop(bucket, ()):
+            keeper.kill(block=False)
+        self._keep(bucket)  # the reaper has an earlier time to wake now
+
+    def dispose(self, owner: Owner, bucket: Bucket) -> None:
+        """Close what lies idle."""
+        self.enter(bucket)
+        self.core.dispose(bucket, Reason.DISPOSED, monotonic())
+        self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
+
+    def close(self, owner: Owner, bucket: Bucket, timeout: float | None) -> None:
+        """Close *bucket* for good and wait for the last connection to go."""
+        self.enter(bucket)
+        deadline = None if timeout is None else monotonic() + timeout
+        if not bucket.closed:
+            self.shut(bucket)
+            self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=True))
+        while self._others_slots(bucket):
+            if not self._wait_for_change(bucket, deadline):
+                break
+        else:
+            return
+        for slot in list(bucket.slots):
+            if slot.state is IN_USE and slot.conn is None and (conn := slot.watch()) is not None:
+                self._count_spoiled(slot)
+                self._discard(slot, conn, Reason.POOL_CLOSED)
+        deadline = monotonic() + CLOSE_TIMEOUT
+        while self._others_slots(bucket) and self._wait_for_change(bucket, deadline):
+            pass
+
+    def _others_slots(self, bucket: Bucket) -> bool:
+        """Whether a slot is left that does not wait for this very greenlet to go on."""
+        me = getcurrent()
+        mine = {self.dialers.working.get(me)}
+        mine.update(crew.working.get(me, (None,))[0] for crew in (self.closers, self.checkers))
+        return any(
+            slot not in mine
+            and not (slot.state is IN_USE and slot.holder is not None and slot.holder() is me)
+            for slot in bucket.slots
+        )
+
+    def _wait_for_change(self, bucket: Bucket, deadline: float | None) -> bool:
+        """Wait until a slot of *bucket* was opened or closed; False once *deadline* is past."""
+        remaining = None if deadline is None else deadline - monotonic()
+        if remaining is not None and remaining <= 0:
+            return False
+        if bucket.changed is None:
+            bucket.changed = Event()
+        bucket.changed.clear()
+        if bucket.retry_timer is not None:
+            bucket.retry_timer.ref = True
+        bucket.changed.wait(remaining)
+        return True
+
+    def _changed(self, bucket: Bucket) -> None:
+        if bucket.changed is not None:
+            bucket.changed.set()
+
+    # What the core asks for
+
+    def start_dial(self, slot: Slot) -> None:
+        """Have a greenlet dial."""
+        self.dialers.put(slot)
+
+    def start_close(self, slot: Slot, reason: Reason) -> None:
+        """Have a greenlet close the connection, alive or not."""
+        owner = self._leaving or slot.bucket.owner()
+        self._forget(owner, slot)
+        self.closers.put((slot, reason, owner))
+
+    def start_check(self, slot: Slot) -> None:
+        """Have a greenlet run the keepalive."""
+        self.checkers.put((slot, slot.bucket.owner()))
+
+    def wake(self, waiter: Waiter) -> None:
+        """Let the waiter's greenlet run soon."""
+        waiter.waker = self.loop.run_callback(waiter.token.switch)
+
+    def settle_later(self, bucket: Bucket) -> None:
+        """Look at *bucket* again when its back-off is over."""
+        if bucket.retry_timer is not None:
+            bucket.retry_timer.stop()
+        timer = self.loop.timer(
+            max(0.0, bucket.retry_at - monotonic()), ref=bool(bucket.line or bucket.filling)
+        )
+        bucket.retry_timer = timer
+        timer.start(self._retry_now, bucket)
+
+    def _retry_now(self, bucket: Bucket) -> None:
+        bucket.retry_timer = None
+        # A loop timer may be a little early by our clock.
+        self.core.settle(bucket, max(monotonic(), bucket.retry_at))
+
+    def settle_limit_later(self, limit: Limit) -> None:
+        """Settle what *limit* touches, soon."""
+        self.loop.run_callback_threadsafe(self._settle_limit, limit)
+
+    def _settle_limit(self, limit: Limit) -> None:
+        self.core.settle_limit(limit, monotonic())
+
+    # Deadlines of waiters: one timer for all of them
+
+    def _set_alarm(self, deadline: float, now: float) -> None:
+        if self._alarm is not None:
+            if deadline >= self._alarm_at:
+                self._alarm.ref = True  # it rings early enough, only nobody had cared
+                return
+            self._alarm.stop()
+        self._alarm = self.loop.timer(max(0.0, deadline - now))
+        self._alarm_at = deadline
+        self._alarm.start(self._ring)
+
+    def _ring(self) -> None:
+        now = max(monotonic(), self._alarm_at)
+        self._alarm_at = NEVER
+        self._alarm = None
+        self.core.expire(now)
+        deadline = self.core.next_deadline()
+        if deadline is not None:
+            self._set_alarm(deadline, now)
+
+    def _relax_alarm(self) -> None:
+        """Do not let the timer of a wait that is over keep the program alive."""
+        if self._alarm is not None and not self.core.timed:
+            self._alarm.ref = False
+
+    # Dialing
+
+    def _dial(self, slot: Slot) -> None:
+        bucket = slot.bucket
+        owner = bucket.owner()
+        began = monotonic()
+        if owner is None or not self.core.wanted(slot):
+            self.core.cancel_dial(slot, began)
+            return
+        slot.since = began
+        bucket.dialed += 1
+        alarm = gevent.Timeout.start_new(owner.connect_timeout)
+        try:
+            conn = owner._new_connection(*bucket.key)
+            if conn is None:
+                raise ConnectError(f"pool {bucket.name!r}: _new_connection returned None")
+        except BaseException as exc:
+            alarm.close()
+            if not self._dial_failed(owner, slot, exc, exc is alarm):
+                raise
+            return
+        finally:
+            alarm.close()
+        now = monotonic()
+        if slot.state is not CONNECTING:
+            return  # a fork left this dial behind
+        seconds = now - began
+        bucket.connect_count += 1
+        bucket.connect_sum += seconds
+        if seconds > bucket.connect_max:
+            bucket.connect_max = seconds
+        self._register(owner, slot, conn)
+        quiet = "connection_created" not in owner.listening
+        if quiet:
+            self.dialers.returning = 1  # this greenlet dials the next one itself
+        try:
+            self.core.opened(slot, now)
+        finally:
+            self.dialers.returning = 0
+        self._changed(bucket)
+        if not quiet:
+            self.tell(
+                owner, "connection_created", events.ConnectionCreated(owner, conn, seconds)
+            )
+        if bucket.recycled:
+            old = bucket.recycled.popleft()
+            self.tell(owner, "connection_recycled", events.ConnectionRecycled(owner, old, conn))
+
+    def _dial_failed(
+        self, owner: Owner, slot: Slot, error: BaseException, timed_out: bool
+    ) -> bool:
+        """Book a failed dial; whether the greenlet may go on."""
+        bucket = slot.bucket
+        if timed_out:
+            error = ConnectError(
+                f"pool {bucket.name!r}: a dial took longer than connect_timeout"
+                f" ({owner.connect_timeout} s)"
+            )
+        if bucket.closed or slot.state is not CONNECTING:
+            self.core.dial_failed(slot, error, monotonic())
+            self._changed(bucket)
+            return isinstance(error, Exception)
+        first = bucket.last_error is None
+        self.core.dial_failed(slot, error, monotonic())
+        self._changed(bucket)
+        level = logging.WARNING if first else logging.DEBUG
+        self._log(owner, level, "a dial failed: %r", error)
+        self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
+        # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
+        # greenlet, or interrupts the program, means it.
+        return isinstance(error, (Exception, gevent.Timeout))
+
+    def _register(self, owner: Owner, slot: Slot, conn: Any) -> None:
+        """Make *conn* the connection of *slot*, and have it watched."""
+        slot.conn = conn
+        slot.ident = id(conn)
+        owner.index[slot.ident] = slot
+        try:
+            watch = slot.watch = _Watch(conn, self._collected)
+            watch.slot = slot
+        except TypeError:
+            slot.watch = _Keep(conn)
+        try:
+            slot.fd = owner._fileno(*slot.bucket.key, conn)
+            if not owner.has_is_alive:
+                slot.look = owner._look(conn)
+        except Exception as exc:
+            slot.fd = slot.look = None
+            self._log(owner, logging.WARNING, "_fileno raised %r", exc)
+        if slot.fd is not None and not self.sentinel.watch(slot.fd, slot) and slot.look is None:
+            slot.look = owner._look(slot.fd)  # no epoll here: look at each hand-out instead
+
+    def _forget(self, owner: Owner | None, slot: Slot) -> None:
+        """Undo ``_register``, before the connection is closed or let go."""
+        if slot.fd is not None:
+            self.sentinel.unwatch(slot.fd, slot)
+            slot.fd = None
+        slot.look = None
+        if owner is not None and owner.index.get(slot.ident) is slot:
+            del owner.index[slot.ident]
+
+    # Closing
+
+    def _close(self, item: tuple[Slot, Reason, Owner | None]) -> None:
+        slot, reason, owner = item
+        bucket, conn, error = slot.bucket, slot.conn, slot.error
+        raised: BaseException | None = None
+        if owner is not None:
+            alarm = gevent.Timeout.start_new(CLOSE_TIMEOUT)
+            try:
+                owner._close_connection(*bucket.key, conn)
+            except BaseException as exc:
+                raised = exc
+                if exc is not alarm and not isinstance(exc, Exception):
+                    raise
+            finally:
+                alarm.close()
+                self._closed(owner, slot, reason, conn)
+        else:
+            self._closed(None, slot, reason, conn)
+        if owner is not None:
+            self._log(owner, logging.DEBUG, "closed a connection: %s", reason)
+            if raised is not None:
+                self._log(owner, logging.DEBUG, "_close_connection raised %r", raised)
+            self.tell(
+                owner,
+                "connection_disposed",
+                events.ConnectionDisposed(owner, conn, reason, error),
+            )
+
+    def _closed(self, owner: Owner | None, slot: Slot, reason: Reason, conn: Any) -> None:
+        bucket = slot.bucket
+        slot.conn = slot.error = None
+        if owner is not None and "connection_recycled" in owner.listening:
+            if reason in _RECYCLED and not bucket.closed:
+                bucket.recycled.append(conn)
+        self.core.closed(slot, monotonic())
+        self._changed(bucket)
+
+    # Checking
+
+    def _check(self, item: tuple[Slot, Owner]) -> None:
+        slot, owner = item
+        bucket = slot.bucket
+        if slot.state is not CHECKING:
+            return
+        ok = False
+        raised: BaseException | None = None
+        alarm = gevent.Timeout.start_new(owner.keepalive_timeout)
+        slot.checked_at = monotonic()
+        try:
+            owner._keepalive(*bucket.key, slot.conn)
+            ok = True
+        except BaseException as exc:
+            raised = exc
+            if exc is not alarm and not isinstance(exc, (Exception, gevent.Timeout)):
+                raise
+        finally:
+            alarm.close()
+            bucket.checked += 1
+            slot.error = raised
+            self.core.checked(slot, ok, monotonic())
+        if raised is not None:
+            self._log(owner, logging.INFO, "a keepalive failed: %r", raised)
+
+    def _hurry_checks(self, owner: Owner, bucket: Bucket, now: float) -> None:
+        """A caller waits, and only connections that are being checked are left: give the checks no
+        longer than twice what a dial takes, so that he does not wait for a hung peer."""
+        if bucket.hurry_timer is not None or bucket.connecting:
+            return
+        patience = 0.05
+        if bucket.connect_count:
+            patience = max(patience, 2 * bucket.connect_sum / bucket.connect_count)
+        begun = min(s.checked_at for s in bucket.slots if s.state is CHECKING)
+        bucket.hurry_timer = self.loop.timer(max(0.0, begun + patience - now))
+        bucket.hurry_timer.start(self._end_checks, bucket, patience)
+
+    def _end_checks(self, bucket: Bucket, patience: float) -> None:
+        bucket.hurry_timer = None
+        now = monotonic()
+        needed = bucket.hungry
+        for greenlet, item in list(self.checkers.working.items()):
+            slot = item[0] if item is not None else None
+            if needed and slot is not None and slot.bucket is bucket and slot.state is CHECKING:
+                needed -= 1
+                error = ConnectError(
+                    f"pool {bucket.name!r}: a keepalive was still unanswered after"
+                    f" {now - slot.checked_at:.3f} s, and a caller was waiting"
+                )
+                greenlet.kill(error, block=False)
+
+    # Keepalive and reaper greenlets
+
+    def _keep(self, bucket: Bucket) -> None:
+        """Start the keepers that *bucket* needs."""
+        keepers = self.keepers[bucket] = []
+        owner = bucket.owner()
+        if owner is not None and owner.keepalive is not None:
+            keepers.append(gevent.spawn(self._keepalive, bucket, owner.keepalive))
+        spans = [bucket.idle_timeout, bucket.max_lifetime]
+        if bucket.drained or any(span is not None for span in spans):
+            # Nothing opened later is due before that.
+            shortest = min((span for span in spans if span is not None), default=NEVER)
+            keepers.append(gevent.spawn(self._reaper, bucket, shortest * (1.0 - bucket.jitter)))
+
+    def _keepalive(self, bucket: Bucket, every: float) -> None:
+        while not bucket.closed:
+            now = monotonic()
+            again = self.core.start_checks(bucket, every, now)
+            self._nap(max(again - now, every / 100))
+
+    def _reaper(self, bucket: Bucket, shortest: float) -> None:
+        while not bucket.closed:
+            now = monotonic()
+            again = self.core.reap(bucket, now)
+            span = min(again - now, shortest)
+            if span == NEVER:
+                return  # drained, and nothing else to do
+            self._nap(max(span, 0.001))
+
+    def _nap(self, seconds: float) -> None:
+        """Sleep without keeping a program alive that has nothing else to do."""
+        timer = self.loop.timer(seconds, ref=False)
+        try:
+            self.hub.wait(timer)
+        finally:
+            timer.stop()
+            timer.close()
+
+    # News from outside: the hub tells, so nothing here may switch
+
+    def _peer_closed(self, slot: Slot) -> None:
+        bucket = slot.bucket
+        if slot.doomed is None and slot.state is not CLOSED:
+            owner = bucket.owner()
+            in_use = slot.state is IN_USE
+            conn = slot.watch()
+            if owner is not None and "peer_closed" in owner.listening:
+                self.tellers.put(
+                    (owner, "peer_closed", events.PeerClosed(owner, conn, in_use))
+                )
+            self.core.peer_closed(slot, monotonic())
+
+    def _collected(self, watch: Any) -> None:
+        """A connection was garbage collected.  This may run anywhere: only take a note."""
+        slot = watch.slot
+        if slot.state is IN_USE and slot.conn is None and not self._hub_is_dead():
+            self._lost.append(slot)
+            self.loop.run_callback_threadsafe(self._take_back_lost)
+
+    def _take_back_lost(self) -> None:
+        while self._lost:
+            slot = self._lost.popleft()
+            if slot.state is not IN_USE or slot.watch() is not None or slot.conn is not None:
+                continue
+            bucket = slot.bucket
+            owner = bucket.owner()
+            now = monotonic()
+            used = now - slot.since
+            self._forget(owner, slot)
+            self.core.detach(slot, Reason.LOST, now)
+            self._changed(bucket)
+            if owner is not None:
+                event = events.ConnectionLost(owner, used, _where(slot))
+                self.tellers.put((owner, "connection_lost", event))
+
+    def _tell_later(self, item: tuple[Owner, str, Any]) -> None:
+        owner, what, event = item
+        if what == "connection_lost":
+            self._log(
+                owner,
+                logging.WARNING,
+                "a connection was never released and has been garbage collected, %.3f s after it"
+                " was acquired%s",
+                event.used,
+                f" at\n{event.where}" if event.where else " (track=True tells where)",
+            )
+        self.tell(owner, what, event)
+
+    # Listeners and the log: whatever they raise, the pool is whole
+
+    def tell(self, owner: Owner, what: str, event: Any) -> None:
+        """Tell the listeners of *owner*; what they raise is logged."""
+        for listener in owner.listening.get(what, ()):
+            try:
+                listener(event)
+            except Exception:
+                self._log(owner, logging.ERROR, "%r failed", listener, exc_info=True)
+
+    def _log(self, owner: Owner, level: int, text: str, *args: Any, exc_info: bool = False) -> None:
+        if not owner.log.isEnabledFor(level):
+            return
+        try:
+            owner.log.log(level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
+        except Exception:
+            traceback.print_exc()  # a log handler that raises: the last place left to tell
+
+    # Fork
+
+    def forked(self) -> None:
+        """In a child: let go of everything that is the parent's, closing nothing.
+
+        Runs inside fork, so it only drops references and leaves the rest to the child's hub, if it
+        ever runs.  Greenlets of the parent that dialed, checked or closed live on here as copies:
+        they are killed before they touch the parent's sockets again.  Callers who wait keep their
+        place: the child's own connections serve them.
+        """
+        self.sentinel.abandon()
+        crews = (self.dialers, self.closers, self.checkers, self.tellers)
+        strays = [greenlet for crew in crews for greenlet in crew.working]
+        for crew in crews:
+            crew.queue.clear()
+        for keepers in self.keepers.values():
+            strays.extend(keepers)
+        self._hire_crews()
+        for bucket in self.buckets:
+            owner = bucket.owner()
+            for slot in bucket.slots:
+                slot.forked = True
+                slot.error = None
+                if owner is not None and slot.state is not IN_USE:
+                    owner.index.pop(slot.ident, None)
+            with warnings.catch_warnings():
+                # Copies of the parent's sockets, closed here by the collector: as they should be.
+                warnings.simplefilter("ignore", ResourceWarning)
+                self.core.forget_all(bucket)
+            bucket.reset_counters()
+            if bucket.retry_timer is not None:
+                bucket.retry_timer.stop()
+                bucket.retry_timer = None
+        for stray in strays:
+            stray.kill(block=False)
+        self.loop.run_callback(self._revive)
+
+    def _revive(self) -> None:
+        for bucket in list(self.buckets):
+            if bucket not in self.keepers and not bucket.closed:
+                self._keep(bucket)
+                self.core.settle(bucket, monotonic())
+
+    # Looking
+
+    def holders(self, bucket: Bucket) -> tuple[Holder, ...]:
+        """Who has what, the longest first."""
+        now = monotonic()
+        found = []
+        for slot in bucket.slots:
+            if slot.state is not IN_USE or slot.conn is not None:
+                continue
+            greenlet = slot.holder() if slot.holder is not None else None
+            age = now - slot.since
+            found.append(Holder(slot.watch(), greenlet, age, _where(slot), _stack_of(greenlet)))
+        return tuple(sorted(found, key=lambda holder: -holder.age))
+
+
+def _count_use(slot: Slot, now: float) -> float:
+    """Book the end of a use; returns how long it was."""
+    bucket = slot.bucket
+    used = now - slot.since
+    bucket.use_count += 1
+    bucket.use_sum += used
+    if used > bucket.use_max:
+        bucket.use_max = used
+    return used
+
+
+def _as_exception(error: BaseException | None, bucket: Bucket) -> BaseException:
+    """What a waiter is raised for the failed dial that ended his wait."""
+    if isinstance(error, Exception):
+        return error
+    failure = ConnectError(f"pool {bucket.name!r}: a dial failed: {error!r}")
+    failure.__cause__ = error
+    return failure
+
+
+def _where(slot: Slot) -> str | None:
+    """The stack that acquired it, outermost first; None if the pool does not track."""
+    return None if slot.where is None else "".join(reversed(slot.where.format()))
+
+
+def _stack_of(greenlet: Any) -> str | None:
+    """Where *greenlet* is now; None if it has ended."""
+    frame: FrameType | None
+    if greenlet is getcurrent():
+        frame = sys._getframe(2)
+    else:
+        frame = getattr(greenlet, "gr_frame", None)
+    return None if frame is None else "".join(traceback.format_stack(frame))
+
+
+_RECYCLED = frozenset({Reason.EXPIRED, Reason.WORN_OUT, Reason.DRAINED})
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

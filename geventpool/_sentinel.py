@@ -1,0 +1,87 @@
+"""One edge-triggered epoll per hub that knows which peers have hung up.
+
+Every pooled connection with a file descriptor is registered once, for EPOLLRDHUP only, in a
+secondary epoll that the hub itself watches.  A FIN, a reset or a death by TCP keepalive is
+reported in the very loop pass in which the hub learns of it, before greenlets woken in that pass
+run (the watcher has the highest priority); a checkout costs no system call.  Data does not wake
+it, and unread TLS session tickets are not mistaken for a death.
+
+Must never be done here: call close or anything that switches.  On a platform without epoll nothing
+is watched and ``watch`` returns False.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any
+
+from gevent import monkey
+from gevent.hub import Hub
+
+__all__ = ["Sentinel"]
+
+_MOST_EVENTS = 1024
+
+
+class Sentinel:
+    """Tells *hung_up* the token of every watched descriptor whose peer has gone."""
+
+    def __init__(self, hub: Hub, hung_up: Callable[[Any], None]) -> None:
+        self._hub = hub
+        self._hung_up = hung_up
+        self._tokens: dict[int, Any] = {}
+        self._epoll: Any = None
+        self._watcher: Any = None
+
+    def watch(self, fd: int, token: Any) -> bool:
+        """Watch *fd* from now on; False if that cannot be done for this kind of file."""
+        if self._epoll is None and not self._start():
+            return False
+        mask = select.EPOLLRDHUP | select.EPOLLET
+        try:
+            self._epoll.register(fd, mask)
+        except FileExistsError:
+            # The number was used before by a file that somebody still has open elsewhere.
+            self._epoll.modify(fd, mask)
+        except OSError:  # a regular file (EPERM), or closed already (EBADF)
+            return False
+        self._tokens[fd] = token
+        return True
+
+    def unwatch(self, fd: int, token: Any) -> None:
+        """Forget *fd*.  Call it before the descriptor is closed: closed first, a duplicate of it
+        would keep the registration alive, and it would speak for the next file of that number."""
+        if self._tokens.get(fd) is not token:
+            return  # the number is another connection's by now
+        del self._tokens[fd]
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            pass  # closed already: the kernel has forgotten it
+
+    def abandon(self) -> None:
+        """After a fork: let go of the epoll, which is the parent's.  Closing our copy of its
+        descriptor is safe; unregistering anything from it would be felt by the parent."""
+        self._tokens.clear()
+        if self._epoll is not None:
+            self._watcher.stop()
+            self._epoll.close()
+            self._epoll = self._watcher = None
+
+    def _start(self) -> bool:
+        try:
+            epoll = monkey.get_original("select", "epoll")  # patch_all() takes it out of select
+        except AttributeError:
+            return False
+        loop: Any = self._hub.loop
+        self._epoll = epoll()
+        self._watcher = loop.io(self._epoll.fileno(), 1, ref=False, priority=loop.MAXPRI)
+        self._watcher.start(self._look)
+        return True
+
+    def _look(self) -> None:
+        for fd, _ in self._epoll.poll(0, _MOST_EVENTS):
+            token = self._tokens.get(fd)
+            if token is not None:
+                self._hung_up(token)

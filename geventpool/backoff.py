@@ -1,0 +1,55 @@
+"""How long to wait before attempt number n."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+__all__ = ["Backoff"]
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Waits that grow by a factor up to a longest one, each shortened at random.
+
+    ``delay(n)`` is the wait in seconds after the n-th failure in a row (n from 1): *first* times
+    *factor* to the power n - 1, at most *longest*, less a random share of at most *jitter* of it.
+    So *longest* is a promise: nobody ever waits more.  ``jitter=1`` is the "full jitter", and
+    ``jitter=0.5`` the "equal jitter" of M. Brooker, "Exponential Backoff And Jitter" (AWS
+    Architecture Blog, 2015); ``jitter=0`` is a plain exponential.
+
+    Give *rng* (anything with ``random()``) to make the waits repeatable.
+    """
+
+    first: float = 0.05
+    factor: float = 2.0
+    longest: float = 1.0
+    jitter: float = 0.5
+    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("first", "factor", "longest", "jitter"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, not {value!r}")
+        if self.first < 0:
+            raise ValueError(f"first must not be negative: {self.first!r} s")
+        if self.factor < 1:
+            raise ValueError(f"factor must be at least 1, or waits would shrink: {self.factor!r}")
+        if self.longest < self.first:
+            raise ValueError(f"longest ({self.longest!r} s) is shorter than first ({self.first!r} s)")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}")
+
+    def delay(self, failures: int) -> float:
+        """The wait in seconds after *failures* failures in a row; 0.0 before the first."""
+        if failures < 1:
+            return 0.0
+        try:
+            delay = min(self.longest, self.first * self.factor ** (failures - 1))
+        except OverflowError:
+            delay = self.longest
+        return delay * (1.0 - self.jitter * self.rng.random())

@@ -1,0 +1,272 @@
+"""What a pool tells about itself: the listener, the frozen events it is told, and the counters.
+
+A listener is any object that has one or more of PoolListener's methods.  Events of a caller's own
+acquire and release are told in the caller's greenlet, the others in a greenlet of the pool; never
+in a hub callback, so a listener may log, count or wait.  What it raises is logged on the pool's
+logger, and the pool is none the worse.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "AcquireTimedOut",
+    "ConnectionCheckedIn",
+    "ConnectionCheckedOut",
+    "ConnectionCreated",
+    "ConnectionDisposed",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "ConnectionRecycled",
+    "Duration",
+    "Holder",
+    "PeerClosed",
+    "PoolAtMax",
+    "PoolDisposed",
+    "PoolEvent",
+    "PoolListener",
+    "PoolStats",
+    "Reason",
+    "ServerListObtained",
+]
+
+
+class Reason(str, enum.Enum):
+    """Why a connection left the pool."""
+
+    DISCARDED = "discarded by its holder"
+    ERROR = "an exception left its with block"
+    PEER_CLOSED = "peer hung up"
+    UNREAD = "unread bytes"
+    DEAD = "found dead at hand-out"
+    KEEPALIVE = "keepalive failed"
+    RESET = "reset on return failed"
+    EXPIRED = "max_lifetime reached"
+    IDLE = "idle_timeout reached"
+    WORN_OUT = "max_uses reached"
+    DRAINED = "drained"
+    SURPLUS = "more than size"
+    EVICTED = "made room for another pool of the same limit"
+    DISPOSED = "dispose() was called"
+    POOL_CLOSED = "pool closed"
+    DETACHED = "detached by its holder"
+    LOST = "garbage collected without release"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class PoolEvent:
+    """What every event has: the *pool* it comes from."""
+
+    pool: Any
+
+
+@dataclass(frozen=True)
+class ConnectionCreated(PoolEvent):
+    """A *connection* was opened; the dial took *seconds*."""
+
+    connection: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ConnectionCheckedOut(PoolEvent):
+    """A caller was given *connection*, after *waited* seconds."""
+
+    connection: Any
+    waited: float
+
+
+@dataclass(frozen=True)
+class ConnectionCheckedIn(PoolEvent):
+    """A caller gave *connection* back fit for use, after holding it for *used* seconds."""
+
+    connection: Any
+    used: float
+
+
+@dataclass(frozen=True)
+class ConnectionDisposed(PoolEvent):
+    """A *connection* was closed, for *reason*; *error* is what broke it, where something did."""
+
+    connection: Any
+    reason: Reason
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class ConnectionRecycled(PoolEvent):
+    """*new_connection* took the place of *old_connection*, which was too old, worn or drained."""
+
+    old_connection: Any
+    new_connection: Any
+
+
+@dataclass(frozen=True)
+class ConnectionFailed(PoolEvent):
+    """A dial failed (*connection* is None), or a connection in use broke; *error* says how."""
+
+    error: BaseException
+    connection: Any = None
+
+
+@dataclass(frozen=True)
+class PoolAtMax(PoolEvent):
+    """A caller begins to wait because the pool has all the *maximum* connections it may have."""
+
+    maximum: float
+
+
+@dataclass(frozen=True)
+class PoolDisposed(PoolEvent):
+    """``dispose()`` or ``close()`` was called (*closed* tells which)."""
+
+    closed: bool
+
+
+@dataclass(frozen=True)
+class ServerListObtained(PoolEvent):
+    """The pool has a new list of servers to choose from."""
+
+    servers: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class AcquireTimedOut(PoolEvent):
+    """A caller gave up after *waited* seconds; *error* is the PoolTimeout he gets."""
+
+    waited: float
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class ConnectionLost(PoolEvent):
+    """A connection was garbage collected while in use; its place is free again.
+
+    It had been out for *used* seconds; *where* is the stack that acquired it, if the pool tracks.
+    """
+
+    used: float
+    where: str | None = None
+
+
+@dataclass(frozen=True)
+class PeerClosed(PoolEvent):
+    """The peer of *connection* hung up; *in_use* tells whether a caller holds it just then."""
+
+    connection: Any
+    in_use: bool
+
+
+class PoolListener:
+    """Told what happens in a pool.  Subclassing is optional: any of these methods will do.
+
+    A listener is inspected once, when it is added, and is told only what it has methods for.
+    """
+
+    def connection_created(self, event: ConnectionCreated) -> None:
+        """Called when a dial has succeeded."""
+
+    def connection_checked_out(self, event: ConnectionCheckedOut) -> None:
+        """Called when a caller is given a connection."""
+
+    def connection_checked_in(self, event: ConnectionCheckedIn) -> None:
+        """Called when a caller has given a connection back and the pool keeps it."""
+
+    def connection_disposed(self, event: ConnectionDisposed) -> None:
+        """Called when the pool has closed a connection, or let go of one."""
+
+    def connection_recycled(self, event: ConnectionRecycled) -> None:
+        """Called when a connection has been replaced by a fresh one because of its age or use."""
+
+    def connection_failed(self, event: ConnectionFailed) -> None:
+        """Called when a dial failed, and when an error made a holder's connection unfit."""
+
+    def pool_at_max(self, event: PoolAtMax) -> None:
+        """Called when a caller has to wait and the pool may not open more."""
+
+    def pool_disposed(self, event: PoolDisposed) -> None:
+        """Called when the idle connections were told to close, or the whole pool was."""
+
+    def server_list_obtained(self, event: ServerListObtained) -> None:
+        """Called when a pool over several servers has a new list of them."""
+
+    def acquire_timed_out(self, event: AcquireTimedOut) -> None:
+        """Called when a caller has waited in vain."""
+
+    def connection_lost(self, event: ConnectionLost) -> None:
+        """Called when a connection was garbage collected without having been released."""
+
+    def peer_closed(self, event: PeerClosed) -> None:
+        """Called when the other end of a connection has hung up."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long something took: how often it was measured, the *sum* and the longest, in seconds."""
+
+    count: int = 0
+    sum: float = 0.0
+    max: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Seconds on average; 0.0 if it was never measured."""
+        return self.sum / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """One pool at one moment.  Gauges tell how it stands; counters only grow (a forked child
+    starts again from zero)."""
+
+    name: str
+    #: Gauges: what the pool is set to ...
+    size: int
+    min_size: int
+    maximum: float  # size + max_overflow; math.inf without bound
+    # ... and where its connections are.  The six of them add up to what its limits count.
+    in_use: int  # held by callers, or promised to one who is about to wake
+    idle: int
+    connecting: int
+    checking: int  # the pool itself is running _keepalive on it
+    closing: int
+    waiting: int  # callers in line
+    #: Counters.
+    acquired: int  # ticks when a caller is given a connection
+    released: int  # ticks when a connection comes back fit for use
+    timed_out: int  # ticks when a caller's timeout ends his wait
+    refused: int  # ticks when max_waiting sends a caller away
+    abandoned: int  # ticks when a waiting caller is killed or timed out from outside
+    dialed: int  # ticks when a dial begins
+    opened: int  # ticks when a dial succeeds
+    dial_failed: int  # ticks when a dial fails, whatever the cause
+    checked: int  # ticks when the pool's own keepalive has run, well or not
+    closed: Mapping[Reason, int]  # ticks when a connection leaves the pool, by reason
+    #: Durations in seconds.
+    wait: Duration  # of the acquires that found nothing idle and were served
+    use: Duration  # from hand-out to return, of connections that came back or were discarded
+    connect: Duration  # of the dials that succeeded
+    #: The last dial error, None after a dial that succeeded.
+    last_error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a *connection* just now, and for how long: *age* in seconds.
+
+    *where* is the stack that acquired it (with ``track=True``, else None), *stack* where its
+    *greenlet* is at this moment; None if the greenlet has ended without releasing it.
+    """
+
+    connection: Any
+    greenlet: Any
+    age: float
+    where: str | None
+    stack: str | None

@@ -1,0 +1,508 @@
+"""Call a function again when its connection broke: the ``retry`` decorator, and its RetryBudget.
+
+A pool never replays a request by itself, as it cannot know what the server has seen; who writes
+``@retry`` says that calling the function once more is right.  Here is only that loop: no
+connection is touched, and nothing but an Exception the caller named is ever held back.  The waits
+are those of ``backoff.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
+
+import gevent
+
+from geventpool.backoff import Backoff
+from geventpool.errors import PoolError
+
+__all__ = ["RetryBudget", "RetryDetails", "retry"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger("geventpool.retry")
+
+# Every wait goes through _sleep and every look at the time through _clock, looked up at each use,
+# so that tests can replace them here.
+_sleep: Callable[[float], object] = gevent.sleep
+_clock: Callable[[], float] = time.monotonic
+
+_PARTS = 50  # of a budget's window
+
+_RETRYING = "Connection broken in '{f}' (error: '{e}'); retrying with new connection."
+_GIVING_UP = "Max retries reached for '{f}'. Aborting."
+
+
+class _Decorator(Protocol):
+    """What ``retry(...)`` returns: it keeps the signature of the function it is given."""
+
+    def __call__(self, f: Callable[P, R], /) -> Callable[P, R]: ...
+
+
+class _Logger(Protocol):
+    """A logging.Logger, a LoggerAdapter, or what else has their ``log``."""
+
+    def log(self, level: int, msg: str, /) -> object: ...
+
+
+@overload
+def retry(
+    f: Callable[P, R],
+    exc_classes: type[Exception] | Iterable[type[Exception]] = ...,
+    logger: _Logger | None = ...,
+    retry_log_level: int = ...,
+    retry_log_message: str = ...,
+    max_failures: int | None = ...,
+    interval: float = ...,
+    max_failure_log_level: int = ...,
+    max_failure_log_message: str = ...,
+    *,
+    backoff: Backoff | None = ...,
+    deadline: float | None = ...,
+    budget: RetryBudget | None = ...,
+    on_retry: Callable[[RetryDetails], object] | None = ...,
+) -> Callable[P, R]: ...
+
+
+@overload
+def retry(
+    f: None = ...,
+    exc_classes: type[Exception] | Iterable[type[Exception]] = ...,
+    logger: _Logger | None = ...,
+    retry_log_level: int = ...,
+    retry_log_message: str = ...,
+    max_failures: int | None = ...,
+    interval: float = ...,
+    max_failure_log_level: int = ...,
+    max_failure_log_message: str = ...,
+    *,
+    backoff: Backoff | None = ...,
+    deadline: float | None = ...,
+    budget: RetryBudget | None = ...,
+    on_retry: Callable[[RetryDetails], object] | None = ...,
+) -> _Decorator: ...
+
+
+def retry(
+    f: Callable[..., Any] | None = None,
+    exc_classes: type[Exception] | Iterable[type[Exception]] = (OSError,),
+    logger: _Logger | None = None,
+    retry_log_level: int = logging.INFO,
+    retry_log_message: str = _RETRYING,
+    max_failures: int | None = None,
+    interval: float = 0,
+    max_failure_log_level: int = logging.ERROR,
+    max_failure_log_message: str = _GIVING_UP,
+    *,
+    backoff: Backoff | None = None,
+    deadline: float | None = None,
+    budget: RetryBudget | None = None,
+    on_retry: Callable[[RetryDetails], object] | None = None,
+) -> Callable[..., Any]:
+    """Return *f* made to call itself again, with the same arguments, when it fails.
+
+    Write ``@retry``, ``@retry(max_failures=5)``, or keep a set of options with
+    ``functools.partial(retry, max_failures=5)``.  Beneath ``@staticmethod`` and ``@classmethod``
+    it goes, not on top of them.
+
+    *exc_classes*: the exception class, or classes, that call for a retry; all of them Exceptions.
+    What is not an Exception (gevent.Timeout, GreenletExit, KeyboardInterrupt) always goes through
+    at once.  So does a PoolError, even one that is an OSError as well, unless *exc_classes* names
+    PoolError or a subclass of it that matches: a pool that is full is not helped by more callers.
+
+    *max_failures*: N allows N + 1 attempts; None, the default, any number.
+    *interval*: seconds between two attempts; 0 still lets other greenlets run.
+    *backoff*: a Backoff, takes the place of *interval*.
+    *deadline*: seconds for the whole call, waits included.  If the next wait would end after it,
+    there is none.  It does not interrupt an attempt that is under way; a gevent.Timeout does.
+    *budget*: a RetryBudget, shared with other functions, that may refuse a retry.
+
+    *logger*: told of each retry (*retry_log_level*, *retry_log_message*), and of the end when one
+    of the last four said no (*max_failure_log_level*, *max_failure_log_message*).  The messages may
+    use ``{f}``, the function's name, and ``{e}``, the error.  None: nothing is logged.
+    *on_retry*: called with a RetryDetails before each wait.  What it raises is logged, on the
+    logger ``geventpool.retry``, and the retry goes on; what is not an Exception goes through.
+
+    A call raises what its last attempt raised, at once, without a wait.  No option changes after
+    the decoration, and no state is kept between calls but in *budget*.
+
+    Raises TypeError or ValueError, at the decoration, for an option that makes no sense; TypeError
+    for generator and coroutine functions, as calling them runs nothing that could be retried.
+    """
+    policy = _Policy(
+        exc_classes=_exception_classes(exc_classes),
+        max_failures=_count("max_failures", max_failures),
+        delay=_delay(interval, backoff),
+        deadline=math.inf if deadline is None else _seconds("deadline", deadline),
+        budget=budget,
+        retrying=_Message("retry_log", logger, retry_log_level, retry_log_message),
+        giving_up=_Message(
+            "max_failure_log", logger, max_failure_log_level, max_failure_log_message
+        ),
+        on_retry=on_retry,
+    )
+    if f is None:
+        return policy.decorate
+    return policy.decorate(f)
+
+
+@dataclass(frozen=True)
+class RetryDetails:
+    """One retry that is about to happen, as told to *on_retry*."""
+
+    function: str
+    """Name of the function that will be called again."""
+
+    failures: int
+    """How many attempts of this call have failed so far, from 1."""
+
+    error: Exception
+    """What the last attempt raised."""
+
+    wait: float
+    """Seconds until the next attempt."""
+
+    elapsed: float
+    """Seconds since the call began, waits included."""
+
+
+class RetryBudget:
+    """Keeps retries to a share of the calls; give one to all functions that use one server.
+
+    When a server is in trouble, every call fails, and retries multiply the load that it cannot
+    bear.  So each call deposits *share* of a token (0.2: one retry for five calls) and each retry
+    withdraws a whole one.  Functions that are called rarely live on a reserve of *min_per_second*
+    times *window* tokens.  All is forgotten after *window* seconds: deposits that were not used
+    expire, and what was taken from the reserve is there again.
+
+    The promise: whenever a retry is granted, the retries of the last *window* seconds, that one
+    included, are at most *share* times the calls of these seconds, plus the reserve.
+
+    This is the RetryBudget of Finagle (``com.twitter.finagle.service.RetryBudget``; there *window*
+    is ``ttl``, *min_per_second* ``minRetriesPerSec`` and *share* ``percentCanRetry``).  Like it,
+    this one counts in parts of the window, here 50, so the cost of a call and the memory do not
+    grow with the number of calls.
+
+    *clock*: returns seconds.  Not for several threads: there is no lock, as nothing here switches.
+    """
+
+    def __init__(
+        self,
+        share: float = 0.2,
+        min_per_second: float = 10.0,
+        window: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.share = _number("share", share)
+        self.min_per_second = _number("min_per_second", min_per_second)
+        self.window = _seconds("window", window)
+        if not self.window:
+            raise ValueError(f"window must be longer than 0 s, not {window!r}")
+        if not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        self._clock = clock
+        self._started_at = clock()
+        # The part under way is incomplete.  Calls that may be too old are left out, retries that
+        # may still be recent are counted: the promise holds for any window, not only for those
+        # that begin with a part.  Finagle counts both alike, and grants the reserve twice
+        # in nine tenths of its window.  The price: up to 1/50 fewer retries than the share.
+        self._calls = _Recent(parts=_PARTS)
+        self._retries = _Recent(parts=_PARTS + 1)
+
+    def deposit(self) -> None:
+        """Count a call: its first attempt, not its retries."""
+        self._calls.add(self._part())
+
+    def withdraw(self) -> bool:
+        """Whether a retry is granted now; if so, its token is taken."""
+        if self.balance < 1:
+            return False
+        self._retries.add(self._part())
+        return True
+
+    @property
+    def balance(self) -> float:
+        """The tokens at hand; a retry needs one."""
+        part = self._part()
+        tokens = self.share * self._calls.total(part) + self.min_per_second * self.window
+        # Rounded, as 0.29 * 100 is a little less than 29, and would pay for 28 only.
+        return max(0.0, round(tokens - self._retries.total(part), 9))
+
+    def __repr__(self) -> str:
+        return (
+            f"<RetryBudget share={self.share:g} min_per_second={self.min_per_second:g}"
+            f" window={self.window:g} s: {self.balance:g} left>"
+        )
+
+    def _part(self) -> int:
+        return int((self._clock() - self._started_at) / self.window * _PARTS)
+
+
+class _Recent:
+    """Counts what happened in the part of time under way and the *parts* - 1 before it."""
+
+    __slots__ = ("_counts", "_newest", "_total")
+
+    def __init__(self, parts: int) -> None:
+        self._counts = [0] * parts
+        self._newest = 0
+        self._total = 0
+
+    def add(self, part: int) -> None:
+        self._forget_until(part)
+        self._counts[self._newest % len(self._counts)] += 1
+        self._total += 1
+
+    def total(self, part: int) -> int:
+        self._forget_until(part)
+        return self._total
+
+    def _forget_until(self, part: int) -> None:
+        size = len(self._counts)
+        for passed in range(1, min(part - self._newest, size) + 1):
+            place = (self._newest + passed) % size
+            self._total -= self._counts[place]
+            self._counts[place] = 0
+        self._newest = max(self._newest, part)
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """The options of one retry, checked: what to do after a failure."""
+
+    exc_classes: tuple[type[Exception], ...]
+    max_failures: int | None
+    delay: Callable[[int], float]
+    deadline: float
+    budget: RetryBudget | None
+    retrying: _Message
+    giving_up: _Message
+    on_retry: Callable[[RetryDetails], object] | None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not isinstance(self.budget, RetryBudget):
+            raise TypeError(f"budget must be a RetryBudget, not {self.budget!r}")
+        if self.on_retry is not None and not callable(self.on_retry):
+            raise TypeError(f"on_retry must be callable, not {self.on_retry!r}")
+
+    def decorate(self, f: Callable[P, R], /) -> Callable[P, R]:
+        _refuse_what_cannot_be_retried(f)
+        name = _name_of(f)
+
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            started_at = _clock()
+            failures = 0
+            if self.budget is not None:
+                self.budget.deposit()
+            while True:
+                try:
+                    return f(*args, **kwargs)
+                except self.exc_classes as error:
+                    failures += 1
+                    wait = self._wait_after(error, failures, name, started_at)
+                    if wait is None:
+                        raise
+                # Outside the except, so that the wait does not keep alive the error, and by its
+                # traceback the connection of the failed attempt.
+                _sleep(wait)
+
+        # For a callable that has no name of its own; wraps puts in those that there are.
+        wrapper.__name__ = wrapper.__qualname__ = name
+        return functools.wraps(f)(wrapper)
+
+    def _wait_after(
+        self, error: Exception, failures: int, name: str, started_at: float
+    ) -> float | None:
+        """Seconds to wait before the next attempt; None: there shall be none."""
+        if isinstance(error, PoolError) and not self._names_pool_error(error):
+            return None
+        wait = self.delay(failures)
+        if not self._may_retry(failures, wait, started_at):
+            self.giving_up.log(name, error)
+            return None
+        self.retrying.log(name, error)
+        self._tell(RetryDetails(name, failures, error, wait, _clock() - started_at))
+        # Again, as a log handler or on_retry may have taken its time.
+        if self._too_late(wait, started_at):
+            self.giving_up.log(name, error)
+            return None
+        return wait
+
+    def _names_pool_error(self, error: PoolError) -> bool:
+        return any(issubclass(c, PoolError) and isinstance(error, c) for c in self.exc_classes)
+
+    def _may_retry(self, failures: int, wait: float, started_at: float) -> bool:
+        if self.max_failures is not None and failures > self.max_failures:
+            return False
+        if self._too_late(wait, started_at):
+            return False
+        # The budget comes last: it is charged only for a retry that nothing else forbids.
+        return self.budget is None or self.budget.withdraw()
+
+    def _too_late(self, wait: float, started_at: float) -> bool:
+        return _clock() - started_at + wait > self.deadline
+
+    def _tell(self, details: RetryDetails) -> None:
+        if self.on_retry is None:
+            return
+        try:
+            self.on_retry(details)
+        except Exception:
+            _log.exception("on_retry of %r failed; the retry goes on", details.function)
+
+
+class _Message:
+    """One message a retry may log, with its level; nothing is said without a logger."""
+
+    def __init__(self, option: str, logger: _Logger | None, level: int, template: str) -> None:
+        if logger is not None and not callable(getattr(logger, "log", None)):
+            raise TypeError(f"logger must have a method log(), as logging.Logger: {logger!r}")
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise TypeError(f"{option}_level must be an int, as logging.INFO, not {level!r}")
+        _check_template(f"{option}_message", template)
+        self._logger = logger
+        self._level = level
+        self._template = template
+
+    def log(self, name: str, error: Exception) -> None:
+        if self._logger is None:
+            return
+        try:
+            self._logger.log(self._level, self._template.format(f=name, e=error))
+        except Exception:
+            # Such as an error whose __str__ fails: the caller must get that error, not this one.
+            _log.exception("could not log %r for %r", self._template, name)
+
+
+# What the options are checked with
+
+
+def _number(option: str, value: float, unit: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{option} must be a number, not {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{option} must be finite and not negative: {value!r}{unit}")
+    return value
+
+
+def _seconds(option: str, value: float) -> float:
+    return _number(option, value, " s")
+
+
+def _count(option: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{option} must be an int, or None for any number, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{option} must not be negative: {value!r}")
+    return value
+
+
+def _delay(interval: float, backoff: Backoff | None) -> Callable[[int], float]:
+    interval = _seconds("interval", interval)
+    if backoff is None:
+        return lambda failures: interval
+    if not isinstance(backoff, Backoff):
+        raise TypeError(f"backoff must be a Backoff, not {backoff!r}")
+    if interval:
+        raise ValueError(f"give interval ({interval!r} s) or backoff ({backoff!r}), not both")
+    return backoff.delay
+
+
+def _exception_classes(
+    given: type[Exception] | Iterable[type[Exception]],
+) -> tuple[type[Exception], ...]:
+    if isinstance(given, type):
+        classes: tuple[type[Exception], ...] = (given,)
+    else:
+        try:
+            classes = tuple(given)
+        except TypeError:
+            raise TypeError(
+                f"exc_classes must be an exception class or several, not {given!r}"
+            ) from None
+    if not classes:
+        raise ValueError("exc_classes is empty; to retry nothing, say max_failures=0")
+    for each in classes:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise TypeError(f"exc_classes must hold exception classes, not {each!r}")
+        if not issubclass(each, Exception):
+            raise TypeError(
+                f"exc_classes must hold subclasses of Exception; {each.__qualname__} is none,"
+                " it means that the caller wants to stop"
+            )
+    return classes
+
+
+def _check_template(option: str, template: str) -> None:
+    if not isinstance(template, str):
+        raise TypeError(f"{option} must be a str, not {template!r}")
+    try:
+        template.format(f="f", e=_AnyError())
+    except Exception as error:
+        raise ValueError(
+            f"{option} cannot be formatted with {{f}} and {{e}}: {template!r} ({error!r})"
+        ) from error
+
+
+class _Anything:
+    """Stands for an attribute of an error to come, as in ``{e.args[0]:>5}``."""
+
+    def __getattr__(self, name: str) -> _Anything:
+        return self
+
+    def __getitem__(self, key: object) -> _Anything:
+        return self
+
+    def __format__(self, spec: str) -> str:
+        return ""
+
+
+class _AnyError(Exception):
+    """Stands for an error to come, whatever its class."""
+
+    args: Any = _Anything()
+
+    def __getattr__(self, name: str) -> _Anything:
+        return _Anything()
+
+
+def _refuse_what_cannot_be_retried(f: object) -> None:
+    if isinstance(f, (staticmethod, classmethod)):
+        raise TypeError(f"f: put retry beneath @{type(f).__name__}, not on top of it")
+    if isinstance(f, type) and issubclass(f, BaseException):
+        raise TypeError(f"f must be the function to retry; say exc_classes={f.__qualname__}")
+    if not callable(f):
+        raise TypeError(f"f must be the function to retry, not {f!r}")
+    inner = _beneath_partials(f)
+    # A class is looked at as itself: calling it does not run its instances' __call__.
+    for function in (inner, type(inner).__call__):
+        if (
+            inspect.isgeneratorfunction(function)
+            or inspect.iscoroutinefunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                f"f must not be a generator or coroutine function: calling {_name_of(f)!r} runs"
+                " nothing yet, so retry could not run it again"
+            )
+
+
+def _name_of(f: object) -> str:
+    inner = _beneath_partials(f)
+    name = getattr(inner, "__name__", None)
+    return name if isinstance(name, str) else type(inner).__name__
+
+
+def _beneath_partials(f: object) -> object:
+    while isinstance(f, functools.partial):
+        f = f.func
+    return f
