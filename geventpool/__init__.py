@@ -17,7 +17,7 @@ from geventpool.errors import (
 )
 from geventpool.events import Duration, Holder, PoolListener, PoolStats, Reason
 from geventpool.pool import ConnectionPool, Lease
-from geventpool.retry import RetryBudget, retry
+from geventpool.retry import RetryBudget, RetryDetails, retry
 from geventpool.sockets import SocketFactory
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     # Opening connections, trying again
     "Backoff",
     "RetryBudget",
+    "RetryDetails",
     "SocketFactory",
     "retry",
     # Looking

@@ -87,6 +87,7 @@ class Owner(Protocol):
     def _fileno(self, *key_and_conn: Any) -> int | None: ...
     def _reset_connection(self, *key_and_conn: Any) -> object: ...
     def _look(self, conn: Any) -> Callable[[], object] | None: ...
+    def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]: ...
 
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]
@@ -374,17 +375,20 @@ class Engine:
         bucket, conn = slot.bucket, slot.conn
         reason = slot.doomed
         error: Exception | None = None
-        # Nobody has used a fresh connection yet: what lies unread on it is a server's greeting.
-        if reason is None and slot.uses > 1:
-            if owner.has_is_alive:
-                try:
-                    alive = owner._is_alive(*bucket.key, conn)
-                except Exception as exc:
-                    alive, error = False, exc
-                if not alive:
-                    reason = Reason.DEAD
-            elif slot.look is not None and slot.look():
-                reason = Reason.UNREAD
+        if reason is None and owner.has_is_alive:
+            try:
+                alive = owner._is_alive(*bucket.key, conn)
+            except Exception as exc:
+                alive, error = False, exc
+            if not alive:
+                reason = Reason.DEAD
+        elif reason is None and slot.uses > 1:
+            reason = self._unclean(slot)
+        elif reason is None:
+            # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not,
+            # and the hub may not have run since.
+            self.sentinel.look()
+            reason = slot.doomed
         if reason is None and owner.check_after is not None and slot.idled > owner.check_after:
             bound = owner.keepalive_timeout
             if deadline is not None:
@@ -411,6 +415,13 @@ class Engine:
         if error is not None:
             self._log(owner, logging.WARNING, "_is_alive raised %r", error)
         return False
+
+    def _unclean(self, slot: Slot) -> Reason | None:
+        """Why the connection must not be used again, as far as a look can tell, or None."""
+        if slot.look is None or not slot.look():
+            return None
+        self.sentinel.look()  # a hang-up looks like unread bytes; the hub may not have run since
+        return slot.doomed or Reason.UNREAD
 
     def _leave_unchecked(self, slot: Slot) -> None:
         """Put back a slot that a caller without patience must not have unchecked."""
@@ -444,10 +455,11 @@ class Engine:
             now = monotonic()
         if suspect:
             if slot.look is None and slot.fd is not None:
-                slot.look = owner._look(slot.fd)  # no raw socket, but now it must be quiet too
-            if slot.look is not None and slot.look():
+                slot.look = owner._look_at_descriptor(slot.fd)  # no raw socket, but now it must be quiet too
+            reason = self._unclean(slot)
+            if reason is not None:
                 bucket.spoiled += 1
-                self._discard(slot, conn, Reason.UNREAD)
+                self._discard(slot, conn, reason)
                 return
         elif slot.unproven:
             self.core.proved(slot)
@@ -687,18 +699,19 @@ class Engine:
             return
         slot.since = began
         bucket.dialed += 1
+        conn, error = None, None
         alarm = gevent.Timeout.start_new(owner.connect_timeout)
         try:
             conn = owner._new_connection(*bucket.key)
             if conn is None:
                 raise ConnectError(f"pool {bucket.name!r}: _new_connection returned None")
         except BaseException as exc:
-            alarm.close()
-            if not self._dial_failed(owner, slot, exc, exc is alarm):
-                raise
-            return
+            error = exc
         finally:
             alarm.close()
+        if error is not None:
+            self._dial_failed(owner, slot, error, error is alarm)
+            return
         now = monotonic()
         if slot.state is not CONNECTING:
             return  # a fork left this dial behind
@@ -707,15 +720,17 @@ class Engine:
         bucket.connect_sum += seconds
         if seconds > bucket.connect_max:
             bucket.connect_max = seconds
-        self._register(owner, slot, conn)
+        trouble = self._register(owner, slot, conn)
         quiet = "connection_created" not in owner.listening
-        if quiet:
+        if quiet and trouble is None:
             self.dialers.returning = 1  # this greenlet dials the next one itself
         try:
             self.core.opened(slot, now)
         finally:
             self.dialers.returning = 0
         self._changed(bucket)
+        if trouble is not None:
+            self._log(owner, logging.WARNING, "_fileno raised %r", trouble)
         if not quiet:
             self.tell(
                 owner, "connection_created", events.ConnectionCreated(owner, conn, seconds)
@@ -726,30 +741,35 @@ class Engine:
 
     def _dial_failed(
         self, owner: Owner, slot: Slot, error: BaseException, timed_out: bool
-    ) -> bool:
-        """Book a failed dial; whether the greenlet may go on."""
+    ) -> None:
+        """Book a failed dial; raises *error* again if it was meant for the greenlet."""
         bucket = slot.bucket
+        # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
+        # greenlet, or interrupts the program, means it.
+        meant = not isinstance(error, (Exception, gevent.Timeout))
         if timed_out:
             error = ConnectError(
                 f"pool {bucket.name!r}: a dial took longer than connect_timeout"
                 f" ({owner.connect_timeout} s)"
             )
-        if bucket.closed or slot.state is not CONNECTING:
-            self.core.dial_failed(slot, error, monotonic())
-            self._changed(bucket)
-            return isinstance(error, Exception)
+        _clear_frames(error)
+        news = slot.state is CONNECTING and not bucket.closed
         first = bucket.last_error is None
         self.core.dial_failed(slot, error, monotonic())
         self._changed(bucket)
-        level = logging.WARNING if first else logging.DEBUG
-        self._log(owner, level, "a dial failed: %r", error)
-        self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
-        # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
-        # greenlet, or interrupts the program, means it.
-        return isinstance(error, (Exception, gevent.Timeout))
+        if news:
+            level = logging.WARNING if first else logging.DEBUG
+            self._log(owner, level, "a dial failed: %r", error)
+            self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
+        if meant:
+            raise error
 
-    def _register(self, owner: Owner, slot: Slot, conn: Any) -> None:
-        """Make *conn* the connection of *slot*, and have it watched."""
+    def _register(self, owner: Owner, slot: Slot, conn: Any) -> Exception | None:
+        """Make *conn* the connection of *slot*, and have it watched.
+
+        Returns what _fileno raised: to log it could switch, and the dial is not booked yet.
+        """
+        trouble = None
         slot.conn = conn
         slot.ident = id(conn)
         owner.index[slot.ident] = slot
@@ -764,9 +784,11 @@ class Engine:
                 slot.look = owner._look(conn)
         except Exception as exc:
             slot.fd = slot.look = None
-            self._log(owner, logging.WARNING, "_fileno raised %r", exc)
+            trouble = exc
         if slot.fd is not None and not self.sentinel.watch(slot.fd, slot) and slot.look is None:
-            slot.look = owner._look(slot.fd)  # no epoll here: look at each hand-out instead
+            # No epoll here: look at each hand-out instead.
+            slot.look = owner._look_at_descriptor(slot.fd)
+        return trouble
 
     def _forget(self, owner: Owner | None, slot: Slot) -> None:
         """Undo ``_register``, before the connection is closed or let go."""
@@ -1040,6 +1062,21 @@ def _count_use(slot: Slot, now: float) -> float:
     if used > bucket.use_max:
         bucket.use_max = used
     return used
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Drop the locals that the tracebacks of *error* keep alive, half-open sockets among them; it
+    is kept as the cause of errors to come."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next  # our own frame, which still runs
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            chain += [each.__cause__, each.__context__]
 
 
 def _as_exception(error: BaseException | None, bucket: Bucket) -> BaseException:

@@ -49,7 +49,8 @@ class Backoff:
         if failures < 1:
             return 0.0
         try:
-            delay = min(self.longest, self.first * self.factor ** (failures - 1))
+            # float: whole numbers would grow without end during an endless outage.
+            delay = min(self.longest, self.first * float(self.factor) ** (failures - 1))
         except OverflowError:
-            delay = self.longest
+            delay = self.longest if self.first else 0.0
         return delay * (1.0 - self.jitter * self.rng.random())

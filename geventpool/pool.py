@@ -324,6 +324,8 @@ class ConnectionPool(Generic[C]):
 
     def get(self, timeout: float | None = _DEFAULT) -> Lease[C]:
         """A connection for the length of a ``with``; waits on entering it, see ``acquire``."""
+        if timeout is not _DEFAULT:
+            _check_seconds("timeout", timeout, zero=True)
         return self._lease(self, timeout)
 
     def acquire(self, timeout: float | None = _DEFAULT) -> C:
@@ -504,6 +506,9 @@ class ConnectionPool(Generic[C]):
 
     def _look(self, conn: Any) -> Callable[[], object] | None:
         return sockets.look(conn)
+
+    def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]:
+        return sockets.look_at_descriptor(descriptor)
 
     def _overrides(self, hook: str) -> bool:
         own = getattr(self, hook)

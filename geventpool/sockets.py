@@ -14,6 +14,7 @@ import ssl
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -33,16 +34,13 @@ from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool.errors import ConnectError, NameNotFound
 
-__all__ = ["SocketFactory", "close", "fileno", "look"]
+__all__ = ["SocketFactory", "close", "fileno", "look", "look_at_descriptor"]
 
 # The standard library's own, also in a patched program.
 _poll = get_original("select", "poll")
 _SSLContext = get_original("ssl", "SSLContext")
 _SOCKETS = (socket, get_original("socket", "socket"))
 _TLS_SOCKETS = (SSLSocket, get_original("ssl", "SSLSocket"))
-
-# A look takes in at most so many TLS records without data; servers send two tickets or so.
-_MOST_RECORDS = 16
 
 
 class SocketFactory:
@@ -143,6 +141,16 @@ def look(connection: object) -> Callable[[], object] | None:
     poller.register(descriptor, select.POLLIN)
     make = _look_at_tls if isinstance(connection, _TLS_SOCKETS) else _look_at_raw
     return make(connection, descriptor, poller.poll)
+
+
+def look_at_descriptor(descriptor: int) -> Callable[[], object]:
+    """A look at a file descriptor whose owner is no socket we know: anything to read is unread.
+
+    It must not be used once the descriptor is closed, as the number may be another file's then.
+    """
+    poller = _poll()
+    poller.register(descriptor, select.POLLIN)
+    return partial(poller.poll, 0)
 
 
 def fileno(connection: Any) -> int | None:
@@ -331,15 +339,8 @@ def _look_at_tls(
             return "TLS was shut down"
         if session.pending():
             return f"{session.pending()} unread bytes"
-        # Readable need not mean data: TLS 1.3 sends session tickets after the handshake.  A read
-        # takes in no more than one of them and then says would-block, whatever comes behind it.
-        for _ in range(_MOST_RECORDS):
-            if not poll(0):
-                return None
-            found = _read_byte(sock)
-            if found:
-                return found
-        return "no end of TLS records without data"
+        # Readable need not mean data: TLS 1.3 sends session tickets after the handshake.
+        return _read_byte(sock) if poll(0) else None
 
     return look_at_tls
 
