@@ -19,6 +19,7 @@ Read ``Core.settle`` first: it is called after every change and makes every deci
 
 from __future__ import annotations
 
+import bisect
 import enum
 import heapq
 import itertools
@@ -69,7 +70,8 @@ class Limit:
     is full, the longest idle connection of any of them makes room for whoever has waited longest.
 
     ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
-    ``used``, nothing more is opened until enough connections have gone.
+    ``used``, nothing more is opened until enough connections have gone: idle ones are closed at
+    once, others as they come back.
     """
 
     def __init__(self, maximum: float, name: str | None = None) -> None:
@@ -119,6 +121,7 @@ class Slot:
         "bucket",
         "checked_at",
         "conn",
+        "dialed_at",
         "doomed",
         "error",
         "expires_at",
@@ -143,12 +146,13 @@ class Slot:
         self.bucket = bucket
         self.state = CONNECTING
         self.since = now  # dial begun, last returned, or handed out
+        self.dialed_at = now  # when the dial began
         self.uses = 0
         # The connection, while the pool has it.  While a caller has it the slot must not keep it
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None
         self.watch: Any = None  # callable -> the connection wherever it is, None once collected
-        self.holder: Any = None  # callable -> the greenlet that holds it
+        self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.look: Callable[[], object] | None = None  # truthy: unread bytes, or dead
@@ -288,8 +292,8 @@ class Bucket:
 
     @property
     def quiet(self) -> bool:
-        """Whether nobody but its own callers could want an idle slot of this bucket."""
-        if self.line or self.closed or self.open > self.size:
+        """Whether its callers may take and leave idle slots without anybody minding."""
+        if self.line or self.closed or self.open > self.size or self.overfull:
             return False
         return not (self.shared and self.crowded)
 
@@ -302,6 +306,19 @@ class Bucket:
     def has_room(self) -> bool:
         """Whether none of its limits is full."""
         return not any(limit.used >= limit._maximum for limit in self.limits)
+
+    @property
+    def overfull(self) -> bool:
+        """Whether one of its limits was lowered, and more slots must close than are closing."""
+        for limit in self.limits:  # noqa: SIM110 - every release comes by: half of any()
+            if limit.used - limit._closing > limit._maximum:
+                return True
+        return False
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last dial failed, or its connection died unused."""
+        return self.retry_at > AT_ONCE
 
     @property
     def floor(self) -> int:
@@ -319,6 +336,11 @@ class Bucket:
     def hungry(self) -> int:
         """How many waiters there are for whom no dial is under way."""
         return max(0, len(self.line) - self.connecting)
+
+    @property
+    def eligible(self) -> float:
+        """For how many of those its own limit has places."""
+        return min(self.hungry, max(0, self.own._maximum - self.own.used))
 
     def idle_slots(self) -> Iterator[Slot]:
         """The idle slots, longest idle first."""
@@ -379,12 +401,7 @@ class Core:
         for limit in bucket.shared:
             if limit._core is not None and limit._core is not self and limit._buckets:
                 raise ValueError(f"limits: {limit!r} is shared by pools of another hub")
-            minimum = bucket.min_size + sum(b.min_size for b in limit._buckets if not b.closed)
-            if minimum > limit._maximum:
-                raise ValueError(
-                    f"limits: {limit!r} cannot hold the {minimum} connections that its pools"
-                    f" keep open at least (min_size of {bucket.name!r} is {bucket.min_size})"
-                )
+        self._check_minimum(bucket, bucket.min_size)
         for limit in bucket.limits:
             limit._core = self
             limit._buckets[bucket] = None
@@ -401,7 +418,10 @@ class Core:
         self._forget_if_gone(bucket)
 
     def resize(self, bucket: Bucket, size: int, min_size: int, now: float) -> None:
-        """Keep *size* connections at most and *min_size* at least from now on."""
+        """Keep *size* connections at most and *min_size* at least from now on.  ValueError if a
+        larger minimum than before cannot fit."""
+        if min_size > bucket.min_size:
+            self._check_minimum(bucket, min_size)
         bucket.size, bucket.min_size = size, min_size
         bucket.own._maximum = size + bucket.max_overflow
         self.settle(bucket, now)
@@ -445,6 +465,16 @@ class Core:
         bucket.window, bucket.failures, bucket.retry_at = 1, 0, AT_ONCE
         bucket.fast_for = 0
 
+    def _check_minimum(self, bucket: Bucket, min_size: int) -> None:
+        for limit in bucket.shared:
+            others = (b for b in limit._buckets if b is not bucket and not b.closed)
+            minimum = min_size + sum(b.min_size for b in others)
+            if minimum > limit._maximum:
+                raise ValueError(
+                    f"limits: {limit!r} cannot hold the {minimum} connections that its pools"
+                    f" keep open at least (min_size of {bucket.name!r} is {min_size})"
+                )
+
     # Callers
 
     def draw_turn(self) -> int:
@@ -455,7 +485,11 @@ class Core:
         """An idle slot for a caller who has just come, now IN_USE; None if he must wait."""
         if bucket.line:
             return None
-        return self._next_idle(bucket, now)
+        closing = bucket.closing
+        slot = self._next_idle(bucket, now)
+        if bucket.closing > closing:
+            self.settle(bucket, now)  # stale ones were closed: the minimum may lack them
+        return slot
 
     def put_back(self, slot: Slot) -> None:
         """Put back a slot that the fast path has popped and does not want to judge."""
@@ -473,19 +507,19 @@ class Core:
         if not line:
             for limit in bucket.shared:
                 limit._hungry[bucket] = None
-        early = bool(line) and next(reversed(line)).turn > waiter.turn
+        back = bool(line) and next(reversed(line)).turn > waiter.turn
         line[waiter] = None
-        if early:
-            for other in sorted(line, key=lambda w: w.turn):
-                line.move_to_end(other)
+        if back:  # He was served something unfit: near the front, as only the oldest are served.
+            older = list(itertools.takewhile(lambda w: w.turn < waiter.turn, line))
+            for other in (waiter, *reversed(older)):
+                line.move_to_end(other, last=False)
         if waiter.deadline is not None:
             self.timed += 1
             heapq.heappush(self._deadlines, (waiter.deadline, next(self._turns), waiter))
         bucket.fast_for = 0
-        # The crowd's case: nothing can be done for him that was not done for those before him.
-        if bucket.own.full and not bucket.shared and not bucket._idle and not bucket.due:
-            return
-        self.settle(bucket, now)
+        # The crowd's case: only a release, or the end of a close, can do anything for him.
+        if bucket._idle or not bucket.own.full:
+            self.settle(bucket, now)
 
     def leave(self, waiter: Waiter, now: float) -> None:
         """Let *waiter* go, however his wait ended: not yet served, he leaves the line; already
@@ -526,22 +560,23 @@ class Core:
             return
         reason = self._unfit(slot, now)
         if reason is not None:
-            self.discard(slot, reason, now)
+            self._close(slot, reason)
+            self.settle(bucket, now)
             return
         if bucket.line and not (bucket.shared and bucket.crowded):
             self._promise(slot, next(iter(bucket.line)), now)
             slot.idled = 0.0
             if not bucket.line:
-                self._open_door(bucket)
+                if bucket.shared:
+                    self.settle(bucket, now)  # no place need be kept for him any more
+                else:
+                    self._open_door(bucket)
             return
         if bucket.open > bucket.size and not bucket.line:
             self.discard(slot, Reason.SURPLUS, now)
             return
-        self._move(slot, IDLE)
         slot.since = now
-        bucket._idle.append(slot)
-        if now >= slot.retire_at:
-            bucket.due[slot] = None
+        self._lay_down(slot, now)
         if not bucket.quiet or bucket.due:
             self.settle(bucket, now)
         else:
@@ -552,8 +587,8 @@ class Core:
         bucket = slot.bucket
         if slot.state is not IN_USE:
             return
-        if slot.doomed is Reason.PEER_CLOSED and reason is Reason.ERROR and slot.uses <= 1:
-            self._setback(bucket, slot.since, now)
+        if slot.uses <= 1 and (slot.doomed is Reason.PEER_CLOSED or reason is Reason.DEAD):
+            self._died_young(slot, now)
         self._close(slot, reason)
         self.settle(bucket, now)
 
@@ -590,9 +625,11 @@ class Core:
         bucket = slot.bucket
         if slot.state is not CONNECTING:
             return
-        bucket.window = min(2 * bucket.window, bucket.max_connecting)
-        bucket.opened_at = now
-        bucket.retry_at = AT_ONCE
+        slot.dialed_at = slot.since
+        if slot.dialed_at >= bucket.failed_at:  # begun before, it tells no more of the server now
+            bucket.window = min(2 * bucket.window, bucket.max_connecting)
+            bucket.opened_at = now
+            bucket.retry_at = AT_ONCE
         bucket.last_error = None
         slot.unproven = bucket.failures > 0
         if bucket.max_lifetime is not None:
@@ -601,8 +638,10 @@ class Core:
             slot.retire_at = min(slot.retire_at, now + bucket.max_lifetime * early)
         slot.since = slot.checked_at = now
         self._refresh(slot)
-        self._move(slot, IDLE)
-        bucket._idle.append(slot)
+        self._lay_down(slot, now)
+        reason = self._unfit(slot, now)  # as much can happen during a dial
+        if reason is not None:
+            self._close(slot, reason)
         self.settle(bucket, now)
 
     def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
@@ -614,7 +653,7 @@ class Core:
         bucket.dial_failed += 1
         self._move(slot, CLOSED)
         self._setback(bucket, slot.since, now)
-        if bucket.fail_fast and bucket.line:
+        if bucket.fail_fast and bucket.line and isinstance(error, Exception):
             waiter = next(iter(bucket.line))
             self._drop(waiter)
             waiter.error = error
@@ -624,8 +663,8 @@ class Core:
     def peer_closed(self, slot: Slot, now: float) -> None:
         """The peer hung up: an idle slot is closed now, another as soon as nobody holds it."""
         if slot.state is IDLE:
-            if not slot.uses and now - slot.since <= slot.bucket.backoff.longest:
-                self._setback(slot.bucket, slot.since, now)
+            if not slot.uses:
+                self._died_young(slot, now)
             self._close(slot, Reason.PEER_CLOSED)
             self.settle(slot.bucket, now)
         else:
@@ -666,11 +705,7 @@ class Core:
         if reason is not None:
             self._close(slot, reason)
         else:
-            self._move(slot, IDLE)
-            later = (at for at, other in enumerate(bucket._idle) if other.since > slot.since)
-            bucket._idle.insert(next(later, len(bucket._idle)), slot)
-            if now >= slot.retire_at:
-                bucket.due[slot] = None
+            self._lay_down(slot, now)
         self.settle(bucket, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
@@ -684,6 +719,9 @@ class Core:
                     bucket.due[slot] = None
                 if slot.expires_at > now:
                     again = min(again, slot.expires_at)
+        for slot in [slot for slot in bucket.due if slot.expires_at <= now]:
+            if self._may_retire(slot, now):
+                self._close(slot, slot.retire_for)
         if bucket.idle_timeout is not None:
             while bucket.open > bucket.floor and (oldest := bucket.longest_idle()):
                 ends = oldest.since + bucket.idle_timeout
@@ -700,8 +738,10 @@ class Core:
         """Bring *limit* down to its maximum, or use its new room, after the maximum was set."""
         while limit.used - limit._closing > limit._maximum and (victim := _longest_idle(limit)):
             self._close(victim, Reason.EVICTED)
-        for bucket in list(limit._hungry) + list(limit._thin) + list(limit._buckets)[:1]:
+        for bucket in list(limit._buckets)[:1]:  # any of them: it looks after all who wait
             self.settle(bucket, now)
+        for bucket in limit._buckets:
+            self._open_door(bucket)
 
     def settle(self, bucket: Bucket, now: float) -> None:
         """Decide everything that a change of *bucket* made possible.
@@ -713,15 +753,15 @@ class Core:
         waiter could use: refilled first, they starve a waiter for ever.
 
         It looks only at buckets with waiters, or below their minimum, that share a limit with
-        *bucket*, so its cost does not grow with the number of pools.
+        *bucket* (or with one of those), so its cost does not grow with the number of pools.
         """
-        if bucket.due:
-            self._renew(bucket, now)
+        self._renew(bucket, now)
         if bucket.line or bucket.shared:
             self._serve(bucket, now)
         self._refill(bucket, now)
         for limit in bucket.shared:
             for thin in list(limit._thin):
+                self._renew(thin, now)
                 self._refill(thin, now)
         self._trim(bucket)
         if not bucket.connecting:
@@ -730,62 +770,63 @@ class Core:
 
     def _serve(self, bucket: Bucket, now: float) -> None:
         """Do for the waiters of *bucket*, and of those it shares limits with, what can be done."""
-        group: dict[Bucket, int] = {}  # -> how many of its waiters get a place that is coming free
-        if bucket.line:
-            group[bucket] = 0
-        for limit in bucket.shared:
+        promised = {bucket: 0} if bucket.line else {}  # -> waiters for whom a place comes free
+        limits = dict.fromkeys(bucket.shared)
+        for limit in (queue := list(limits)):
             for other in limit._hungry:
-                group[other] = 0
-        waiting = list(group)
-        coming: dict[Limit, int] = {}
+                if other not in promised:
+                    promised[other] = 0
+                    queue.extend(more for more in other.shared if more not in limits)
+                    limits.update(dict.fromkeys(other.shared))
+        spoken: dict[Limit, int] = {}  # -> places, free or coming free, that are theirs
+        barren: set[Limit] = set()  # have nothing idle left
         held_up: dict[Bucket, list[Limit]] = {}
-        while waiting:
-            first = waiting[0]
-            if len(waiting) > 1:
-                first = min(waiting, key=lambda b: _turn(b, group[b]))
-            if _turn(first, group[first]) == NEVER:
-                break
+        # Turns are unique: buckets are never compared.
+        ahead = [(turn, b) for b in promised if (turn := _turn(b, 0))]
+        heapq.heapify(ahead)
+        while ahead:
+            first = heapq.heappop(ahead)[1]
             if first.idle:
                 if slot := self._next_idle(first, now):
                     self._promise(slot, next(iter(first.line)), now)
-            elif first.connecting + group[first] >= first.window or now < first.retry_at:
-                waiting.remove(first)
-            elif not (full := [limit for limit in first.limits if limit.full]):
+            elif first.connecting + promised[first] >= first.window or now < first.retry_at:
+                continue
+            elif not (
+                full := [x for x in first.limits if x.used + spoken.get(x, 0) >= x._maximum]
+            ):
                 self._dial(first, now)
             else:
-                held_up[first] = full
-                if self._make_room(full, coming):
-                    group[first] += 1
-                else:
-                    waiting.remove(first)
-        for other in group:
+                if full[0] is not first.own:  # else it could not use a place in the others
+                    held_up[first] = full
+                if not self._make_room(full, spoken, barren):
+                    continue
+                # In all its limits: a younger one who took the place that is free in one, while
+                # that in another comes free, would be evicted for him, and so on for ever.
+                promised[first] += 1
+                for limit in first.limits:
+                    spoken[limit] = spoken.get(limit, 0) + 1
+            if turn := _turn(first, promised[first]):
+                heapq.heappush(ahead, (turn, first))
+        for other in promised:
             for limit in other.shared:
                 self._note_held_up(other, limit, limit in held_up.get(other, ()))
 
-    def _make_room(self, full: list[Limit], coming: dict[Limit, int]) -> bool:
-        """See to it that each of the *full* limits gets one place free, evicting if need be.
-
-        *coming* has the places that are about to come free and are not spoken for.
-        """
+    def _make_room(
+        self, full: list[Limit], spoken: dict[Limit, int], barren: set[Limit]
+    ) -> bool:
+        """See to it that each of the *full* limits gets one place free, evicting if need be."""
         victims: list[Slot] = []
         for limit in full:
-            over = int(limit.used - limit._maximum)
-            if coming.setdefault(limit, limit._closing - over) > 0:
+            free = limit._maximum - limit.used + limit._closing - spoken.get(limit, 0)
+            if free > 0 or any(limit in victim.bucket.limits for victim in victims):
                 continue
-            if any(limit in victim.bucket.limits for victim in victims):
-                continue
-            victim = _longest_idle(limit)
+            victim = None if limit in barren else _longest_idle(limit)
             if victim is None:
+                barren.add(limit)
                 return False
             victims.append(victim)
         for victim in victims:
-            for limit in victim.bucket.limits:
-                if limit in coming:
-                    coming[limit] += 1
             self._close(victim, Reason.EVICTED)
-            self._mark_thin(victim.bucket)
-        for limit in full:
-            coming[limit] -= 1
         return True
 
     def _refill(self, bucket: Bucket, now: float) -> None:
@@ -793,9 +834,9 @@ class Core:
         while (
             bucket.connecting < min(bucket.window, bucket.missing)
             and now >= bucket.retry_at
-            and not bucket.own.full
+            and bucket.has_room
             and all(
-                limit.used + sum(b.hungry for b in limit._hungry) < limit._maximum
+                limit.used + sum(b.eligible for b in limit._hungry) < limit._maximum
                 for limit in bucket.shared
             )
         ):
@@ -805,40 +846,38 @@ class Core:
 
     def _renew(self, bucket: Bucket, now: float) -> None:
         """Close the idle slots that are due to go, as far as that costs nobody anything."""
-        for slot in list(bucket.due):
-            if slot.state is IDLE and self._may_retire(slot, now):
-                self._close(slot, slot.retire_for)
+        while bucket.due:
+            slot = next(iter(bucket.due))
+            if not self._may_retire(slot, now):
+                break
+            self._close(slot, slot.retire_for)
 
     def _may_retire(self, slot: Slot, now: float) -> bool:
         """Whether a slot past its retire_at should be closed now rather than kept a while.
 
-        Above the minimum: yes (``_refill`` dials a replacement first where the limits allow).
-        Where they do not: one at a time, and only while dials succeed.  One that has expired can
-        serve nobody; it stays only for a replacement that is on its way.
+        Above the minimum: yes.  Else, where the limits allow, ``_refill`` dials a replacement
+        first.  Where they do not: one at a time, and not during a back-off.  One that has expired
+        can serve nobody; it stays only for a replacement that is on its way.
         """
         bucket = slot.bucket
         if bucket.open > bucket.floor:
             return True
+        expired = now >= slot.expires_at
         if bucket.has_room:
-            return now >= slot.expires_at and bucket.failures > 0
-        return now >= slot.expires_at or not (
-            bucket.connecting or bucket.closing or bucket.failures
-        )
+            return expired and bucket.failing
+        return expired or not (bucket.connecting or bucket.closing or now < bucket.retry_at)
 
     def _trim(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""
-        most, reason = bucket.size, Reason.SURPLUS
-        if bucket.closed:
-            most, reason = 0, Reason.POOL_CLOSED
-        while bucket.open > most and (oldest := bucket.longest_idle()):
-            self._close(oldest, reason)
+        while bucket.open > bucket.size and (oldest := bucket.longest_idle()):
+            self._close(oldest, Reason.SURPLUS)
 
     def _setback(self, bucket: Bucket, begun: float, now: float) -> None:
         """A dial failed, or its connection died unused: slow down.
 
         Dials that were under way together fail together: they count as one.
         """
-        if begun < bucket.failed_at:
+        if begun < bucket.failed_at or bucket.closed:
             return
         if now - bucket.opened_at > bucket.backoff.longest:
             bucket.failures = 0  # it was well in between: a new outage
@@ -846,8 +885,15 @@ class Core:
         bucket.failed_at = now
         bucket.opened_at = NEVER
         bucket.window = 1
-        bucket.retry_at = now + bucket.backoff.delay(bucket.failures)
+        # Even without a pause, let others run first: a dial that fails at once, again and again,
+        # would keep its greenlet busy for ever.
+        bucket.retry_at = math.nextafter(now + bucket.backoff.delay(bucket.failures), NEVER)
         self.effects.settle_later(bucket)
+
+    def _died_young(self, slot: Slot, now: float) -> None:
+        """It was dead for its first user, or before: soon after the dial, that is a setback."""
+        if now - slot.dialed_at <= slot.bucket.backoff.longest:
+            self._setback(slot.bucket, slot.dialed_at, now)
 
     # Mechanics
 
@@ -860,13 +906,12 @@ class Core:
         self.effects.start_dial(slot)
 
     def _close(self, slot: Slot, reason: Reason) -> None:
-        if slot.state is IDLE:
-            self._pluck(slot)
+        plucked = slot.state is IDLE
         self._count_reason(slot, reason)
-        slot.fresh_until = AT_ONCE
+        slot.fresh_until = AT_ONCE  # the fast path may yet meet it in the queue, as a tombstone
         self._move(slot, CLOSING)
-        if slot.bucket._tombstones > 32 + slot.bucket.idle:
-            self._sweep(slot.bucket)
+        if plucked:
+            self._pluck(slot)
         self.effects.start_close(slot, reason)
 
     def _promise(self, slot: Slot, waiter: Waiter, now: float) -> None:
@@ -882,8 +927,10 @@ class Core:
         del bucket.line[waiter]
         if waiter.deadline is not None:
             self.timed -= 1
-            # Stale entries would pile up behind one long deadline.
-            if len(self._deadlines) > 64 + 2 * self.timed:
+            # Stale entries would pile up behind one long deadline, and keep what is long gone.
+            if not self.timed:
+                self._deadlines.clear()
+            elif len(self._deadlines) > 64 + 2 * self.timed:
                 self._deadlines = [entry for entry in self._deadlines if _waits(entry[2])]
                 heapq.heapify(self._deadlines)
         if not bucket.line:
@@ -898,23 +945,34 @@ class Core:
             if slot.state is not IDLE:
                 bucket._tombstones -= 1
                 continue
+            self._move(slot, IN_USE)
             reason = self._stale(slot, now)
             if reason is None:
-                self._move(slot, IN_USE)
                 slot.idled = now - slot.since
                 return slot
-            self.put_back(slot)
             self._close(slot, reason)
         return None
 
+    def _lay_down(self, slot: Slot, now: float) -> None:
+        """Make *slot* idle: last among the idle ones, or where a check took it from."""
+        idle = slot.bucket._idle
+        self._move(slot, IDLE)
+        if idle and idle[-1].since > slot.since:
+            idle.insert(bisect.bisect_right(idle, slot.since, key=_idle_since), slot)
+        else:
+            idle.append(slot)
+        if now >= slot.retire_at:
+            slot.bucket.due[slot] = None
+
     def _pluck(self, slot: Slot) -> None:
-        """Take an idle slot out of the queue, wherever in it it is."""
+        """Take a slot that is not idle any more out of the queue, wherever in it it is."""
         bucket = slot.bucket
         if bucket._idle[0] is slot:
             bucket._idle.popleft()
-            return
-        bucket._tombstones += 1
-        slot.fresh_until = AT_ONCE  # so that the fast path does not take the tombstone
+        else:
+            bucket._tombstones += 1
+            if bucket._tombstones > 32 + bucket.idle:
+                self._sweep(bucket)
 
     def _sweep(self, bucket: Bucket) -> None:
         """Take the tombstones out, in place: *take* and *put* are bound to this very deque."""
@@ -924,7 +982,7 @@ class Core:
         bucket._tombstones = 0
 
     def _unfit(self, slot: Slot, now: float) -> Reason | None:
-        """Why a slot that comes back must not be kept, or None."""
+        """Why a slot that nobody holds any more must not be kept, or None."""
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
@@ -934,6 +992,8 @@ class Core:
             return Reason.WORN_OUT
         if now >= slot.expires_at:
             return Reason.EXPIRED
+        if bucket.overfull:
+            return Reason.SURPLUS
         if now >= slot.retire_at and self._may_retire(slot, now):
             return slot.retire_for
         return None
@@ -1005,7 +1065,7 @@ class Core:
 
     def _mark_thin(self, bucket: Bucket) -> None:
         """Note at its shared limits whether *bucket* lacks connections that they may bar."""
-        thin = bucket.connecting < bucket.missing and not bucket.closed
+        thin = bucket.connecting < bucket.missing
         for limit in bucket.shared:
             if thin:
                 limit._thin[bucket] = None
@@ -1036,12 +1096,16 @@ def _waits(waiter: Waiter) -> bool:
     return waiter in waiter.bucket.line
 
 
-def _turn(bucket: Bucket, promised: int) -> float:
+def _turn(bucket: Bucket, promised: int) -> int | None:
     """The turn of the first waiter of *bucket* for whom nothing is under way."""
     served = 0 if bucket.idle else bucket.connecting + promised
     for waiter in itertools.islice(bucket.line, served, served + 1):
         return waiter.turn
-    return NEVER
+    return None
+
+
+def _idle_since(slot: Slot) -> float:
+    return slot.since
 
 
 def _longest_idle(limit: Limit) -> Slot | None:

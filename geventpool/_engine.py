@@ -19,12 +19,13 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import gevent
-from gevent import getcurrent, monkey
+from gevent import GreenletExit, getcurrent, monkey
 from gevent.event import Event
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub, get_hub
@@ -144,8 +145,11 @@ class _Crew:
     def _left(self, greenlet: Any) -> None:
         """One has ended; if it was killed, perhaps before it began, its work goes on."""
         self.working.pop(greenlet, None)
-        if len(self.queue) > len(self.working):
-            self._hire()
+        if self.queue:
+            # Those that work may be long at it: only who has not begun yet will take what is left.
+            fresh = sum(item is None for item in self.working.values())
+            if len(self.queue) > fresh:
+                self._hire()
 
 
 class Engine:
@@ -198,9 +202,14 @@ class Engine:
             keeper.kill(block=False)
         for greenlet, slot in list(self.dialers.working.items()):
             if slot is not None and slot.bucket is bucket and greenlet is not getcurrent():
-                greenlet.kill(block=False)
+                self.loop.run_callback(self._stop_dial, greenlet, slot)
         if bucket.retry_timer is not None:
             bucket.retry_timer.stop()
+
+    def _stop_dial(self, greenlet: Any, slot: Slot) -> None:
+        """End a dial of a closed pool, unless its greenlet dials for another pool by now."""
+        if self.dialers.working.get(greenlet) is slot and slot.state is CONNECTING:
+            greenlet.throw(GreenletExit)
 
     def orphan(self, bucket: Bucket, owner: Owner) -> None:
         """The pool was collected: close what it left.  Safe in a finalizer, from any thread."""
@@ -217,16 +226,16 @@ class Engine:
     def _hub_is_dead(self) -> bool:
         return self.hub.dead or not getattr(self.hub, "loop", None)
 
-    def enter(self, bucket: Bucket) -> None:
-        """See to it that the caller may use *bucket* here: the right thread, and not the hub."""
+    def enter(self, pool: Bucket | Owner) -> None:
+        """See to it that the caller may use *pool* here: the right thread, and not the hub."""
         if get_ident() != self.ident or self._hub_is_dead():
             raise WrongHub(
-                f"pool {bucket.name!r} belongs to the gevent hub of another thread;"
+                f"pool {pool.name!r} belongs to the gevent hub of another thread;"
                 " make one pool per thread",
-                pool=bucket.name,
+                pool=pool.name,
             )
         if getcurrent() is self.hub:
-            raise BlockingSwitchOutError(f"pool {bucket.name!r} was used in a hub callback")
+            raise BlockingSwitchOutError(f"pool {pool.name!r} was used in a hub callback")
 
     # What callers do
 
@@ -254,7 +263,7 @@ class Engine:
             now = monotonic()
         conn = slot.conn
         slot.conn = None
-        slot.holder = weakref.ref(getcurrent())
+        slot.holder = weakref.proxy(getcurrent())
         if owner.track:
             slot.where = traceback.StackSummary.extract(
                 traceback.walk_stack(sys._getframe(1)), lookup_lines=False
@@ -324,13 +333,13 @@ class Engine:
             return slot
         if bucket.closed:
             raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
-        if waiter.error is None:
-            self._time_out(owner, bucket, began, timeout)
-        raise _as_exception(waiter.error, bucket)
+        if waiter.error is not None:
+            raise waiter.error
+        self._time_out(owner, bucket, began, timeout)
 
     def _time_out(
         self, owner: Owner, bucket: Bucket, began: float, timeout: float | None
-    ) -> None:
+    ) -> NoReturn:
         """Raise the PoolTimeout of a caller who began to wait at *began*."""
         bucket.timed_out += 1
         now = monotonic()
@@ -380,6 +389,9 @@ class Engine:
                 alive = owner._is_alive(*bucket.key, conn)
             except Exception as exc:
                 alive, error = False, exc
+            except BaseException as exc:
+                self._discard(slot, conn, Reason.DEAD, exc)
+                raise
             if not alive:
                 reason = Reason.DEAD
         elif reason is None and slot.uses > 1:
@@ -455,7 +467,8 @@ class Engine:
             now = monotonic()
         if suspect:
             if slot.look is None and slot.fd is not None:
-                slot.look = owner._look_at_descriptor(slot.fd)  # no raw socket, but now it must be quiet too
+                # No socket we know, but from now on it must be quiet too.
+                slot.look = owner._look_at_descriptor(slot.fd)
             reason = self._unclean(slot)
             if reason is not None:
                 bucket.spoiled += 1
@@ -502,10 +515,12 @@ class Engine:
     def detach(self, owner: Owner, slot: Slot) -> None:
         """Let the holder keep the connection: it is not the pool's any more."""
         self.enter(slot.bucket)
+        conn = slot.watch()
         self._count_spoiled(slot)
         self._forget(owner, slot)
         self.core.detach(slot, Reason.DETACHED, monotonic())
         self._changed(slot.bucket)
+        self._tell_disposed(owner, conn, Reason.DETACHED)
 
     def find(self, owner: Owner, conn: Any) -> Slot:
         """The slot in which the caller holds *conn*; NotInUse if there is none."""
@@ -513,6 +528,7 @@ class Engine:
         if slot is not None and slot.state is CLOSED and slot.forked:
             return slot
         if slot is None or slot.state is not IN_USE or slot.watch() is not conn or slot.conn:
+            self.enter(owner)
             # The same object may stand in several slots, if _new_connection returns it twice.
             for slot in list(owner.index.values()):
                 for other in slot.bucket.slots:
@@ -560,11 +576,10 @@ class Engine:
     def drain(self, bucket: Bucket, over: float) -> None:
         """Have every connection opened so far replaced within *over* seconds."""
         self.enter(bucket)
-        self.core.drain(bucket, over, monotonic())
-        bucket.drained = True
-        for keeper in self.keepers.pop(bucket, ()):
-            keeper.kill(block=False)
-        self._keep(bucket)  # the reaper has an earlier time to wake now
+        if not bucket.closed:
+            self.core.drain(bucket, over, monotonic())
+            bucket.drained = True
+            self._keep(bucket)  # the reaper has an earlier time to wake now
 
     def dispose(self, owner: Owner, bucket: Bucket) -> None:
         """Close what lies idle."""
@@ -599,7 +614,7 @@ class Engine:
         mine.update(crew.working.get(me, (None,))[0] for crew in (self.closers, self.checkers))
         return any(
             slot not in mine
-            and not (slot.state is IN_USE and slot.holder is not None and slot.holder() is me)
+            and not (slot.state is IN_USE and _holder_of(slot) is me)
             for slot in bucket.slots
         )
 
@@ -630,6 +645,9 @@ class Engine:
         """Have a greenlet close the connection, alive or not."""
         owner = self._leaving or slot.bucket.owner()
         self._forget(owner, slot)
+        if reason in _RECYCLED and owner is not None and "connection_recycled" in owner.listening:
+            # Told by the dial that replaces it: the next one, or the one that has just succeeded.
+            slot.bucket.recycled.append(slot.conn)
         self.closers.put((slot, reason, owner))
 
     def start_check(self, slot: Slot) -> None:
@@ -694,8 +712,11 @@ class Engine:
         bucket = slot.bucket
         owner = bucket.owner()
         began = monotonic()
+        if owner is None:
+            self.shut(bucket)  # collected just now: its _bury is on the way
         if owner is None or not self.core.wanted(slot):
             self.core.cancel_dial(slot, began)
+            self._changed(bucket)
             return
         slot.since = began
         bucket.dialed += 1
@@ -722,7 +743,7 @@ class Engine:
             bucket.connect_max = seconds
         trouble = self._register(owner, slot, conn)
         quiet = "connection_created" not in owner.listening
-        if quiet and trouble is None:
+        if quiet and trouble is None and not bucket.recycled:
             self.dialers.returning = 1  # this greenlet dials the next one itself
         try:
             self.core.opened(slot, now)
@@ -747,20 +768,28 @@ class Engine:
         # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
         # greenlet, or interrupts the program, means it.
         meant = not isinstance(error, (Exception, gevent.Timeout))
+        trace = error.__traceback__
         if timed_out:
             error = ConnectError(
                 f"pool {bucket.name!r}: a dial took longer than connect_timeout"
                 f" ({owner.connect_timeout} s)"
             )
-        _clear_frames(error)
+        elif isinstance(error, gevent.Timeout):
+            cause = error
+            error = ConnectError(f"pool {bucket.name!r}: a dial ended in its own Timeout: {cause}")
+            error.__cause__ = cause
+        _forget_frames(error)
         news = slot.state is CONNECTING and not bucket.closed
         first = bucket.last_error is None
         self.core.dial_failed(slot, error, monotonic())
         self._changed(bucket)
         if news:
             level = logging.WARNING if first else logging.DEBUG
-            self._log(owner, level, "a dial failed: %r", error)
-            self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
+            # Of a refused connection all is said; of an error in the hook, the log says where.
+            told = not isinstance(error, OSError) and (type(error), error, trace)
+            self._log(owner, level, "a dial failed: %r", error, exc_info=told)
+            if "connection_failed" in owner.listening:
+                self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
         if meant:
             raise error
 
@@ -779,15 +808,18 @@ class Engine:
         except TypeError:
             slot.watch = _Keep(conn)
         try:
-            slot.fd = owner._fileno(*slot.bucket.key, conn)
+            fd = owner._fileno(*slot.bucket.key, conn)
+            if fd is not None and not (isinstance(fd, int) and fd >= 0):
+                raise ValueError(f"no file descriptor: {fd!r}")
+            slot.fd = fd
             if not owner.has_is_alive:
                 slot.look = owner._look(conn)
+            if fd is not None and not self.sentinel.watch(fd, slot):
+                if self.sentinel.blind and slot.look is None:
+                    slot.look = owner._look_at_descriptor(fd)  # at each hand-out instead
         except Exception as exc:
             slot.fd = slot.look = None
             trouble = exc
-        if slot.fd is not None and not self.sentinel.watch(slot.fd, slot) and slot.look is None:
-            # No epoll here: look at each hand-out instead.
-            slot.look = owner._look_at_descriptor(slot.fd)
         return trouble
 
     def _forget(self, owner: Owner | None, slot: Slot) -> None:
@@ -811,7 +843,7 @@ class Engine:
                 owner._close_connection(*bucket.key, conn)
             except BaseException as exc:
                 raised = exc
-                if exc is not alarm and not isinstance(exc, Exception):
+                if not isinstance(exc, (Exception, gevent.Timeout)):
                     raise
             finally:
                 alarm.close()
@@ -822,18 +854,18 @@ class Engine:
             self._log(owner, logging.DEBUG, "closed a connection: %s", reason)
             if raised is not None:
                 self._log(owner, logging.DEBUG, "_close_connection raised %r", raised)
-            self.tell(
-                owner,
-                "connection_disposed",
-                events.ConnectionDisposed(owner, conn, reason, error),
-            )
+            self._tell_disposed(owner, conn, reason, error)
+
+    def _tell_disposed(
+        self, owner: Owner, conn: Any, reason: Reason, error: BaseException | None = None
+    ) -> None:
+        if "connection_disposed" in owner.listening:
+            event = events.ConnectionDisposed(owner, conn, reason, error)
+            self.tell(owner, "connection_disposed", event)
 
     def _closed(self, owner: Owner | None, slot: Slot, reason: Reason, conn: Any) -> None:
         bucket = slot.bucket
         slot.conn = slot.error = None
-        if owner is not None and "connection_recycled" in owner.listening:
-            if reason in _RECYCLED and not bucket.closed:
-                bucket.recycled.append(conn)
         self.core.closed(slot, monotonic())
         self._changed(bucket)
 
@@ -887,12 +919,14 @@ class Engine:
                     f"pool {bucket.name!r}: a keepalive was still unanswered after"
                     f" {now - slot.checked_at:.3f} s, and a caller was waiting"
                 )
-                greenlet.kill(error, block=False)
+                greenlet.throw(error)  # now, as later it might be at the next check
 
     # Keepalive and reaper greenlets
 
     def _keep(self, bucket: Bucket) -> None:
-        """Start the keepers that *bucket* needs."""
+        """Start the keepers that *bucket* needs, in place of those it has."""
+        for keeper in self.keepers.pop(bucket, ()):
+            keeper.kill(block=False)
         keepers = self.keepers[bucket] = []
         owner = bucket.owner()
         if owner is not None and owner.keepalive is not None:
@@ -902,6 +936,15 @@ class Engine:
             # Nothing opened later is due before that.
             shortest = min((span for span in spans if span is not None), default=NEVER)
             keepers.append(gevent.spawn(self._reaper, bucket, shortest * (1.0 - bucket.jitter)))
+        for keeper in keepers:
+            keeper.rawlink(partial(self._keeper_left, bucket))
+
+    def _keeper_left(self, bucket: Bucket, keeper: Any) -> None:
+        """One has ended; if it was killed, and not by the pool, its work goes on."""
+        ended_by = keeper.value or keeper.exception  # what kill() threw is its value
+        killed = ended_by is not None and not isinstance(ended_by, Exception)
+        if killed and not bucket.closed and keeper in self.keepers.get(bucket, ()):
+            self._keep(bucket)
 
     def _keepalive(self, bucket: Bucket, every: float) -> None:
         while not bucket.closed:
@@ -987,7 +1030,7 @@ class Engine:
             except Exception:
                 self._log(owner, logging.ERROR, "%r failed", listener, exc_info=True)
 
-    def _log(self, owner: Owner, level: int, text: str, *args: Any, exc_info: bool = False) -> None:
+    def _log(self, owner: Owner, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
         if not owner.log.isEnabledFor(level):
             return
         try:
@@ -1028,6 +1071,13 @@ class Engine:
             if bucket.retry_timer is not None:
                 bucket.retry_timer.stop()
                 bucket.retry_timer = None
+            bucket.recycled.clear()
+        if self._hub_is_dead():
+            return
+        if get_ident() == self.ident:
+            # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll,
+            # and the first look-up of a name wait for threads that are not here.
+            gevent.reinit(self.hub)
         for stray in strays:
             stray.kill(block=False)
         self.loop.run_callback(self._revive)
@@ -1044,10 +1094,10 @@ class Engine:
         """Who has what, the longest first."""
         now = monotonic()
         found = []
-        for slot in bucket.slots:
+        for slot in list(bucket.slots):  # a copy: other threads may look, too
             if slot.state is not IN_USE or slot.conn is not None:
                 continue
-            greenlet = slot.holder() if slot.holder is not None else None
+            greenlet = _holder_of(slot)
             age = now - slot.since
             found.append(Holder(slot.watch(), greenlet, age, _where(slot), _stack_of(greenlet)))
         return tuple(sorted(found, key=lambda holder: -holder.age))
@@ -1064,28 +1114,26 @@ def _count_use(slot: Slot, now: float) -> float:
     return used
 
 
-def _clear_frames(error: BaseException) -> None:
-    """Drop the locals that the tracebacks of *error* keep alive, half-open sockets among them; it
-    is kept as the cause of errors to come."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next  # our own frame, which still runs
+def _forget_frames(error: BaseException) -> None:
+    """Take the tracebacks off *error* and what it comes from: it is kept, as the cause of errors to
+    come, and would keep alive every frame of the dial, with half-open sockets and the pool."""
     chain: list[BaseException | None] = [error]
     seen: set[int] = set()
     while chain:
         each = chain.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
+            each.__traceback__ = None
             chain += [each.__cause__, each.__context__]
 
 
-def _as_exception(error: BaseException | None, bucket: Bucket) -> BaseException:
-    """What a waiter is raised for the failed dial that ended his wait."""
-    if isinstance(error, Exception):
-        return error
-    failure = ConnectError(f"pool {bucket.name!r}: a dial failed: {error!r}")
-    failure.__cause__ = error
-    return failure
+def _holder_of(slot: Slot) -> Any:
+    """The greenlet that holds it; None if that has been collected, or nobody does."""
+    try:
+        # The way from a proxy, which costs a third of a weakref.ref to make, to what it stands for.
+        return None if slot.holder is None else slot.holder.switch.__self__
+    except ReferenceError:
+        return None
 
 
 def _where(slot: Slot) -> str | None:

@@ -49,6 +49,11 @@ class Sentinel:
         self._tokens[fd] = token
         return True
 
+    @property
+    def blind(self) -> bool:
+        """After a ``watch`` in vain: whether it is so for want of epoll, not because of the file."""
+        return self._epoll is None
+
     def unwatch(self, fd: int, token: Any) -> None:
         """Forget *fd*.  Call it before the descriptor is closed: closed first, a duplicate of it
         would keep the registration alive, and it would speak for the next file of that number."""
@@ -59,6 +64,18 @@ class Sentinel:
             self._epoll.unregister(fd)
         except OSError:
             pass  # closed already: the kernel has forgotten it
+
+    def look(self) -> None:
+        """Tell of those that have hung up since the last look.  The hub looks when there is news;
+        who cannot wait for the hub may look, too."""
+        if self._epoll is None:
+            return
+        for fd, _ in self._epoll.poll(0, _MOST_EVENTS):
+            token = self._tokens.get(fd)
+            # Asked again, as the news may be of an earlier file of that number, which its user
+            # closed and somebody else, perhaps a forked child, still has open.
+            if token is not None and _has_hung_up(fd):
+                self._hung_up(token)
 
     def abandon(self) -> None:
         """After a fork: let go of the epoll, which is the parent's.  Closing our copy of its
@@ -77,11 +94,11 @@ class Sentinel:
         loop: Any = self._hub.loop
         self._epoll = epoll()
         self._watcher = loop.io(self._epoll.fileno(), 1, ref=False, priority=loop.MAXPRI)
-        self._watcher.start(self._look)
+        self._watcher.start(self.look)
         return True
 
-    def _look(self) -> None:
-        for fd, _ in self._epoll.poll(0, _MOST_EVENTS):
-            token = self._tokens.get(fd)
-            if token is not None:
-                self._hung_up(token)
+
+def _has_hung_up(fd: int) -> bool:
+    poll = monkey.get_original("select", "poll")()
+    poll.register(fd, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -40,7 +40,9 @@ class Backoff:
         if self.factor < 1:
             raise ValueError(f"factor must be at least 1, or waits would shrink: {self.factor!r}")
         if self.longest < self.first:
-            raise ValueError(f"longest ({self.longest!r} s) is shorter than first ({self.first!r} s)")
+            raise ValueError(
+                f"longest ({self.longest!r} s) is shorter than first ({self.first!r} s)"
+            )
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}")
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+from weakref import proxy
 
 from gevent import getcurrent
 
@@ -30,6 +31,7 @@ __all__ = ["ConnectionPool", "Lease"]
 C = TypeVar("C")
 R = TypeVar("R")
 _DEFAULT: Any = object()  # "the pool's own timeout", as None means "no bound"
+_LONGEST = 1e9  # seconds: 30 years; timers and sums of times stay well within their ranges
 _numbers = itertools.count(1)
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
@@ -45,9 +47,9 @@ class Lease(Generic[C]):
 
     __slots__ = ("_conn", "_pool", "_slot", "_timeout", "_use")
 
-    def __init__(self, pool: ConnectionPool[C], timeout: float | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
+    # No __init__, which ``get`` spells out: the call would cost as much as the clock.
+    _pool: ConnectionPool[C]
+    _timeout: float | None
 
     def __enter__(self) -> C:
         # The fast path: something is idle and nobody waits who could use it (the core keeps
@@ -55,17 +57,18 @@ class Lease(Generic[C]):
         # how the core moves a slot between IDLE and IN_USE, which is why those two states are
         # counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._pool._bucket
-        if bucket.fast_for == get_ident() and bucket._idle:
-            slot = bucket.take()
+        idle = bucket._idle
+        if idle and bucket.fast_for == get_ident():
+            slot = idle.pop() if bucket.lifo else idle.popleft()
             now = monotonic()
             if (
                 now < slot.fresh_until
-                and now - slot.since < bucket.freshness
+                and (bucket.freshness is NEVER or now - slot.since < bucket.freshness)
                 and (slot.look is None or not slot.look())
             ):
                 slot.state = IN_USE
                 slot.since = now
-                slot.holder = weakref.ref(getcurrent())
+                slot.holder = proxy(getcurrent())
                 slot.uses = self._use = slot.uses + 1
                 self._slot = slot
                 conn: C = slot.conn
@@ -86,11 +89,11 @@ class Lease(Generic[C]):
         slot = self._slot
         if slot.state is not IN_USE or slot.uses != self._use:
             return  # released, discarded or detached in the body; or left behind by a fork
-        pool = self._pool
-        bucket = pool._bucket
         if exc is None:
+            bucket = slot.bucket
             now = monotonic()
-            if bucket.fast_for == get_ident() and now < slot.fresh_until:
+            # It is left in the thread in which it was entered: no need to look again.
+            if bucket.fast_for and now < slot.fresh_until:
                 used = now - slot.since
                 bucket.use_count += 1
                 bucket.use_sum += used
@@ -99,9 +102,11 @@ class Lease(Generic[C]):
                 slot.conn = self._conn
                 slot.state = IDLE
                 slot.since = now
-                bucket.put(slot)
-            else:
-                pool._engine.give_back(pool, slot, self._conn)
+                bucket._idle.append(slot)
+                return
+        pool = self._pool
+        if exc is None:
+            pool._engine.give_back(pool, slot, self._conn)
         elif pool._spoils(exc):
             pool._engine.give_up(pool, slot, self._conn, Reason.ERROR, exc)
         else:
@@ -154,10 +159,10 @@ class ConnectionPool(Generic[C]):
       is handed out, within the caller's *timeout*.
     - *timeout*: how long acquire waits, checks included; *max_waiting*: more callers in line than
       this are sent away with PoolFull.
-    - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause after
-      failed ones; *fail_fast*: raise a dial's error to the caller who has waited longest.
-    - *idle_timeout* closes what nobody used for that long, above *min_size*; *max_lifetime* replaces
-      what is older, up to the share *jitter* of it earlier, so that not all go at once;
+    - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause
+      after failed ones; *fail_fast*: raise a dial's error to the caller who has waited longest.
+    - *idle_timeout* closes what nobody used for that long, above *min_size*; *max_lifetime*
+      replaces what is older, up to the share *jitter* of it earlier, so that not all go at once;
       *max_uses*: hand-outs of one connection.
     - *order*: which idle connection is handed out, "fifo" (the longest idle: even use) or "lifo"
       (the last used: the others can idle out); None: "fifo" for a fixed pool, else "lifo".
@@ -216,13 +221,15 @@ class ConnectionPool(Generic[C]):
         ):
             _check_seconds(label, seconds)
         _check_seconds("check_after", check_after, zero=True)
-        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1:
+        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)):
+            raise TypeError(f"jitter must be a number, not {jitter!r}")
+        if not 0 <= jitter <= 1:
             raise ValueError(f"jitter must be a number from 0 to 1, not {jitter!r}")
         if order not in (None, "fifo", "lifo"):
             raise ValueError(f'order must be "fifo", "lifo" or None, not {order!r}')
         if backoff is not None and not isinstance(backoff, Backoff):
             raise TypeError(f"backoff must be a Backoff, not {backoff!r}")
-        limits = tuple(limits)
+        limits = _several("limits", limits)
         for limit in limits:
             if not isinstance(limit, Limit):
                 raise TypeError(f"limits must hold Limit objects, not {limit!r}")
@@ -241,6 +248,8 @@ class ConnectionPool(Generic[C]):
             if seconds is not None and not self._overrides("_keepalive"):
                 raise ValueError(f"{label} is set, but _keepalive is not overridden")
 
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
         self.name = name if name is not None else f"pool-{next(_numbers)}"
         self.exc_classes = _exception_classes(exc_classes)
         self.timeout = timeout
@@ -283,7 +292,7 @@ class ConnectionPool(Generic[C]):
         if not (track or self.has_is_alive or self.has_reset or max_uses is not None):
             bucket.door = engine.ident
         self._bucket = bucket
-        for listener in listeners:
+        for listener in _several("listeners", listeners):
             self.add_listener(listener)
         engine.add(bucket)
         self._engine = engine
@@ -326,7 +335,11 @@ class ConnectionPool(Generic[C]):
         """A connection for the length of a ``with``; waits on entering it, see ``acquire``."""
         if timeout is not _DEFAULT:
             _check_seconds("timeout", timeout, zero=True)
-        return self._lease(self, timeout)
+        make = self._lease
+        lease = make()
+        lease._pool = self
+        lease._timeout = timeout
+        return lease
 
     def acquire(self, timeout: float | None = _DEFAULT) -> C:
         """Return an open connection, waiting for one if need be.  ``release`` it afterwards.
@@ -453,6 +466,7 @@ class ConnectionPool(Generic[C]):
     def stats(self) -> PoolStats:
         """How the pool stands, and what it has counted since it was made."""
         b = self._bucket
+        held = sum(slot.state is IN_USE and slot.conn is None for slot in list(b.slots))
         return PoolStats(
             name=self.name,
             size=b.size,
@@ -464,7 +478,7 @@ class ConnectionPool(Generic[C]):
             checking=b.checking,
             closing=b.closing,
             waiting=len(b.line),
-            acquired=b.use_count + b.reasons.get(Reason.LOST, 0) + len(self.holders()),
+            acquired=b.use_count + b.reasons.get(Reason.LOST, 0) + held,
             released=b.use_count - b.spoiled,
             timed_out=b.timed_out,
             refused=b.refused,
@@ -515,7 +529,7 @@ class ConnectionPool(Generic[C]):
         return getattr(own, "__func__", own) is not getattr(ConnectionPool, hook)
 
     def __del__(self) -> None:
-        if "_engine" in self.__dict__ and self._bucket.slots:
+        if "_engine" in self.__dict__ and not (self._bucket.closed and not self._bucket.slots):
             self._engine.orphan(self._bucket, self)
 
 
@@ -543,15 +557,24 @@ def _check_seconds(name: str, value: object, zero: bool = False, none: bool = Tr
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not (0 <= value <= _LONGEST) or (value == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
-        raise ValueError(f"{name} must be {least} (seconds), not {value!r}")
+        no_bound = "; None means no bound" if none else ""
+        raise ValueError(f"{name} must be {least} (seconds{no_bound}), not {value!r}")
+
+
+def _several(name: str, values: Iterable[R]) -> tuple[R, ...]:
+    try:
+        found = iter(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a list or the like, not {values!r}") from None
+    return tuple(found)
 
 
 def _exception_classes(
     classes: type[BaseException] | Iterable[type[BaseException]],
 ) -> tuple[type[BaseException], ...]:
-    found = (classes,) if isinstance(classes, type) else tuple(classes)
+    found = (classes,) if isinstance(classes, type) else _several("exc_classes", classes)
     for each in found:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise TypeError(f"exc_classes must be exception classes, not {each!r}")

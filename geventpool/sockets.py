@@ -329,18 +329,21 @@ def _look_at_tls(
     connection: Any, descriptor: int, poll: Callable[[int], object]
 ) -> Callable[[], object]:
     reference = weakref.ref(connection)
+    verdict: str | None = None  # kept: what a look has read, the next one would not find
 
     def look_at_tls() -> object:
+        nonlocal verdict
         sock = reference()
-        if sock is None or sock.fileno() != descriptor:
-            return "closed"
+        if verdict is not None or sock is None or sock.fileno() != descriptor:
+            return verdict or "closed"
         session = sock._sslobj
         if session is None:  # unwrapped: from here on everything would go in clear text
             return "TLS was shut down"
         if session.pending():
             return f"{session.pending()} unread bytes"
         # Readable need not mean data: TLS 1.3 sends session tickets after the handshake.
-        return _read_byte(sock) if poll(0) else None
+        verdict = _read_byte(sock) if poll(0) else None
+        return verdict
 
     return look_at_tls
 
