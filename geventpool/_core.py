@@ -68,6 +68,7 @@ class Limit:
 
     Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
     is full, the longest idle connection of any of them makes room for whoever has waited longest.
+    It makes none for another pool's minimum, which is filled when a place comes free.
 
     ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
     ``used``, nothing more is opened until enough connections have gone: idle ones are closed at
@@ -526,8 +527,7 @@ class Core:
         served, his slot goes back."""
         slot, waiter.slot = waiter.slot, None
         if slot is not None:
-            slot.uses -= 1
-            self.release(slot, now)
+            self.return_unused(slot, now)
         elif waiter in waiter.bucket.line:
             self._drop(waiter)
             self.settle(waiter.bucket, now)
@@ -553,7 +553,12 @@ class Core:
             heapq.heappop(deadlines)
         return deadlines[0][0]
 
-    def release(self, slot: Slot, now: float) -> None:
+    def return_unused(self, slot: Slot, now: float) -> None:
+        """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
+        slot.uses -= 1
+        self.release(slot, now, now - slot.idled)
+
+    def release(self, slot: Slot, now: float, idle_since: float | None = None) -> None:
         """Take back a slot that is fit for use: it goes to the oldest waiter, or lies idle."""
         bucket = slot.bucket
         if slot.state is not IN_USE:
@@ -575,7 +580,7 @@ class Core:
         if bucket.open > bucket.size and not bucket.line:
             self.discard(slot, Reason.SURPLUS, now)
             return
-        slot.since = now
+        slot.since = now if idle_since is None else idle_since
         self._lay_down(slot, now)
         if not bucket.quiet or bucket.due:
             self.settle(bucket, now)
@@ -701,7 +706,7 @@ class Core:
         if slot.state is not CHECKING:
             return
         slot.checked_at = now
-        reason = self._unfit(slot, now) if ok else Reason.KEEPALIVE
+        reason = self._unfit(slot, now) if ok or bucket.closed else Reason.KEEPALIVE
         if reason is not None:
             self._close(slot, reason)
         else:

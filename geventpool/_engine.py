@@ -203,8 +203,16 @@ class Engine:
         for greenlet, slot in list(self.dialers.working.items()):
             if slot is not None and slot.bucket is bucket and greenlet is not getcurrent():
                 self.loop.run_callback(self._stop_dial, greenlet, slot)
+        for greenlet, item in list(self.checkers.working.items()):
+            if item is not None and item[0].bucket is bucket and greenlet is not getcurrent():
+                self.loop.run_callback(self._stop_check, greenlet, item)
         if bucket.retry_timer is not None:
             bucket.retry_timer.stop()
+
+    def _stop_check(self, greenlet: Any, item: tuple[Slot, Owner]) -> None:
+        """End a check of a closed pool, unless its greenlet is at another by now."""
+        if self.checkers.working.get(greenlet) is item and item[0].state is CHECKING:
+            greenlet.throw(PoolClosed("the pool was closed"))
 
     def _stop_dial(self, greenlet: Any, slot: Slot) -> None:
         """End a dial of a closed pool, unless its greenlet dials for another pool by now."""
@@ -247,7 +255,7 @@ class Engine:
         began = now = monotonic()
         deadline = None if timeout is None else now + timeout
         if timeout != 0 and bucket.own.full and "pool_at_max" in owner.listening:
-            if not bucket.idle:
+            if not bucket.idle and bucket.connecting <= len(bucket.line):
                 self.tell(owner, "pool_at_max", events.PoolAtMax(owner, bucket.own.maximum))
         while True:
             if bucket.closed:
@@ -381,52 +389,43 @@ class Engine:
         The one look per cycle, in the greenlet of the caller: the hub's state cannot change
         between it and the hand-out.
         """
-        bucket, conn = slot.bucket, slot.conn
-        reason = slot.doomed
-        error: Exception | None = None
-        if reason is None and owner.has_is_alive:
+        if slot.state is not IN_USE:
+            return False  # promised in the very loop pass of a fork: it is the parent's
+        reason = self._unfit(owner, slot)
+        if reason is not None:
+            self._discard(slot, slot.conn, reason)
+            return False
+        if owner.check_after is None or slot.idled <= owner.check_after:
+            return True
+        bound = owner.keepalive_timeout
+        if deadline is not None:
+            bound = min(bound, deadline - monotonic())
+        if bound <= 0:
+            self.core.return_unused(slot, monotonic())
+            self._time_out(owner, slot.bucket, began, timeout)
+        return self._answers(owner, slot, bound)
+
+    def _unfit(self, owner: Owner, slot: Slot) -> Reason | None:
+        """Why a slot must not be handed out, as far as can be told without asking the server."""
+        if slot.doomed is not None:
+            return slot.doomed
+        if owner.has_is_alive:
+            conn = slot.conn
             try:
-                alive = owner._is_alive(*bucket.key, conn)
-            except Exception as exc:
-                alive, error = False, exc
+                alive = owner._is_alive(*slot.bucket.key, conn)
             except BaseException as exc:
                 self._discard(slot, conn, Reason.DEAD, exc)
-                raise
-            if not alive:
-                reason = Reason.DEAD
-        elif reason is None and slot.uses > 1:
-            reason = self._unclean(slot)
-        elif reason is None:
-            # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not,
-            # and the hub may not have run since.
-            self.sentinel.look()
-            reason = slot.doomed
-        if reason is None and owner.check_after is not None and slot.idled > owner.check_after:
-            bound = owner.keepalive_timeout
-            if deadline is not None:
-                bound = min(bound, deadline - monotonic())
-            if bound <= 0:
-                self._leave_unchecked(slot)
-                self._time_out(owner, bucket, began, timeout)
-            alarm = gevent.Timeout.start_new(bound)
-            try:
-                owner._keepalive(*bucket.key, conn)
-            except BaseException as exc:
-                self._discard(slot, conn, Reason.KEEPALIVE, exc)
-                if exc is not alarm and not isinstance(exc, Exception):
+                if not isinstance(exc, Exception):
                     raise
-                self._log(owner, logging.INFO, "the check before hand-out failed: %r", exc)
-                return False
-            finally:
-                alarm.close()
-            slot.checked_at = monotonic()
-            reason = slot.doomed
-        if reason is None:
-            return True
-        self._discard(slot, conn, reason, error)
-        if error is not None:
-            self._log(owner, logging.WARNING, "_is_alive raised %r", error)
-        return False
+                self._log(owner, logging.WARNING, "_is_alive raised %r", exc)
+                return Reason.DEAD
+            return None if alive else Reason.DEAD
+        if slot.uses > 1:
+            return self._unclean(slot)
+        # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not, and
+        # the hub may not have run since.
+        self.sentinel.look()
+        return slot.doomed
 
     def _unclean(self, slot: Slot) -> Reason | None:
         """Why the connection must not be used again, as far as a look can tell, or None."""
@@ -435,13 +434,25 @@ class Engine:
         self.sentinel.look()  # a hang-up looks like unread bytes; the hub may not have run since
         return slot.doomed or Reason.UNREAD
 
-    def _leave_unchecked(self, slot: Slot) -> None:
-        """Put back a slot that a caller without patience must not have unchecked."""
-        now, idled = monotonic(), slot.idled
-        slot.uses -= 1
-        self.core.release(slot, now)
-        if slot.state is IDLE:
-            slot.since = now - idled
+    def _answers(self, owner: Owner, slot: Slot, bound: float) -> bool:
+        """Whether the server answers within *bound* seconds; if not, the slot is gone."""
+        conn = slot.conn
+        alarm = gevent.Timeout.start_new(bound)
+        try:
+            owner._keepalive(*slot.bucket.key, conn)
+        except BaseException as exc:
+            self._discard(slot, conn, Reason.KEEPALIVE, exc)
+            if exc is not alarm and not isinstance(exc, Exception):
+                raise
+            self._log(owner, logging.INFO, "the check before hand-out failed: %r", exc)
+            return False
+        finally:
+            alarm.close()
+        slot.checked_at = monotonic()
+        if slot.doomed is not None:
+            self._discard(slot, conn, slot.doomed)
+            return False
+        return True
 
     def give_back(self, owner: Owner, slot: Slot, conn: Any, suspect: bool = False) -> None:
         """Take back a connection that its holder thinks fit for use.
@@ -450,13 +461,13 @@ class Engine:
         """
         self.enter(slot.bucket)
         bucket = slot.bucket
-        now = monotonic()
-        used = _count_use(slot, now)
+        back_at = now = monotonic()
         if owner.has_reset and slot.doomed is None and not bucket.closed:
             try:
                 owner._reset_connection(*bucket.key, conn)
             except BaseException as exc:
-                bucket.spoiled += 1
+                if slot.state is IN_USE:
+                    self._count_spoiled(slot)
                 self._discard(slot, conn, Reason.RESET, exc)
                 if not isinstance(exc, Exception):
                     raise
@@ -465,6 +476,7 @@ class Engine:
             if slot.state is not IN_USE:
                 return  # closed by force meanwhile
             now = monotonic()
+        used = _count_use(slot, back_at)
         if suspect:
             if slot.look is None and slot.fd is not None:
                 # No socket we know, but from now on it must be quiet too.
@@ -479,7 +491,7 @@ class Engine:
         slot.conn = conn
         slot.holder = slot.where = None
         self.core.release(slot, now)
-        if "connection_checked_in" in owner.listening and slot.state is not CLOSED:
+        if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             self.tell(
                 owner, "connection_checked_in", events.ConnectionCheckedIn(owner, conn, used)
             )
@@ -502,6 +514,8 @@ class Engine:
     def _discard(
         self, slot: Slot, conn: Any, reason: Reason, error: BaseException | None = None
     ) -> None:
+        if slot.state is not IN_USE:
+            return
         slot.conn = conn
         slot.holder = slot.where = None
         slot.error = error
@@ -875,6 +889,9 @@ class Engine:
         slot, owner = item
         bucket = slot.bucket
         if slot.state is not CHECKING:
+            return
+        if bucket.closed:
+            self.core.checked(slot, False, monotonic())
             return
         ok = False
         raised: BaseException | None = None

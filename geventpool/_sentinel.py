@@ -51,7 +51,7 @@ class Sentinel:
 
     @property
     def blind(self) -> bool:
-        """After a ``watch`` in vain: whether it is so for want of epoll, not because of the file."""
+        """After a ``watch`` in vain: whether that was for want of epoll, and not the file."""
         return self._epoll is None
 
     def unwatch(self, fd: int, token: Any) -> None:

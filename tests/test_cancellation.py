@@ -244,13 +244,14 @@ def discard(stage: Stage) -> None:
     stage.neighbour(lambda: pool.release(pool.acquire()))
 
 
-@scenario(points=1)
+@scenario(points=2)
 def detach(stage: Stage) -> None:
     pool = stage.pool(1, listeners=[YieldingListener()])
 
     def act() -> None:
         conn = pool.acquire()
-        pool.detach(conn).close()
+        conn.close()  # first, as its place is another's as soon as it is detached
+        pool.detach(conn)
 
     # What has been acquired is the caller's to give back, wherever he is struck afterwards.
     stage.act(act)

@@ -24,9 +24,9 @@ import gevent.socket
 import gevent.ssl
 import greenlet
 import pytest
-from certificates import make_certificates
 from gevent.monkey import get_original
 
+from certificates import make_certificates
 from geventpool.errors import ConnectError, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, look
 

@@ -1,0 +1,647 @@
+"""The core against a model: whatever happens in whatever order, its books and its promises hold.
+
+Nothing here switches, sleeps or reads a clock.  The machine plays everybody else: callers who come,
+release, discard or give up at any moment; dials, closes and checks that end when and how they like;
+peers that hang up; time that passes.  After each step it looks at everything (``Machine.books``,
+``line``, ``opportunities``); what must hold at the very moment of a decision is looked at in
+``Hub``, the effects.  And at the end of each run, if dials succeed and callers release, every
+waiter is served and every minimum reached (promise 10).
+
+How many examples are tried is set by GEVENTPOOL_MODEL_EXAMPLES.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from geventpool import _core
+from geventpool._core import (
+    AT_ONCE,
+    CHECKING,
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    IDLE,
+    IN_USE,
+    TRANSITIONS,
+    Bucket,
+    Core,
+    Limit,
+    Slot,
+    State,
+    Waiter,
+)
+from geventpool.backoff import Backoff
+from geventpool.events import Reason
+
+THREAD = 7  # the ident of the one thread there is
+LONG = 10.0  # the keepalive
+
+
+class WatchedSlot(Slot):
+    """A slot that lets nobody make a move that is not in the table: the fast path neither."""
+
+    __slots__ = ()
+
+    @property  # type: ignore[misc]
+    def state(self) -> State:  # type: ignore[override]
+        return _STATE.__get__(self)  # type: ignore[no-any-return]
+
+    @state.setter
+    def state(self, new: State) -> None:
+        assert new in TRANSITIONS[self.state], f"{self.state} -> {new}"
+        _STATE.__set__(self, new)
+
+
+_STATE: Any = vars(Slot)["state"]
+
+
+class Hub:
+    """The effects: notes what is asked for, and checks what must hold just then."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.dials: list[Slot] = []  # asked for
+        self.begun: list[Slot] = []  # under way
+        self.closes: list[Slot] = []
+        self.checks: list[Slot] = []
+        self.woken: list[Waiter] = []
+        self.timers: dict[Bucket, float] = {}
+        self.lowered: dict[Limit, None] = {}  # limits to be settled
+        self.buckets: list[Bucket] = []
+
+    def start_dial(self, slot: Slot) -> None:
+        slot.__class__ = WatchedSlot
+        bucket = slot.bucket
+        assert slot.state is CONNECTING
+        assert not bucket.closed
+        for limit in bucket.limits:
+            assert limit.used <= limit.maximum, "promise 4: a dial beyond the maximum"
+        assert bucket.connecting <= bucket.window <= bucket.max_connecting
+        assert self.now >= bucket.retry_at, "a dial during the back-off"
+        if bucket.failures:
+            assert bucket.connecting == 1 or bucket.opened_at != math.inf, "one dial while down"
+        self._look_who_is_overtaken(bucket)
+        self.dials.append(slot)
+
+    def _look_who_is_overtaken(self, bucket: Bucket) -> None:
+        """No older waiter could have used that very place; no waiter at all, if it is a refill."""
+        mine = turn_at(bucket, bucket.connecting - 1)
+        for other in neighbours(bucket, self.buckets):
+            theirs = turn_at(other, other.connecting)
+            # Whose timer rings in this very instant, or whose limit was raised, may not know yet.
+            knows = other not in self.timers and not set(other.limits) & set(self.lowered)
+            if knows and may_dial(other, self.now) and not other.idle and theirs < mine:
+                rooms = [
+                    limit.used - (limit in bucket.limits) < limit.maximum for limit in other.limits
+                ]
+                assert not all(rooms), f"{other!r} is overtaken by {bucket!r}"
+
+    def start_close(self, slot: Slot, reason: Reason) -> None:
+        assert slot.state is CLOSING
+        assert isinstance(reason, Reason)
+        self.closes.append(slot)
+
+    def start_check(self, slot: Slot) -> None:
+        assert slot.state is CHECKING
+        self.checks.append(slot)
+
+    def wake(self, waiter: Waiter) -> None:
+        assert not waiter.pending
+        assert waiter not in self.woken, "woken twice"
+        slot = waiter.slot
+        if slot is not None:
+            assert slot.state is IN_USE
+            assert slot.bucket is waiter.bucket
+            assert slot.since == self.now
+            fit_for_hand_out(slot, self.now)
+            assert waiter.turn < turn_at(waiter.bucket, 0), "served out of turn"
+        self.woken.append(waiter)
+
+    def settle_later(self, bucket: Bucket) -> None:
+        self.timers[bucket] = bucket.retry_at
+
+    def settle_limit_later(self, limit: Limit) -> None:
+        self.lowered[limit] = None
+
+
+def turn_at(bucket: Bucket, place: int) -> float:
+    line = list(bucket.line)
+    return line[place].turn if place < len(line) else math.inf
+
+
+def neighbours(bucket: Bucket, buckets: list[Bucket]) -> list[Bucket]:
+    return [b for b in buckets if b is not bucket and set(b.shared) & set(bucket.shared)]
+
+
+def may_dial(bucket: Bucket, now: float) -> bool:
+    """But for its limits, that is."""
+    return not bucket.closed and bucket.connecting < bucket.window and now >= bucket.retry_at
+
+
+def fit_for_hand_out(slot: Slot, now: float) -> None:
+    assert slot.doomed is None
+    assert now < slot.expires_at
+    assert slot.bucket.max_uses is None or slot.uses <= slot.bucket.max_uses
+    assert not slot.bucket.closed
+
+
+def over(limit: Limit) -> float:
+    """How many slots more must close before the limit is kept (it was lowered)."""
+    return limit.used - limit._closing - limit.maximum
+
+
+class Machine(RuleBasedStateMachine):
+    hub: Hub
+
+    @initialize(data=st.data())
+    def set_up(self, data: st.DataObject) -> None:
+        draw = data.draw
+        self.hub = Hub()
+        self.core = Core(self.hub)
+        self.limits = [
+            Limit(draw(st.integers(1, 5)), "L0"),
+            Limit(draw(st.one_of(st.integers(1, 5), st.just(math.inf))), "L1"),
+        ]
+        self.held: list[Slot] = []
+        self.was_used: dict[Limit, int] = {}
+        self.buckets = self.hub.buckets
+        for n in range(draw(st.integers(1, 4))):
+            self._add(draw, f"b{n}")
+
+    def _add(self, draw: Any, name: str) -> None:
+        size = draw(st.integers(1, 4))
+        max_uses = draw(st.sampled_from([None, None, None, 1, 3]))
+        shared = tuple(limit for limit in self.limits if draw(st.booleans()))
+        bucket = Bucket(
+            name,
+            size=size,
+            min_size=draw(st.sampled_from([0, size, 1])),
+            max_overflow=draw(st.sampled_from([0, 0, 1, math.inf])),
+            limits=shared,
+            max_connecting=draw(st.sampled_from([16, 1, 3])),
+            backoff=Backoff(first=0.1, longest=1.0, jitter=0.0),
+            lifo=draw(st.booleans()),
+            fail_fast=draw(st.sampled_from([False, False, True])),
+            idle_timeout=draw(st.sampled_from([None, 5.0])),
+            max_lifetime=draw(st.sampled_from([None, 12.0])),
+            max_uses=max_uses,
+            jitter=0.5,
+            rng=random.Random(0),
+        )
+        if max_uses is None:
+            bucket.door = draw(st.sampled_from([THREAD, THREAD, 0]))
+        bucket.freshness = math.inf if bucket.idle_timeout is None else bucket.idle_timeout
+        fits = all(
+            bucket.min_size + sum(b.min_size for b in self._open() if limit in b.shared)
+            <= limit.maximum
+            for limit in shared
+        )
+        self.buckets.append(bucket)
+        try:
+            self.core.add(bucket, self.now)
+        except ValueError:
+            assert not fits
+            self.buckets.remove(bucket)
+        else:
+            assert fits
+
+    @property
+    def now(self) -> float:
+        return self.hub.now
+
+    def _open(self) -> list[Bucket]:
+        return [bucket for bucket in self.buckets if not bucket.closed]
+
+    def _pick(self, n: int) -> Bucket | None:
+        found = self._open()
+        return found[n % len(found)] if found else None
+
+    # Callers, exactly as Engine.acquire and pool.Lease go about it
+
+    def _acquire(self, bucket: Bucket, turn: int, timeout: float | None) -> None:
+        slot = self.core.take(bucket, self.now)
+        if slot is not None:
+            slot.uses += 1
+            slot.since = self.now
+            fit_for_hand_out(slot, self.now)
+            self.held.append(slot)
+        elif timeout != 0:
+            deadline = None if timeout is None else self.now + timeout
+            self.core.join(Waiter(bucket, turn, deadline, None), self.now)
+
+    @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
+    def acquire(self, n: int, timeout: float | None) -> None:
+        if bucket := self._pick(n):
+            self._acquire(bucket, self.core.draw_turn(), timeout)
+
+    @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, 0, 2.0]))
+    def enter(self, n: int, timeout: float | None) -> None:
+        bucket = self._pick(n)
+        if bucket is None:
+            return
+        if bucket.fast_for == THREAD and bucket._idle:
+            slot = bucket.take()
+            if self.now < slot.fresh_until and self.now - slot.since < bucket.freshness:
+                fit_for_hand_out(slot, self.now)
+                slot.state = IN_USE
+                slot.since = self.now
+                slot.uses += 1
+                self.held.append(slot)
+                return
+            self.core.put_back(slot)
+        self._acquire(bucket, self.core.draw_turn(), timeout)
+
+    @rule(n=st.integers(0, 3), callers=st.integers(2, 6))
+    def crowd(self, n: int, callers: int) -> None:
+        for _ in range(callers):
+            self.acquire(n, None)
+            self.books()
+
+    @rule(n=st.integers(0, 3))
+    def be_served_and_find_it_unfit(self, n: int) -> None:
+        """He goes back in line with the turn he drew when he came."""
+        served = [w for w in self.hub.woken if w.slot is not None and w.slot.state is IN_USE]
+        if served:
+            waiter = served[n % len(served)]
+            self.hub.woken.remove(waiter)
+            assert waiter.slot is not None
+            self.core.discard(waiter.slot, Reason.UNREAD, self.now)
+            if not waiter.bucket.closed:
+                self._acquire(waiter.bucket, waiter.turn, None)
+
+    @precondition(lambda self: self.hub.woken)
+    @rule(n=st.integers(0, 5))
+    def run_a_woken_waiter(self, n: int) -> None:
+        waiter = self.hub.woken.pop(n % len(self.hub.woken))
+        assert (waiter.slot is not None) + (waiter.error is not None) + waiter.expired == 1
+        if waiter.slot is not None:
+            self.held.append(waiter.slot)
+
+    @rule(n=st.integers(0, 9))
+    def give_up(self, n: int) -> None:
+        """A waiter is killed: still in line, or served and not yet running."""
+        waiters = [w for bucket in self.buckets for w in bucket.line] + self.hub.woken
+        if waiters:
+            waiter = waiters[n % len(waiters)]
+            if waiter in self.hub.woken:
+                self.hub.woken.remove(waiter)
+            self.core.leave(waiter, self.now)
+            assert waiter.slot is None
+
+    def _take_from_holder(self, n: int) -> Slot:
+        return self.held.pop(n % len(self.held))
+
+    @precondition(lambda self: self.held)
+    @rule(n=st.integers(0, 9))
+    def leave_with(self, n: int) -> None:
+        slot = self._take_from_holder(n)
+        bucket = slot.bucket
+        if slot.state is not IN_USE:
+            return
+        if bucket.fast_for == THREAD and self.now < slot.fresh_until:
+            slot.state = IDLE
+            slot.since = self.now
+            bucket.put(slot)
+        else:
+            self._release(slot)
+
+    @precondition(lambda self: self.held)
+    @rule(n=st.integers(0, 9))
+    def release(self, n: int) -> None:
+        self._release(self._take_from_holder(n))
+
+    def _release(self, slot: Slot) -> None:
+        if slot.unproven:
+            self.core.proved(slot)
+        self.core.release(slot, self.now)
+
+    @precondition(lambda self: self.held)
+    @rule(
+        n=st.integers(0, 9),
+        reason=st.sampled_from([Reason.ERROR, Reason.DISCARDED, Reason.UNREAD]),
+    )
+    def discard(self, n: int, reason: Reason) -> None:
+        self.core.discard(self._take_from_holder(n), reason, self.now)
+
+    @precondition(lambda self: self.held)
+    @rule(n=st.integers(0, 9))
+    def detach(self, n: int) -> None:
+        self.core.detach(self._take_from_holder(n), Reason.DETACHED, self.now)
+
+    # The network and the engine
+
+    def _begin_dials(self) -> None:
+        for slot in self.hub.dials:
+            if self.core.wanted(slot):
+                slot.since = self.now
+                self.hub.begun.append(slot)
+            else:
+                self.core.cancel_dial(slot, self.now)
+                assert slot.state is CLOSED
+        self.hub.dials = [slot for slot in self.hub.dials if slot.state is CONNECTING]
+        self.hub.dials = [slot for slot in self.hub.dials if slot not in self.hub.begun]
+
+    @precondition(lambda self: self.hub.dials)
+    @rule()
+    def begin_dials(self) -> None:
+        self._begin_dials()
+
+    @precondition(lambda self: self.hub.begun)
+    @rule(n=st.integers(0, 5))
+    def dial_succeeds(self, n: int) -> None:
+        self.core.opened(self.hub.begun.pop(n % len(self.hub.begun)), self.now)
+
+    @precondition(lambda self: self.hub.begun)
+    @rule(n=st.integers(0, 5))
+    def dial_fails(self, n: int) -> None:
+        slot = self.hub.begun.pop(n % len(self.hub.begun))
+        self.core.dial_failed(slot, OSError("refused"), self.now)
+
+    @precondition(lambda self: self.hub.closes)
+    @rule(n=st.integers(0, 5))
+    def close_ends(self, n: int) -> None:
+        self.core.closed(self.hub.closes.pop(n % len(self.hub.closes)), self.now)
+
+    @rule(rounds=st.integers(1, 4))
+    def all_dials_and_closes_end_well(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self._begin_dials()
+            while self.hub.begun:
+                self.dial_succeeds(0)
+            while self.hub.closes:
+                self.close_ends(0)
+
+    @rule(n=st.integers(0, 3), keepalive=st.sampled_from([LONG, 1.0]))
+    def start_checks(self, n: int, keepalive: float) -> None:
+        if bucket := self._pick(n):
+            again = self.core.start_checks(bucket, keepalive, self.now)
+            assert again <= self.now + keepalive
+
+    @precondition(lambda self: self.hub.checks)
+    @rule(n=st.integers(0, 5), ok=st.booleans())
+    def check_ends(self, n: int, ok: bool) -> None:
+        self.core.checked(self.hub.checks.pop(n % len(self.hub.checks)), ok, self.now)
+
+    @rule(n=st.integers(0, 30))
+    def peer_hangs_up(self, n: int) -> None:
+        slots = [slot for bucket in self.buckets for slot in bucket.slots]
+        if slots:
+            self.core.peer_closed(slots[n % len(slots)], self.now)
+
+    def _pass_time(self, seconds: float) -> None:
+        self.hub.now += seconds
+        for bucket, at in list(self.hub.timers.items()):
+            if at <= self.now:
+                del self.hub.timers[bucket]
+                self.core.settle(bucket, self.now)
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0, 2.5, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self._pass_time(seconds)
+        self.core.expire(self.now)
+        deadline = self.core.next_deadline()
+        deadlines = [w.deadline for b in self.buckets for w in b.line if w.deadline is not None]
+        assert deadline == min(deadlines, default=None)
+        assert deadline is None or deadline > self.now
+
+    @rule(n=st.integers(0, 3))
+    def reap(self, n: int) -> None:
+        if bucket := self._pick(n):
+            again = self.core.reap(bucket, self.now)
+            assert again > self.now
+            if bucket.idle_timeout is not None and bucket.open > bucket.floor:
+                limit = self.now - bucket.idle_timeout
+                assert all(slot.since > limit for slot in bucket.idle_slots())
+
+    # Verbs of the whole pool
+
+    @rule(n=st.integers(0, 3), over=st.sampled_from([0.0, 0.0, 3.0]))
+    def drain(self, n: int, over: float) -> None:
+        if bucket := self._pick(n):
+            self.core.drain(bucket, over, self.now)
+
+    @rule(n=st.integers(0, 3), size=st.integers(1, 5), fixed=st.booleans())
+    def resize(self, n: int, size: int, fixed: bool) -> None:
+        bucket = self._pick(n)
+        if bucket is None:
+            return
+        room = min(
+            limit.maximum
+            - sum(b.min_size for b in self._open() if limit in b.shared and b is not bucket)
+            for limit in (*bucket.shared, Limit(math.inf))
+        )
+        min_size = int(min(size, room)) if fixed and room > 0 else 0
+        self.core.resize(bucket, size, min_size, self.now)
+
+    @rule(n=st.integers(0, 3))
+    def dispose(self, n: int) -> None:
+        if bucket := self._pick(n):
+            self.core.dispose(bucket, Reason.DISPOSED, self.now)
+
+    @rule(n=st.integers(0, 3), waiting=st.booleans())
+    def fill(self, n: int, waiting: bool) -> None:
+        """Callers of fill() come and go; the engine settles when one comes."""
+        if bucket := self._pick(n):
+            bucket.filling += 1 if waiting or not bucket.filling else -1
+            self.core.settle(bucket, self.now)
+
+    @rule(n=st.integers(0, 1), maximum=st.integers(0, 6))
+    def set_maximum(self, n: int, maximum: int) -> None:
+        self.limits[n].maximum = maximum
+
+    @precondition(lambda self: self.hub.lowered)
+    @rule()
+    def settle_limits(self) -> None:
+        while self.hub.lowered:
+            limit = next(iter(self.hub.lowered))
+            self.core.settle_limit(limit, self.now)
+            del self.hub.lowered[limit]
+
+    @precondition(lambda self: self.now > 8)
+    @rule(n=st.integers(0, 3))
+    def shut(self, n: int) -> None:
+        if bucket := self._pick(n):
+            self.core.shut(bucket, LookupError(), self.now)
+            assert not bucket.line
+            for slot in bucket.slots:
+                assert slot.state is not IDLE
+
+    # What must hold after each step
+
+    @invariant()
+    def books(self) -> None:
+        """Every slot is in exactly one place, and every count is what counting gives."""
+        hub = self.hub
+        served = [w.slot for w in hub.woken if w.slot is not None]
+        everywhere = Counter(hub.dials + hub.begun + hub.closes + hub.checks)
+        everywhere.update(slot for slot in self.held + served if slot.state is not CLOSED)
+        for bucket in self.buckets:
+            everywhere.update(bucket.idle_slots())
+        assert all(count == 1 for count in everywhere.values()), "a slot with two owners"
+        slots = {slot for bucket in self.buckets for slot in bucket.slots}
+        assert everywhere.keys() == slots, everywhere.keys() ^ slots
+
+        for bucket in self.buckets:
+            counted = Counter(slot.state for slot in bucket.slots)
+            assert bucket.connecting == counted[CONNECTING]
+            assert bucket.idle == counted[IDLE]
+            assert bucket.in_use == counted[IN_USE]
+            assert bucket.checking == counted[CHECKING]
+            assert bucket.closing == counted[CLOSING]
+            assert bucket.open == counted[IDLE] + counted[IN_USE] + counted[CHECKING]
+            queue = list(bucket._idle)
+            assert len(set(queue)) == len(queue), "twice among the idle"
+            assert {s for s in queue if s.state is IDLE} == {
+                s for s in bucket.slots if s.state is IDLE
+            }
+            assert bucket._tombstones == sum(slot.state is not IDLE for slot in queue)
+            sinces = [slot.since for slot in bucket.idle_slots()]
+            assert sinces == sorted(sinces), "not longest idle first"
+            assert all(s.state is IDLE and s.retire_at <= self.now for s in bucket.due)
+            for limit in bucket.limits:
+                assert (bucket in limit._buckets) == (not bucket.closed or bool(bucket.slots))
+        for limit in self.limits + [bucket.own for bucket in self.buckets]:
+            slots = [slot for b in self.buckets if limit in b.limits for slot in b.slots]
+            assert limit.used == len(slots)
+            assert limit._closing == sum(slot.state is CLOSING for slot in slots)
+            assert limit.used <= max(limit.maximum, self.was_used.get(limit, 0)), "promise 4"
+            self.was_used[limit] = limit.used
+            if over(limit) > 0 and limit in self.limits and limit not in hub.lowered:
+                for b in self.buckets:
+                    assert limit not in b.limits or not b.idle, "idle in a limit it overfills"
+            for b in self.buckets:
+                assert (b in limit._hungry) == bool(b.line and limit in b.shared)
+                assert b not in limit._held_up or b.line
+
+    @invariant()
+    def line(self) -> None:
+        """First come, first served, as far as the line goes."""
+        timed = 0
+        for bucket in self.buckets:
+            turns = [waiter.turn for waiter in bucket.line]
+            assert turns == sorted(turns)
+            assert all(waiter.pending for waiter in bucket.line)
+            assert not (bucket.line and bucket.idle), "waits while a connection lies idle"
+            assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
+            timed += sum(waiter.deadline is not None for waiter in bucket.line)
+        assert self.core.timed == timed
+
+    @invariant()
+    def opportunities(self) -> None:
+        """Nothing that could be done for anybody is left undone, and the fast path hurts nobody."""
+        now = self.now
+        for bucket in self.buckets:
+            if any(limit in self.hub.lowered for limit in bucket.limits):
+                continue
+            assert bucket.connecting <= max(bucket.max_connecting, len(bucket.slots))
+            waits = turn_at(bucket, bucket.connecting) < math.inf
+            could = may_dial(bucket, now)
+            if waits and could:
+                mine = turn_at(bucket, bucket.connecting)
+                kept = any(  # for an older one, who has yet to wait for a close
+                    turn_at(b, b.connecting) < mine and any(lim._closing for lim in b.limits)
+                    for b in neighbours(bucket, self.buckets)
+                )
+                assert kept or not bucket.has_room, "room for a waiter is left unused"
+                shut = [limit for limit in bucket.limits if limit.full]
+                coming = any(limit._closing for limit in shut)
+                if len(shut) == 1 and not coming and not bucket.own.full:
+                    others = [b for b in self.buckets if shut[0] in b.shared and b is not bucket]
+                    assert not any(b.idle for b in others), "nobody made room"
+                    assert not any(b.fast_for for b in others), "the fast path takes his place"
+            if could and bucket.has_room and bucket.connecting < bucket.missing:
+                assert any(
+                    b.line for b in neighbours(bucket, self.buckets)
+                ), "below its minimum for nobody's sake"
+            if bucket.fast_for:
+                assert bucket.fast_for == bucket.door
+                assert not bucket.line
+                assert not bucket.closed
+                assert bucket.open <= bucket.size
+                assert all(over(limit) <= 0 for limit in bucket.limits)
+
+    # What must come to pass in the end
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is not None:
+            return  # it has failed already: show that
+        for limit in self.limits:
+            limit.maximum = max(limit.maximum, 1)
+        self._come_to_rest()
+        for bucket in self.buckets:
+            assert not bucket.line, f"somebody is never served: {bucket!r}"
+            assert not bucket.due, "neither replaced nor closed"
+            assert not (bucket.closed and bucket.slots)
+            assert bucket.window == 1, "the burst is not over"
+
+        for bucket in self.buckets:  # what others have above their minimum may be in the way
+            bucket.idle_timeout, bucket.max_lifetime = 1.0, None
+        self._pass_time(2.0)
+        for bucket in self._open():
+            self.core.reap(bucket, self.now)
+        self._come_to_rest()
+        for bucket in self._open():
+            roomy = all(
+                sum(b.floor for b in self._open() if limit in b.limits) <= limit.maximum
+                for limit in bucket.limits
+            )
+            assert bucket.open >= bucket.floor or not roomy, f"below its minimum: {bucket!r}"
+            if slot := self.core.take(bucket, self.now):
+                self._release(slot)
+                assert bucket.fast_for == bucket.door, "the fast path stays shut for ever"
+        for limit in self.limits:
+            assert limit._buckets.keys() == {b for b in self._open() if limit in b.shared}
+            assert not limit._hungry
+            assert not limit._held_up
+
+    def _come_to_rest(self) -> None:
+        """Dials succeed, callers release and nobody's patience ends."""
+        for _ in range(2000):
+            if not self._something_happens():
+                if not self.hub.timers:
+                    return
+                self._pass_time(max(0.0, min(self.hub.timers.values()) - self.now))
+            self.books()
+            self.line()
+            self.opportunities()
+        raise AssertionError(f"never comes to rest: {self.buckets}")
+
+    def _something_happens(self) -> bool:
+        hub = self.hub
+        if hub.lowered:
+            self.settle_limits()
+        elif hub.dials:
+            self._begin_dials()
+        elif hub.begun:
+            self.dial_succeeds(0)
+        elif hub.closes:
+            self.close_ends(0)
+        elif hub.checks:
+            self.check_ends(0, True)
+        elif hub.woken:
+            self.run_a_woken_waiter(0)
+        elif self.held:
+            self.leave_with(0)
+        else:
+            return False
+        return True
+
+
+Machine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("GEVENTPOOL_MODEL_EXAMPLES", "300")),
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestCoreModel = Machine.TestCase
+assert AT_ONCE < 0 < _core.NEVER
