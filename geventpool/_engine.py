@@ -163,6 +163,7 @@ class Engine:
         self.sentinel = Sentinel(hub, self._peer_closed)
         self.buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
         self._lost: deque[Slot] = deque()
+        self._when_collected = self._collected  # one bound method for all, not one for each
         self._alarm: Any = None  # the timer of the next deadline of a waiter
         self._alarm_at = NEVER
         self._leaving: Owner | None = None  # a collected pool, while its slots are put to close
@@ -817,7 +818,7 @@ class Engine:
         slot.ident = id(conn)
         owner.index[slot.ident] = slot
         try:
-            watch = slot.watch = _Watch(conn, self._collected)
+            watch = slot.watch = _Watch(conn, self._when_collected)
             watch.slot = slot
         except TypeError:
             slot.watch = _Keep(conn)

@@ -167,7 +167,8 @@ class PeerClosed(PoolEvent):
 class PoolListener:
     """Told what happens in a pool.  Subclassing is optional: any of these methods will do.
 
-    A listener is inspected once, when it is added, and is told only what it has methods for.
+    A listener is inspected once, when it is added, and is told only what it has methods for.  One
+    that keeps events keeps their connections: those are never noticed to be lost.
     """
 
     def connection_created(self, event: ConnectionCreated) -> None:

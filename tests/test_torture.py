@@ -126,9 +126,9 @@ class Round:
             pool.discard(conn)
             raise
         last = self.dice.choice([pool.release, pool.release, pool.discard, pool.detach])
-        last(conn)
         if last == pool.detach:
-            conn.close()
+            conn.close()  # first, as its place is another's as soon as it is detached
+        last(conn)
 
     def _hold(self, conn: Any) -> None:
         assert not conn.held, "two callers have the same connection"
