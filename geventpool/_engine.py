@@ -542,12 +542,12 @@ class Engine:
         slot = owner.index.get(id(conn))
         if slot is not None and slot.state is CLOSED and slot.forked:
             return slot
-        if slot is None or slot.state is not IN_USE or slot.watch() is not conn or slot.conn:
+        if slot is None or not _holds(slot, conn):
             self.enter(owner)
             # The same object may stand in several slots, if _new_connection returns it twice.
-            for slot in list(owner.index.values()):
-                for other in slot.bucket.slots:
-                    if other.state is IN_USE and other.conn is None and other.watch() is conn:
+            for bucket in {slot.bucket for slot in owner.index.values()}:
+                for other in bucket.slots:
+                    if _holds(other, conn):
                         return other
             raise NotInUse(
                 f"pool {owner.name!r}: {conn!r} is not in use here: released twice, or not ours",
@@ -1119,6 +1119,11 @@ class Engine:
             age = now - slot.since
             found.append(Holder(slot.watch(), greenlet, age, _where(slot), _stack_of(greenlet)))
         return tuple(sorted(found, key=lambda holder: -holder.age))
+
+
+def _holds(slot: Slot, conn: Any) -> bool:
+    """Whether a caller holds *conn* in *slot*."""
+    return slot.state is IN_USE and slot.conn is None and slot.watch() is conn
 
 
 def _count_use(slot: Slot, now: float) -> float:

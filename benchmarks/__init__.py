@@ -1,0 +1,1 @@
+"""How fast geventpool is, against its peers and against the least that a fair pool must do."""

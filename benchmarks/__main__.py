@@ -1,0 +1,75 @@
+"""``python -m benchmarks [--quick] [row ...]``: measure, print the tables, judge.
+
+Needs the extra ``bench``.  Exit status 1 if a bar was missed.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()  # what pools made for threads need; ours does not mind
+
+import argparse  # noqa: E402
+import platform  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+
+import gevent  # noqa: E402
+
+from benchmarks import comparison, rows  # noqa: E402
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    names = [*rows.ROWS, "peers"]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look")
+    parser.add_argument("rows", nargs="*", metavar="row", help=", ".join(names))
+    options = parser.parse_args()
+    wanted = options.rows or names
+    if unknown := sorted(set(wanted) - set(names)):
+        parser.error(f"no such row: {', '.join(unknown)}")
+
+    found, lines = [], []
+    for name in wanted:
+        print(f"measuring: {name}", file=sys.stderr)
+        if name == "peers":
+            lines = comparison.compare(options.quick)
+        else:
+            found += rows.ROWS[name](options.quick)
+
+    print(
+        f"{platform.python_implementation()} {platform.python_version()},"
+        f" gevent {gevent.__version__}, {platform.system()} {platform.machine()}"
+    )
+    if found:
+        _print_table(
+            ("what | reference", "ours", "reference", "ratio", "bar", ""),
+            [
+                (
+                    row.what,
+                    row.ours,
+                    row.reference,
+                    f"{row.ratio:.2f}",
+                    f"{'>=' if row.at_least else '<='} {row.bar:g}",
+                    "ok" if row.ok else "MISSED",
+                )
+                for row in found
+            ],
+        )
+    if lines:
+        _print_table(comparison.HEADINGS, lines)
+    return 0 if all(row.ok for row in found) else 1
+
+
+def _print_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
+    print()
+    for line in (headings, ["-" * width for width in widths], *lines):
+        first, *others = (
+            text.ljust(width) if at == 0 else text.rjust(width)
+            for at, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print("  ".join((first, *others)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,414 @@
+"""What is measured: each row of the table of design.md, with the bar that it must not miss.
+
+A row is a function that takes *quick* (a shorter run, for a first look) and returns its Rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any
+
+import gevent
+import greenlet
+from gevent import socket
+from gevent.event import Event
+
+from benchmarks.measure import Row, interleaved, median, timed
+from benchmarks.peers import Connection, Peer, make_geventpool, make_gsocketpool, make_hand_over
+from benchmarks.server import echo_server
+from geventpool import ConnectionPool
+
+__all__ = ["ROWS", "crowd", "hold_at_once", "spike"]
+
+
+# Borrow and give back, and nobody else wants any
+
+
+def uncontended(quick: bool) -> list[Row]:
+    """``with pool.get()`` against gsocketpool's ``connection()``, and against itself at 10,000."""
+    operations, rounds = 2000, 50 if quick else 300
+    few = make_geventpool(10, Connection)
+    many = make_geventpool(1000 if quick else 10_000, Connection)
+    peer = make_gsocketpool(10, Connection)
+    times = interleaved(
+        rounds,
+        ours=lambda: timed(lambda: few.cycle(operations)),
+        many=lambda: timed(lambda: many.cycle(operations)),
+        peer=lambda: timed(lambda: peer.cycle(operations)),
+    )
+    # The best round: whatever else the machine does can only slow a round down.
+    ours, large, theirs = (min(times[name]) / operations * 1e9 for name in ("ours", "many", "peer"))
+    for each in (few, many):
+        each.close()
+    return [
+        Row(
+            "uncontended `with`, ns (best) | gsocketpool",
+            f"{ours:.0f}",
+            f"{theirs:.0f}",
+            ours / theirs,
+            0.65,
+        ),
+        Row(
+            "uncontended with 10,000 connections, ns (best) | with 10",
+            f"{large:.0f}",
+            f"{ours:.0f}",
+            large / ours,
+            1.4,
+        ),
+    ]
+
+
+# A crowd
+
+
+def crowd(peer: Peer, callers: int, operations: int) -> tuple[float, list[int]]:
+    """Seconds per operation of *callers* who want a connection again and again, and hold it for
+    one turn of the hub; and how often each was served.
+
+    The clock runs while all of them stand in line: a greenlet is dear to start and to end.
+    """
+    clock: list[float] = []
+
+    def tickets() -> Iterator[int]:
+        yield from range(callers)
+        clock.append(perf_counter())
+        yield from range(operations)
+        clock.append(perf_counter())
+
+    queue = tickets()
+    greenlets = [gevent.spawn(peer.serve, queue, _yield) for _ in range(callers)]
+    gevent.joinall(greenlets, raise_error=True)
+    return (clock[1] - clock[0]) / operations, [each.value for each in greenlets]
+
+
+def _yield() -> None:
+    gevent.sleep(0)
+
+
+def contended(quick: bool) -> list[Row]:
+    """100 greenlets on 10 connections, against a bare hand-over along a line of greenlets."""
+    operations, rounds = 10_000, 5 if quick else 25
+    ours, bare = make_geventpool(10, Connection), make_hand_over(10, Connection)
+    served: list[int] = []
+
+    def serve() -> float:
+        seconds, served[:] = crowd(ours, 100, operations)
+        return seconds
+
+    times = interleaved(rounds, ours=serve, bare=lambda: crowd(bare, 100, operations)[0])
+    ours.close()
+    mine, least = median(times["ours"]) * 1e9, median(times["bare"]) * 1e9
+    return [
+        Row(
+            "100 greenlets on 10, ns (median) | bare hand-over",
+            f"{mine:.0f}",
+            f"{least:.0f}",
+            mine / least,
+            1.6,
+        ),
+        Row(
+            "most served | least served, of these 100",
+            str(max(served)),
+            str(min(served)),
+            max(served) / max(1, min(served)),
+            1.05,
+        ),
+    ]
+
+
+def waiters(quick: bool) -> list[Row]:
+    """What an operation costs with 10,000 in line, against 100."""
+    rounds = 3 if quick else 9
+    pool, operations = make_geventpool(10, Connection), 30_000
+    times = interleaved(
+        rounds,
+        few=lambda: crowd(pool, 100, operations)[0],
+        many=lambda: crowd(pool, 10_000, operations)[0],
+    )
+    pool.close()
+    few, many = median(times["few"]) * 1e9, median(times["many"]) * 1e9
+    return [
+        Row(
+            "10,000 waiters, ns (median) | 100 waiters",
+            f"{many:.0f}",
+            f"{few:.0f}",
+            many / few,
+            1.3,
+        ),
+    ]
+
+
+# Real sockets
+
+
+def _dial(address: tuple[str, int]) -> Any:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.connect(address)
+    return sock
+
+
+def _echo(sock: Any, message: bytes = b"x" * 100) -> None:
+    sock.sendall(message)
+    missing = len(message)
+    while missing:
+        missing -= len(sock.recv(missing))
+
+
+def echo(quick: bool) -> list[Row]:
+    """100 greenlets that share 10 sockets, against 10 that have a socket each."""
+    requests, rounds = 10_000, 3 if quick else 15
+    ratios: list[float] = []
+
+    with echo_server() as address, ExitStack() as stack:
+        sockets = [_dial(address) for _ in range(10)]
+        for sock in sockets:
+            stack.callback(sock.close)
+        pool = stack.enter_context(ConnectionPool(10, connect=lambda: _dial(address)))
+        pool.fill()
+
+        def alone(sock: Any) -> None:
+            for _ in range(requests // 10):
+                _echo(sock)
+
+        def shared(waits: list[float]) -> None:
+            for _ in range(requests // 100):
+                came = perf_counter()
+                with pool.get() as sock:
+                    waits.append(perf_counter() - came)
+                    _echo(sock)
+
+        def dedicated() -> float:
+            return timed(lambda: gevent.joinall([gevent.spawn(alone, sock) for sock in sockets]))
+
+        def pooled() -> float:
+            waits: list[float] = []
+            greenlets = [gevent.spawn(shared, waits) for _ in range(100)]
+            seconds = timed(lambda: gevent.joinall(greenlets, raise_error=True))
+            ratios.append(max(waits) / median(waits))
+            return seconds
+
+        times = interleaved(rounds, pooled=pooled, dedicated=dedicated)
+
+    mine, least = requests / median(times["pooled"]), requests / median(times["dedicated"])
+    return [
+        Row(
+            "echo, 100 greenlets on 10 sockets, per s | a socket each for 10",
+            f"{mine:.0f}",
+            f"{least:.0f}",
+            mine / least,
+            0.9,
+            at_least=True,
+        ),
+        Row(
+            "slowest wait | median wait, of these 100 (median of the rounds)",
+            f"{median(ratios):.2f}",
+            "1",
+            median(ratios),
+            5,
+        ),
+    ]
+
+
+def fill(quick: bool) -> list[Row]:
+    """Filling a pool with 1,000 connections, against opening them with bare greenlets.
+
+    The reference is the quicker of two: a greenlet for each connection, and as many greenlets as
+    the pool uses, which open one after the other.
+    """
+    size, rounds = 100 if quick else 1000, 3 if quick else 9
+
+    with echo_server() as address:
+
+        def pooled() -> float:
+            pool = ConnectionPool(size, connect=lambda: _dial(address))
+            seconds = timed(pool.fill)
+            pool.close()
+            return seconds
+
+        def one_each() -> float:
+            greenlets: list[Any] = []
+            greenlets.extend(gevent.spawn(_dial, address) for _ in range(size))
+            seconds = timed(lambda: gevent.joinall(greenlets, raise_error=True))
+            for each in greenlets:
+                each.value.close()
+            return seconds
+
+        def sixteen() -> float:
+            sockets: list[Any] = []
+            tickets = iter(range(size))
+
+            def work() -> None:
+                for _ in tickets:
+                    sockets.append(_dial(address))
+
+            seconds = timed(lambda: gevent.joinall([gevent.spawn(work) for _ in range(16)]))
+            for sock in sockets:
+                sock.close()
+            return seconds
+
+        times = interleaved(rounds, pooled=pooled, one_each=one_each, sixteen=sixteen)
+
+    mine = median(times["pooled"]) * 1e3
+    least = min(median(times["one_each"]), median(times["sixteen"])) * 1e3
+    return [
+        Row(
+            f"fill of {size} connections, ms (median) | bare greenlets",
+            f"{mine:.1f}",
+            f"{least:.1f}",
+            mine / least,
+            1.5,
+        )
+    ]
+
+
+# A spike
+
+
+def spike(make: Callable[..., Peer]) -> tuple[float, int]:
+    """Milliseconds until 50 callers who come at once are served, by 5 warm connections of at most
+    50; and how many connections more were opened for it.  Connect 150 ms, query 2 ms."""
+    opened = 0
+
+    def connect() -> Connection:
+        nonlocal opened
+        opened += 1
+        gevent.sleep(0.15)
+        return Connection()
+
+    def query() -> None:
+        with peer.lease():
+            gevent.sleep(0.002)
+
+    peer = make(50, connect, warm=5)
+    hold_at_once(peer, 5)
+    warm = opened
+    greenlets = [gevent.spawn(query) for _ in range(50)]
+    milliseconds = timed(lambda: gevent.joinall(greenlets, raise_error=True)) * 1e3
+    gevent.sleep(0.5)  # for those that are still being opened
+    extra = opened - warm
+    peer.close()
+    return milliseconds, extra
+
+
+def hold_at_once(peer: Peer, count: int) -> int:
+    """Have *count* greenlets hold a connection at the same time; how many of them got one."""
+    holding = 0
+    everybody = Event()
+
+    def hold() -> None:
+        nonlocal holding
+        with peer.lease():
+            holding += 1
+            if holding == count:
+                everybody.set()
+            everybody.wait()
+
+    greenlets = [gevent.spawn(hold) for _ in range(count)]
+    everybody.wait(2.0)
+    everybody.set()
+    gevent.joinall(greenlets, timeout=1.0)
+    gevent.killall(greenlets, timeout=1.0)  # those for whom there was none
+    return holding
+
+
+def spikes(quick: bool) -> list[Row]:
+    """50 callers at once on 5 warm connections."""
+    runs = [spike(make_geventpool) for _ in range(3 if quick else 7)]
+    milliseconds, extra = median(run[0] for run in runs), max(run[1] for run in runs)
+    return [
+        Row("spike, ms (median) | 35", f"{milliseconds:.1f}", "35", milliseconds / 35, 1.0),
+        Row("spike, extra connections (most) | 2", str(extra), "2", extra / 2, 1.0),
+    ]
+
+
+# What an idle pool costs
+
+
+def memory(quick: bool) -> list[Row]:
+    """Python memory of an idle slot beyond that of its socket, and greenlets of an idle pool."""
+    size = 100 if quick else 1000
+    idle: list[int] = []
+
+    with echo_server() as address:
+        sockets: list[Any] = []
+        bare = _traced(lambda: sockets.extend(_dial(address) for _ in range(size)))
+        for sock in sockets:
+            sock.close()
+        pools: list[ConnectionPool[Any]] = []
+
+        def fill(size: int) -> None:
+            pool = _Pinged(
+                size,
+                keepalive=1000.0,
+                min_size=size,
+                idle_timeout=1000.0,
+                max_lifetime=1000.0,
+                connect=lambda: _dial(address),
+            )
+            pools.append(pool)
+            pool.fill()
+            gevent.sleep(0.05)  # the dialers end
+
+        fill(1)  # what is made once per hub
+        pooled = _traced(lambda: fill(size))
+        for each in (10, size):
+            before = _greenlets()
+            fill(each)
+            idle.append(_greenlets() - before)
+        for pool in pools:
+            pool.close()
+
+    beyond = (pooled - bare) / size
+    return [
+        Row(
+            "memory of an idle slot beyond its socket, bytes | 1024",
+            f"{beyond:.0f}",
+            "1024",
+            beyond / 1024,
+            1.0,
+        ),
+        Row(
+            f"greenlets of an idle pool of {size} (of 10: {idle[0]}) | 2",
+            str(idle[1]),
+            "2",
+            max(idle) / 2,
+            1.0,
+        ),
+    ]
+
+
+class _Pinged(ConnectionPool[Any]):
+    def _keepalive(self, conn: Any) -> None:
+        _echo(conn)
+
+
+def _traced(work: Callable[[], object]) -> int:
+    """Bytes that Python has allocated more after *work*."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def _greenlets() -> int:
+    gc.collect()
+    return sum(isinstance(each, greenlet.greenlet) and bool(each) for each in gc.get_objects())
+
+
+ROWS: dict[str, Callable[[bool], list[Row]]] = {
+    "uncontended": uncontended,
+    "contended": contended,
+    "waiters": waiters,
+    "echo": echo,
+    "fill": fill,
+    "spike": spikes,
+    "memory": memory,
+}
