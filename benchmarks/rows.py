@@ -214,11 +214,7 @@ def echo(quick: bool) -> list[Row]:
 
 
 def fill(quick: bool) -> list[Row]:
-    """Filling a pool with 1,000 connections, against opening them with bare greenlets.
-
-    The reference is the quicker of two: a greenlet for each connection, and as many greenlets as
-    the pool uses, which open one after the other.
-    """
+    """Filling a pool with 1,000 connections, against a bare loop that spawns a greenlet for each."""
     size, rounds = 100 if quick else 1000, 3 if quick else 9
 
     with echo_server() as address:
@@ -229,7 +225,7 @@ def fill(quick: bool) -> list[Row]:
             pool.close()
             return seconds
 
-        def one_each() -> float:
+        def bare() -> float:
             greenlets: list[Any] = []
             greenlets.extend(gevent.spawn(_dial, address) for _ in range(size))
             seconds = timed(lambda: gevent.joinall(greenlets, raise_error=True))
@@ -237,23 +233,9 @@ def fill(quick: bool) -> list[Row]:
                 each.value.close()
             return seconds
 
-        def sixteen() -> float:
-            sockets: list[Any] = []
-            tickets = iter(range(size))
+        times = interleaved(rounds, pooled=pooled, bare=bare)
 
-            def work() -> None:
-                for _ in tickets:
-                    sockets.append(_dial(address))
-
-            seconds = timed(lambda: gevent.joinall([gevent.spawn(work) for _ in range(16)]))
-            for sock in sockets:
-                sock.close()
-            return seconds
-
-        times = interleaved(rounds, pooled=pooled, one_each=one_each, sixteen=sixteen)
-
-    mine = median(times["pooled"]) * 1e3
-    least = min(median(times["one_each"]), median(times["sixteen"])) * 1e3
+    mine, least = median(times["pooled"]) * 1e3, median(times["bare"]) * 1e3
     return [
         Row(
             f"fill of {size} connections, ms (median) | bare greenlets",

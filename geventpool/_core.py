@@ -229,6 +229,7 @@ class Bucket:
         self.idle_timeout = idle_timeout
         self.max_lifetime = max_lifetime
         self.max_uses = max_uses
+        self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
         self.jitter = jitter
         self.rng = rng or random.Random()
         self.closed = False
@@ -249,6 +250,7 @@ class Bucket:
         self._idle: deque[Slot] = deque()
         self._tombstones = 0
         self.line: OrderedDict[Waiter, None] = OrderedDict()
+        self.latest = AT_ONCE  # the latest deadline in it
         self.due: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
         self.open = self.connecting = self.checking = self.closing = 0
 
@@ -266,7 +268,6 @@ class Bucket:
         self.fast_for = 0
         self.freshness = NEVER  # the fast path takes nothing that was idle longer (seconds)
         self.take = self._idle.pop if lifo else self._idle.popleft
-        self.put = self._idle.append
 
         self.reset_counters()
 
@@ -306,7 +307,10 @@ class Bucket:
     @property
     def has_room(self) -> bool:
         """Whether none of its limits is full."""
-        return not any(limit.used >= limit._maximum for limit in self.limits)
+        for limit in self.limits:  # noqa: SIM110 - every dial comes by: half of any()
+            if limit.used >= limit._maximum:
+                return False
+        return True
 
     @property
     def overfull(self) -> bool:
@@ -391,9 +395,13 @@ class Core:
 
     def __init__(self, effects: Effects) -> None:
         self.effects = effects
-        self._turns = itertools.count(1)
-        self._deadlines: list[tuple[float, int, Waiter]] = []
-        self.timed = 0  # waiters in line who have a deadline
+        self._wake = effects.wake
+        #: The turn of a caller who comes now; who is served first, among waiters, goes by it.
+        self.draw_turn: Callable[[], int] = itertools.count(1).__next__
+        self.hungry: dict[Bucket, None] = {}  # have waiters
+        # A line is nearly always sorted by deadline, too.  Waiters who are due before somebody who
+        # stands ahead of them are also in this heap; those who have left are taken out in time.
+        self._early: list[tuple[float, int, Waiter]] = []
 
     # Buckets
 
@@ -478,10 +486,6 @@ class Core:
 
     # Callers
 
-    def draw_turn(self) -> int:
-        """The turn of a caller who comes now; who is served first, among waiters, goes by it."""
-        return next(self._turns)
-
     def take(self, bucket: Bucket, now: float) -> Slot | None:
         """An idle slot for a caller who has just come, now IN_USE; None if he must wait."""
         if bucket.line:
@@ -500,26 +504,32 @@ class Core:
         else:
             bucket._idle.appendleft(slot)
 
-    def join(self, waiter: Waiter, now: float) -> None:
-        """Put *waiter* in line, by the turn he drew when he came."""
+    def join(self, waiter: Waiter, now: float, again: bool = False) -> None:
+        """Put *waiter* in line: at the end, or *again* by the turn he drew when he came."""
         bucket = waiter.bucket
         line = bucket.line
-        waiter.slot = None
         if not line:
+            self.hungry[bucket] = None
             for limit in bucket.shared:
                 limit._hungry[bucket] = None
-        back = bool(line) and next(reversed(line)).turn > waiter.turn
         line[waiter] = None
-        if back:  # He was served something unfit: near the front, as only the oldest are served.
+        if again and len(line) > 1:
+            # He was served something unfit: near the front, as only the oldest are served.
             older = list(itertools.takewhile(lambda w: w.turn < waiter.turn, line))
             for other in (waiter, *reversed(older)):
                 line.move_to_end(other, last=False)
-        if waiter.deadline is not None:
-            self.timed += 1
-            heapq.heappush(self._deadlines, (waiter.deadline, next(self._turns), waiter))
+        deadline = waiter.deadline
+        if deadline is None:
+            bucket.latest = NEVER
+        else:
+            if deadline >= bucket.latest and not again:
+                bucket.latest = deadline
+            else:
+                self._note_early(waiter, deadline)
         bucket.fast_for = 0
         # The crowd's case: only a release, or the end of a close, can do anything for him.
-        if bucket._idle or not bucket.own.full:
+        own = bucket.own
+        if bucket._idle or own.used < own._maximum:
             self.settle(bucket, now)
 
     def leave(self, waiter: Waiter, now: float) -> None:
@@ -534,24 +544,28 @@ class Core:
 
     def expire(self, now: float) -> None:
         """End the wait of everybody whose deadline has come."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            waiter = heapq.heappop(self._deadlines)[2]
-            if waiter in waiter.bucket.line:
-                self._drop(waiter)
-                waiter.expired = True
-                self.effects.wake(waiter)
-                if not waiter.bucket.line or waiter.bucket.shared:
-                    self.settle(waiter.bucket, now)
+        while (waiter := self._next_due()) is not None and _deadline(waiter) <= now:
+            self._drop(waiter)
+            waiter.expired = True
+            self._wake(waiter)
+            if not waiter.bucket.line or waiter.bucket.shared:
+                self.settle(waiter.bucket, now)
 
     def next_deadline(self) -> float | None:
         """When ``expire`` has work next; None if nobody in line has a deadline."""
-        if not self.timed:
-            self._deadlines.clear()
-            return None
-        deadlines = self._deadlines
-        while deadlines[0][2] not in deadlines[0][2].bucket.line:
-            heapq.heappop(deadlines)
-        return deadlines[0][0]
+        waiter = self._next_due()
+        return None if waiter is None else waiter.deadline
+
+    def _next_due(self) -> Waiter | None:
+        """The waiter whose deadline comes first, or None."""
+        early = self._early
+        while early and not _waits(early[0][2]):
+            heapq.heappop(early)
+        first = [next(iter(bucket.line)) for bucket in self.hungry]
+        if early:
+            first.append(early[0][2])
+        due = min(first, key=_deadline, default=None)
+        return None if due is None or due.deadline is None else due
 
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
@@ -563,6 +577,20 @@ class Core:
         bucket = slot.bucket
         if slot.state is not IN_USE:
             return
+        if bucket.simple and bucket.line and now < slot.fresh_until:
+            own = bucket.own
+            if own.used - own._closing <= own._maximum:
+                # The crowd's case: what follows comes to this.
+                waiter, _ = bucket.line.popitem(last=False)
+                slot.idled = 0.0
+                slot.since = now
+                slot.uses += 1
+                waiter.slot = slot
+                self._wake(waiter)
+                if not bucket.line:
+                    self._line_ended(bucket)
+                    self._open_door(bucket)
+                return
         reason = self._unfit(slot, now)
         if reason is not None:
             self._close(slot, reason)
@@ -760,7 +788,8 @@ class Core:
         It looks only at buckets with waiters, or below their minimum, that share a limit with
         *bucket* (or with one of those), so its cost does not grow with the number of pools.
         """
-        self._renew(bucket, now)
+        if bucket.due:
+            self._renew(bucket, now)
         if bucket.line or bucket.shared:
             self._serve(bucket, now)
         self._refill(bucket, now)
@@ -836,18 +865,23 @@ class Core:
 
     def _refill(self, bucket: Bucket, now: float) -> None:
         """Dial what *bucket* lacks to its minimum, with places no waiter could use."""
-        while (
-            bucket.connecting < min(bucket.window, bucket.missing)
-            and now >= bucket.retry_at
-            and bucket.has_room
-            and all(
-                limit.used + sum(b.eligible for b in limit._hungry) < limit._maximum
-                for limit in bucket.shared
-            )
-        ):
-            self._dial(bucket, now)
+        wanted = min(bucket.window, bucket.missing)
+        if bucket.connecting < wanted and now >= bucket.retry_at:
+            while (
+                bucket.connecting < wanted
+                and bucket.has_room
+                and not (bucket.shared and self._spoken_for(bucket))
+            ):
+                self._dial(bucket, now)
         if bucket.shared:
             self._mark_thin(bucket)
+
+    def _spoken_for(self, bucket: Bucket) -> bool:
+        """Whether waiters could use all the places left in a limit that *bucket* shares."""
+        return any(
+            limit.used + sum(b.eligible for b in limit._hungry) >= limit._maximum
+            for limit in bucket.shared
+        )
 
     def _renew(self, bucket: Bucket, now: float) -> None:
         """Close the idle slots that are due to go, as far as that costs nobody anything."""
@@ -925,23 +959,31 @@ class Core:
         slot.since = now
         slot.uses += 1
         waiter.slot = slot
-        self.effects.wake(waiter)
+        self._wake(waiter)
 
     def _drop(self, waiter: Waiter) -> None:
+        """Take *waiter* out of the line."""
         bucket = waiter.bucket
         del bucket.line[waiter]
-        if waiter.deadline is not None:
-            self.timed -= 1
-            # Stale entries would pile up behind one long deadline, and keep what is long gone.
-            if not self.timed:
-                self._deadlines.clear()
-            elif len(self._deadlines) > 64 + 2 * self.timed:
-                self._deadlines = [entry for entry in self._deadlines if _waits(entry[2])]
-                heapq.heapify(self._deadlines)
         if not bucket.line:
-            for limit in bucket.shared:
-                limit._hungry.pop(bucket, None)
-                self._note_held_up(bucket, limit, False)
+            self._line_ended(bucket)
+
+    def _line_ended(self, bucket: Bucket) -> None:
+        """Book that nobody waits any more."""
+        bucket.latest = AT_ONCE
+        del self.hungry[bucket]
+        if not self.hungry:
+            self._early.clear()  # they would keep alive what is long gone
+        for limit in bucket.shared:
+            limit._hungry.pop(bucket, None)
+            self._note_held_up(bucket, limit, False)
+
+    def _note_early(self, waiter: Waiter, deadline: float) -> None:
+        """Note a waiter who is due before somebody ahead of him."""
+        heapq.heappush(self._early, (deadline, self.draw_turn(), waiter))
+        if len(self._early) > 64 + 2 * sum(len(bucket.line) for bucket in self.hungry):
+            self._early = [entry for entry in self._early if _waits(entry[2])]
+            heapq.heapify(self._early)
 
     def _next_idle(self, bucket: Bucket, now: float) -> Slot | None:
         """Take the next idle slot that may still be handed out; it is IN_USE from now on."""
@@ -1090,7 +1132,7 @@ class Core:
 
     def _open_door(self, bucket: Bucket) -> None:
         """Open the fast path if nobody else could want what lies idle, shut it otherwise."""
-        bucket.fast_for = bucket.door if bucket.quiet else 0
+        bucket.fast_for = bucket.door if bucket.door and bucket.quiet else 0
 
 
 def _nobody() -> None:
@@ -1099,6 +1141,10 @@ def _nobody() -> None:
 
 def _waits(waiter: Waiter) -> bool:
     return waiter in waiter.bucket.line
+
+
+def _deadline(waiter: Waiter) -> float:
+    return NEVER if waiter.deadline is None else waiter.deadline
 
 
 def _turn(bucket: Bucket, promised: int) -> int | None:

@@ -79,6 +79,7 @@ class Owner(Protocol):
     track: bool
     index: dict[int, Slot]  # id(connection) -> its slot
     has_is_alive: bool  # whether _is_alive is the user's own
+    is_picky: bool  # whether a hand-out takes more than a look
     has_reset: bool
 
     def _new_connection(self, *key: Any) -> Any: ...
@@ -158,6 +159,7 @@ class Engine:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.loop = hub.loop
+        self._run_callback = hub.loop.run_callback
         self.ident = get_ident()
         self.core = Core(self)
         self.sentinel = Sentinel(hub, self._peer_closed)
@@ -166,6 +168,7 @@ class Engine:
         self._when_collected = self._collected  # one bound method for all, not one for each
         self._alarm: Any = None  # the timer of the next deadline of a waiter
         self._alarm_at = NEVER
+        self._alarm_is_idle = False
         self._leaving: Owner | None = None  # a collected pool, while its slots are put to close
         self._hire_crews()
         _engines.add(self)
@@ -237,47 +240,54 @@ class Engine:
 
     def enter(self, pool: Bucket | Owner) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
-        if get_ident() != self.ident or self._hub_is_dead():
+        hub = self.hub
+        if get_ident() != self.ident or hub.dead:
             raise WrongHub(
                 f"pool {pool.name!r} belongs to the gevent hub of another thread;"
                 " make one pool per thread",
                 pool=pool.name,
             )
-        if getcurrent() is self.hub:
+        if getcurrent() is hub:
             raise BlockingSwitchOutError(f"pool {pool.name!r} was used in a hub callback")
 
     # What callers do
 
     def acquire(self, owner: Owner, bucket: Bucket, timeout: float | None) -> tuple[Slot, Any]:
         """A slot in use by the current greenlet, and its connection."""
-        self.enter(bucket)
-        core = self.core
-        turn = core.draw_turn()
+        me = getcurrent()
+        if get_ident() != self.ident or me is self.hub or self.hub.dead:
+            self.enter(bucket)
         began = now = monotonic()
-        deadline = None if timeout is None else now + timeout
-        if timeout != 0 and bucket.own.full and "pool_at_max" in owner.listening:
+        listening = owner.listening
+        if "pool_at_max" in listening and timeout != 0 and bucket.own.full:
             if not bucket.idle and bucket.connecting <= len(bucket.line):
                 self.tell(owner, "pool_at_max", events.PoolAtMax(owner, bucket.own.maximum))
+        deadline = None if timeout is None else began + timeout
+        waiter = Waiter(bucket, self.core.draw_turn(), deadline, me.switch)
+        again = False
         while True:
-            if bucket.closed:
-                raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
-            slot = core.take(bucket, now)
+            slot = None if bucket.line or not bucket._idle else self.core.take(bucket, now)
             if slot is not None:
                 slot.uses += 1
                 slot.since = now
             else:
-                slot = self._wait(owner, bucket, turn, began, deadline, timeout)
+                slot = self._wait(owner, waiter, began, now, timeout, again)
+            if not owner.is_picky and slot.since < slot.fresh_until:
+                look = slot.look
+                if look is None or (slot.uses > 1 and not look()):
+                    break  # the plain case of what follows
             if self._fit(owner, slot, began, deadline, timeout):
                 break
+            again = True
             now = monotonic()
         conn = slot.conn
         slot.conn = None
-        slot.holder = weakref.proxy(getcurrent())
+        slot.holder = weakref.proxy(me)
         if owner.track:
             slot.where = traceback.StackSummary.extract(
                 traceback.walk_stack(sys._getframe(1)), lookup_lines=False
             )
-        if "connection_checked_out" in owner.listening:
+        if "connection_checked_out" in listening:
             event = events.ConnectionCheckedOut(owner, conn, monotonic() - began)
             try:
                 self.tell(owner, "connection_checked_out", event)
@@ -289,14 +299,16 @@ class Engine:
     def _wait(
         self,
         owner: Owner,
-        bucket: Bucket,
-        turn: int,
+        waiter: Waiter,
         began: float,
-        deadline: float | None,
+        now: float,
         timeout: float | None,
+        again: bool,
     ) -> Slot:
         """Stand in line until there is a slot."""
-        now = monotonic()
+        bucket, deadline = waiter.bucket, waiter.deadline
+        if bucket.closed:
+            raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
         if deadline is not None and deadline <= now:
             self._time_out(owner, bucket, began, timeout)
         if owner.max_waiting is not None and len(bucket.line) >= owner.max_waiting:
@@ -307,9 +319,9 @@ class Engine:
                 pool=bucket.name,
                 max_waiting=owner.max_waiting,
             )
-        waiter = Waiter(bucket, turn, deadline, getcurrent())
-        self.core.join(waiter, now)
-        if deadline is not None and (deadline < self._alarm_at or not self._alarm.ref):
+        waiter.slot = None
+        self.core.join(waiter, now, again)
+        if deadline is not None and (deadline < self._alarm_at or self._alarm_is_idle):
             self._set_alarm(deadline, now)
         if bucket.retry_timer is not None:
             bucket.retry_timer.ref = True
@@ -317,8 +329,9 @@ class Engine:
             self._hurry_checks(owner, bucket, now)
         switch = self.hub.switch
         try:
-            while waiter.slot is None and waiter.error is None and not waiter.expired:
-                switch()
+            # Only ``wake`` passes the waiter; somebody else's switch may come before it.
+            while switch() is not waiter:
+                pass
         except BaseException:
             # He may have been served in this very loop pass (50 of 50 times, with 5 ms of callbacks
             # queued before his wake-up): look, rather than trust how the wait ended.
@@ -328,11 +341,9 @@ class Engine:
             self.core.leave(waiter, monotonic())
             self._relax_alarm()
             raise
-        if waiter.waker is not None:
-            waiter.waker.stop()  # somebody else's switch may have come before it
-        if not self.core.timed:
+        if not self.core.hungry:
             self._relax_alarm()
-        slot = waiter.slot
+        slot: Slot | None = waiter.slot
         if slot is not None:
             waited = slot.since - began
             bucket.wait_count += 1
@@ -671,7 +682,7 @@ class Engine:
 
     def wake(self, waiter: Waiter) -> None:
         """Let the waiter's greenlet run soon."""
-        waiter.waker = self.loop.run_callback(waiter.token.switch)
+        waiter.waker = self._run_callback(waiter.token, waiter)
 
     def settle_later(self, bucket: Bucket) -> None:
         """Look at *bucket* again when its back-off is over."""
@@ -699,6 +710,7 @@ class Engine:
 
     def _set_alarm(self, deadline: float, now: float) -> None:
         if self._alarm is not None:
+            self._alarm_is_idle = False
             if deadline >= self._alarm_at:
                 self._alarm.ref = True  # it rings early enough, only nobody had cared
                 return
@@ -711,6 +723,7 @@ class Engine:
         now = max(monotonic(), self._alarm_at)
         self._alarm_at = NEVER
         self._alarm = None
+        self._alarm_is_idle = False
         self.core.expire(now)
         deadline = self.core.next_deadline()
         if deadline is not None:
@@ -718,8 +731,9 @@ class Engine:
 
     def _relax_alarm(self) -> None:
         """Do not let the timer of a wait that is over keep the program alive."""
-        if self._alarm is not None and not self.core.timed:
+        if self._alarm is not None and not self.core.hungry:
             self._alarm.ref = False
+            self._alarm_is_idle = True
 
     # Dialing
 

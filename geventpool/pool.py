@@ -76,9 +76,12 @@ class Lease(Generic[C]):
                 slot.conn = None
                 return conn
             self._pool._engine.core.put_back(slot)
-        self._slot, self._conn = self._pool._acquire(self._timeout)
-        self._use = self._slot.uses
-        return self._conn
+        pool, timeout = self._pool, self._timeout
+        if timeout is _DEFAULT:
+            timeout = pool.timeout
+        slot, conn = pool._engine.acquire(pool, bucket, timeout)
+        self._slot, self._conn, self._use = slot, conn, slot.uses
+        return conn
 
     def __exit__(
         self,
@@ -93,16 +96,20 @@ class Lease(Generic[C]):
             bucket = slot.bucket
             now = monotonic()
             # It is left in the thread in which it was entered: no need to look again.
-            if bucket.fast_for and now < slot.fresh_until:
+            if now < slot.fresh_until and bucket.door:
                 used = now - slot.since
                 bucket.use_count += 1
                 bucket.use_sum += used
                 if used > bucket.use_max:
                     bucket.use_max = used
                 slot.conn = self._conn
-                slot.state = IDLE
-                slot.since = now
-                bucket._idle.append(slot)
+                if bucket.fast_for:
+                    slot.state = IDLE
+                    slot.since = now
+                    bucket._idle.append(slot)
+                    return
+                slot.holder = None
+                self._pool._engine.core.release(slot, now)
                 return
         pool = self._pool
         if exc is None:
@@ -264,6 +271,7 @@ class ConnectionPool(Generic[C]):
         self.index: dict[int, Slot] = {}
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
         self.has_is_alive = self._overrides("_is_alive")
+        self.is_picky = self.has_is_alive or check_after is not None
         self.has_reset = self._overrides("_reset_connection")
         self._connect = connect
         self._leases: weakref.WeakKeyDictionary[Any, _LocalLease[C]] = weakref.WeakKeyDictionary()
@@ -352,7 +360,7 @@ class ConnectionPool(Generic[C]):
         already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
         is raised, the caller holds nothing and the pool has lost nothing.
         """
-        conn: C = self._acquire(timeout)[1]
+        conn: C = self._engine.acquire(self, self._bucket, self._patience(timeout))[1]
         return conn
 
     def release(self, conn: C) -> None:
@@ -502,9 +510,6 @@ class ConnectionPool(Generic[C]):
         return f"<{type(self).__name__} {self._bucket!r}>"
 
     # Inside
-
-    def _acquire(self, timeout: float | None) -> tuple[Slot, Any]:
-        return self._engine.acquire(self, self._bucket, self._patience(timeout))
 
     def _patience(self, timeout: float | None) -> float | None:
         if timeout is _DEFAULT:

@@ -115,7 +115,7 @@ class World:
     def join(self, bucket: Bucket, timeout: float | None = None, turn: int = 0) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
         waiter = Waiter(bucket, turn or self.core.draw_turn(), deadline, None)
-        self.core.join(waiter, self.now)
+        self.core.join(waiter, self.now, again=turn > 0)
         return waiter
 
     def release(self, *slots: Slot) -> None:
@@ -582,10 +582,10 @@ def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None
         waiter = world.join(bucket, 1e6)
         world.core.leave(waiter, world.now)
 
-    assert len(world.core._deadlines) < 100
-    assert world.core.timed == 1
+    assert len(world.core._early) < 100
+    assert list(world.core.hungry) == [bucket]
     world.release(slot)
-    assert world.core.timed == 0
+    assert not world.core.hungry
     assert world.core.next_deadline() is None
 
 
@@ -1379,7 +1379,7 @@ def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
         waiters = [world.join(bucket) for _ in range(waiting)]
         world.release(slot)
         back = Waiter(bucket, waiters[0].turn, None, None)
-        return Steps().of(lambda: world.core.join(back, world.now))
+        return Steps().of(lambda: world.core.join(back, world.now, again=True))
 
     assert_flat(cost)
 

@@ -228,7 +228,9 @@ class Machine(RuleBasedStateMachine):
 
     # Callers, exactly as Engine.acquire and pool.Lease go about it
 
-    def _acquire(self, bucket: Bucket, turn: int, timeout: float | None) -> None:
+    def _acquire(
+        self, bucket: Bucket, turn: int, timeout: float | None, again: bool = False
+    ) -> None:
         slot = self.core.take(bucket, self.now)
         if slot is not None:
             slot.uses += 1
@@ -237,7 +239,7 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            self.core.join(Waiter(bucket, turn, deadline, None), self.now)
+            self.core.join(Waiter(bucket, turn, deadline, None), self.now, again)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
     def acquire(self, n: int, timeout: float | None) -> None:
@@ -277,7 +279,7 @@ class Machine(RuleBasedStateMachine):
             assert waiter.slot is not None
             self.core.discard(waiter.slot, Reason.UNREAD, self.now)
             if not waiter.bucket.closed:
-                self._acquire(waiter.bucket, waiter.turn, None)
+                self._acquire(waiter.bucket, waiter.turn, None, again=True)
 
     @precondition(lambda self: self.hub.woken)
     @rule(n=st.integers(0, 5))
@@ -526,15 +528,13 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def line(self) -> None:
         """First come, first served, as far as the line goes."""
-        timed = 0
         for bucket in self.buckets:
             turns = [waiter.turn for waiter in bucket.line]
             assert turns == sorted(turns)
             assert all(waiter.pending for waiter in bucket.line)
             assert not (bucket.line and bucket.idle), "waits while a connection lies idle"
             assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
-            timed += sum(waiter.deadline is not None for waiter in bucket.line)
-        assert self.core.timed == timed
+        assert set(self.core.hungry) == {bucket for bucket in self.buckets if bucket.line}
 
     @invariant()
     def opportunities(self) -> None:
