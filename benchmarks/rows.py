@@ -214,7 +214,7 @@ def echo(quick: bool) -> list[Row]:
 
 
 def fill(quick: bool) -> list[Row]:
-    """Filling a pool with 1,000 connections, against a bare loop that spawns a greenlet for each."""
+    """Filling a pool with 1,000 connections, against a loop that spawns a greenlet for each."""
     size, rounds = 100 if quick else 1000, 3 if quick else 9
 
     with echo_server() as address:
