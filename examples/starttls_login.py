@@ -123,7 +123,7 @@ def make_certificate(folder):
     """Have the openssl command make a certificate for the name "localhost"; it and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1".split()
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
         + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
         + ["-keyout", str(key), "-out", str(certificate)],
         check=True,
