@@ -58,6 +58,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     CLOSING: frozenset({CLOSED}),
     CLOSED: frozenset(),
 }
+_dice = random.Random()
 OPEN = frozenset({IDLE, IN_USE, CHECKING})
 NEVER = math.inf
 AT_ONCE = -math.inf
@@ -118,7 +119,6 @@ class Slot:
     """One counted place, from the start of a dial to the end of the close."""
 
     __slots__ = (
-        "__weakref__",
         "bucket",
         "checked_at",
         "conn",
@@ -176,7 +176,7 @@ class Slot:
 class Waiter:
     """A caller's place in line.  It ends with a slot or an error, never both."""
 
-    __slots__ = ("bucket", "deadline", "error", "expired", "slot", "token", "turn", "waker")
+    __slots__ = ("back", "bucket", "deadline", "error", "expired", "slot", "token", "turn", "waker")
 
     def __init__(self, bucket: Bucket, turn: int, deadline: float | None, token: Any) -> None:
         self.bucket = bucket
@@ -185,6 +185,7 @@ class Waiter:
         self.slot: Slot | None = None
         self.error: BaseException | None = None
         self.expired = False
+        self.back = False  # in line again, near the front
         self.token = token  # whom to wake: the engine's business
         self.waker: Any = None
 
@@ -231,7 +232,7 @@ class Bucket:
         self.max_uses = max_uses
         self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
         self.jitter = jitter
-        self.rng = rng or random.Random()
+        self.rng = rng or _dice
         self.closed = False
         self.filling = 0  # callers of fill() who wait for *size* connections
 
@@ -513,8 +514,9 @@ class Core:
             for limit in bucket.shared:
                 limit._hungry[bucket] = None
         line[waiter] = None
-        if again and len(line) > 1:
+        if again:
             # He was served something unfit: near the front, as only the oldest are served.
+            waiter.back = True
             older = list(itertools.takewhile(lambda w: w.turn < waiter.turn, line))
             for other in (waiter, *reversed(older)):
                 line.move_to_end(other, last=False)
@@ -561,9 +563,10 @@ class Core:
         early = self._early
         while early and not _waits(early[0][2]):
             heapq.heappop(early)
-        first = [next(iter(bucket.line)) for bucket in self.hungry]
-        if early:
-            first.append(early[0][2])
+        first = [early[0][2]] if early else []
+        for bucket in self.hungry:
+            # Those who had to go back in line stand at its front, and are in the heap.
+            first.extend(itertools.islice((w for w in bucket.line if not w.back), 1))
         due = min(first, key=_deadline, default=None)
         return None if due is None or due.deadline is None else due
 

@@ -508,6 +508,13 @@ class Engine:
                 owner, "connection_checked_in", events.ConnectionCheckedIn(owner, conn, used)
             )
 
+    def pass_on(self, slot: Slot, conn: Any, now: float) -> None:
+        """What ``give_back`` comes to if nobody is told, nothing reset and nothing suspected."""
+        _count_use(slot, now)
+        slot.conn = conn
+        slot.holder = None
+        self.core.release(slot, now)
+
     def give_up(
         self,
         owner: Owner,
@@ -669,11 +676,14 @@ class Engine:
 
     def start_close(self, slot: Slot, reason: Reason) -> None:
         """Have a greenlet close the connection, alive or not."""
-        owner = self._leaving or slot.bucket.owner()
+        bucket = slot.bucket
+        owner = self._leaving or bucket.owner()
         self._forget(owner, slot)
         if reason in _RECYCLED and owner is not None and "connection_recycled" in owner.listening:
-            # Told by the dial that replaces it: the next one, or the one that has just succeeded.
-            slot.bucket.recycled.append(slot.conn)
+            # Told by the dial that replaces it, the next one or the one that has just succeeded;
+            # what an elastic pool has beyond its minimum is not replaced.
+            if bucket.open <= bucket.floor > 0:
+                bucket.recycled.append(slot.conn)
         self.closers.put((slot, reason, owner))
 
     def start_check(self, slot: Slot) -> None:

@@ -96,20 +96,20 @@ class Lease(Generic[C]):
             bucket = slot.bucket
             now = monotonic()
             # It is left in the thread in which it was entered: no need to look again.
-            if now < slot.fresh_until and bucket.door:
+            if bucket.fast_for and now < slot.fresh_until:
                 used = now - slot.since
                 bucket.use_count += 1
                 bucket.use_sum += used
                 if used > bucket.use_max:
                     bucket.use_max = used
                 slot.conn = self._conn
-                if bucket.fast_for:
-                    slot.state = IDLE
-                    slot.since = now
-                    bucket._idle.append(slot)
-                    return
-                slot.holder = None
-                self._pool._engine.core.release(slot, now)
+                slot.state = IDLE
+                slot.since = now
+                bucket._idle.append(slot)
+                return
+            if now < slot.fresh_until and bucket.door == get_ident():
+                # Plain as well, but somebody waits.
+                self._pool._engine.pass_on(slot, self._conn, now)
                 return
         pool = self._pool
         if exc is None:

@@ -313,7 +313,7 @@ class Machine(RuleBasedStateMachine):
         if bucket.fast_for == THREAD and self.now < slot.fresh_until:
             slot.state = IDLE
             slot.since = self.now
-            bucket.put(slot)
+            bucket._idle.append(slot)
         else:
             self._release(slot)
 
