@@ -975,9 +975,10 @@ class Engine:
             keepers.append(gevent.spawn(self._keepalive, bucket, owner.keepalive))
         spans = [bucket.idle_timeout, bucket.max_lifetime]
         if bucket.drained or any(span is not None for span in spans):
-            # Nothing opened later is due before that.
+            # Nothing opened later is due before that (with full jitter: hardly anything).
             shortest = min((span for span in spans if span is not None), default=NEVER)
-            keepers.append(gevent.spawn(self._reaper, bucket, shortest * (1.0 - bucket.jitter)))
+            shortest *= max(0.01, 1.0 - bucket.jitter)
+            keepers.append(gevent.spawn(self._reaper, bucket, shortest))
         for keeper in keepers:
             keeper.rawlink(partial(self._keeper_left, bucket))
 
