@@ -685,11 +685,13 @@ class Core:
         bucket = slot.bucket
         if slot.state is not CONNECTING:
             return
-        bucket.last_error = error
+        killed = not isinstance(error, Exception)  # which says nothing about the server
+        if not killed:
+            bucket.last_error = error
         bucket.dial_failed += 1
         self._move(slot, CLOSED)
         self._setback(bucket, slot.since, now)
-        if bucket.fail_fast and bucket.line and isinstance(error, Exception):
+        if bucket.fail_fast and bucket.line and not killed:
             waiter = next(iter(bucket.line))
             self._drop(waiter)
             waiter.error = error

@@ -830,6 +830,7 @@ class Engine:
             if "connection_failed" in owner.listening:
                 self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
         if meant:
+            del trace  # this frame outlives the call, in the traceback of what is raised
             raise error
 
     def _register(self, owner: Owner, slot: Slot, conn: Any) -> Exception | None:

@@ -535,3 +535,30 @@ def test_a_greenlet_collected_in_line_leaves_the_line(maker: Maker) -> None:
             assert pool.stats().waiting == 0
 
         assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("ending", ["killed", "failed"])
+def test_a_dial_cut_short_keeps_nothing_alive_of_what_it_had_half_open(ending: str) -> None:
+    """Its error is kept, as a cause of errors to come; a traceback would keep the socket open."""
+
+    class HalfOpen:
+        pass
+
+    half_open: list[weakref.ref[HalfOpen]] = []
+    dialing = Event()
+
+    def connect() -> object:
+        half = HalfOpen()
+        half_open.append(weakref.ref(half))
+        dialing.set()
+        if ending == "failed":
+            raise OSError("handshake failed")
+        gevent.sleep(60)
+        return half
+
+    pool = ConnectionPool(1, connect=connect)
+    assert dialing.wait(5)
+    pool.close()
+    gevent.sleep(0)
+
+    assert [ref() for ref in half_open] == [None]
