@@ -89,7 +89,7 @@ class Demo:
         self.lag = 0.0  # by how much this process was late at worst, as the machine was busy
         # The outage.
         self.died_at = self.back_at = self.first_reply_at = self.last_reply_at = math.inf
-        self.failed_before = self.failed_dials = 0
+        self.failed_before = self.failed_dials = self.opened_in_vain = 0
         self.unserved: set[int] = set()
         self.everybody_served = Event()
         # The end.
@@ -205,9 +205,12 @@ class Demo:
         """Kill the server, start it again after a while, and wait until everybody is served."""
         self._end_calm()
         self.state = "outage"
-        self.failed_before = self.pool.stats().dial_failed
+        opened = self.pool.stats().opened
         server.stop()
         self.died_at = monotonic()
+        dead = self.pool.stats()
+        self.opened_in_vain = dead.opened - opened  # dying, its backlog still took connections
+        self.failed_before = dead.dial_failed
         self.unserved = set(range(GREENLETS))
         gevent.sleep(self.away)
         server.start(self.address[1])
@@ -316,7 +319,7 @@ class Demo:
         )
 
     def _judge_cuts(self) -> Verdict:
-        most = CONNECTIONS if self.died_at < math.inf else 0
+        most = CONNECTIONS + self.opened_in_vain if self.died_at < math.inf else 0
         return Verdict(
             "cut short by the server's end",
             f"{self.cut_short:,}",
