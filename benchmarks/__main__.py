@@ -14,12 +14,21 @@ from collections.abc import Sequence  # noqa: E402
 
 import gevent  # noqa: E402
 
-from benchmarks import comparison, rows  # noqa: E402
+from benchmarks import comparison, dials, herd, monitored, rows, simulation  # noqa: E402
+
+ROWS = {
+    **rows.ROWS,
+    "dials": dials.dials,
+    "monitored": monitored.monitored,
+    "simulation": simulation.simulation,
+}
+#: These have HEADINGS and compare(quick), and no bar.
+COMPARISONS = {"peers": comparison, "herd": herd}
 
 
 def main() -> int:
     """Run what the command line asks for."""
-    names = [*rows.ROWS, "peers"]
+    names = [*ROWS, *COMPARISONS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look")
     parser.add_argument("rows", nargs="*", metavar="row", help=", ".join(names))
@@ -28,13 +37,13 @@ def main() -> int:
     if unknown := sorted(set(wanted) - set(names)):
         parser.error(f"no such row: {', '.join(unknown)}")
 
-    found, lines = [], []
+    found, tables = [], []
     for name in wanted:
         print(f"measuring: {name}", file=sys.stderr)
-        if name == "peers":
-            lines = comparison.compare(options.quick)
+        if name in COMPARISONS:
+            tables.append((COMPARISONS[name].HEADINGS, COMPARISONS[name].compare(options.quick)))
         else:
-            found += rows.ROWS[name](options.quick)
+            found += ROWS[name](options.quick)
 
     print(
         f"{platform.python_implementation()} {platform.python_version()},"
@@ -55,8 +64,8 @@ def main() -> int:
                 for row in found
             ],
         )
-    if lines:
-        _print_table(comparison.HEADINGS, lines)
+    for headings, lines in tables:
+        _print_table(headings, lines)
     return 0 if all(row.ok for row in found) else 1
 
 

@@ -107,7 +107,10 @@ class Peer:
 
 
 class HandOver:
-    """The least that a fair pool must do, and no more: no timeout, no cancellation, no books."""
+    """The least that a fair pool must do, and no more: no timeout, no cancellation, no books.
+
+    It is used as a pool is, in a ``with``; *take* and *give* are there for whoever would not.
+    """
 
     def __init__(self, size: int, connect: Connect) -> None:
         self.idle = deque(connect() for _ in range(size))
@@ -127,10 +130,29 @@ class HandOver:
         else:
             self.idle.append(conn)
 
+    def get(self) -> _Hand:
+        return _Hand(self)
 
-def make_hand_over(size: int, connect: Connect) -> Peer:
+
+class _Hand:
+    """The least that a lease must do."""
+
+    __slots__ = ("conn", "pool")
+
+    def __init__(self, pool: HandOver) -> None:
+        self.pool = pool
+
+    def __enter__(self) -> Any:
+        self.conn = conn = self.pool.take()
+        return conn
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.pool.give(self.conn)
+
+
+def make_hand_over(size: int, connect: Connect, *, bare: bool = False) -> Peer:
     pool = HandOver(size, connect)
-    return Peer(take=pool.take, give=pool.give)
+    return Peer(take=pool.take, give=pool.give) if bare else Peer(pool.get, pool=pool)
 
 
 def make_geventpool(size: int, connect: Connect, warm: int | None = None) -> Peer:

@@ -1,7 +1,9 @@
 """A gevent-native pool of connections: kept open, healthy, and fairly shared between greenlets."""
 
-from geventpool._core import Limit
+from geventpool._slots import Limit
+from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
+from geventpool.endpoints import EndpointPool
 from geventpool.errors import (
     ConnectError,
     MarkedDownError,
@@ -16,7 +18,11 @@ from geventpool.errors import (
     WrongHub,
 )
 from geventpool.events import Duration, Holder, PoolListener, PoolStats, Reason
+from geventpool.health import HealthPolicy, ServerModel, ServerModelDirectory
+from geventpool.manager import AddressGroupMap, ConnectInfo, ConnectionManager
+from geventpool.monitored import MonitoredSocket
 from geventpool.pool import ConnectionPool, Lease
+from geventpool.resolver import DnsResolver, FileResolver, SrvResolver, StaticResolver, Watcher
 from geventpool.retry import RetryBudget, RetryDetails, retry
 from geventpool.sockets import SocketFactory
 
@@ -25,14 +31,32 @@ __version__ = "0.1.0"
 __all__ = [
     # Pools
     "ConnectionPool",
+    "EndpointPool",
     "Lease",
     "Limit",
+    # From a name to an open connection
+    "AddressGroupMap",
+    "ConnectInfo",
+    "ConnectionManager",
+    "HealthPolicy",
+    "MonitoredSocket",
+    "ServerModel",
+    "ServerModelDirectory",
     # Opening connections, trying again
     "Backoff",
     "RetryBudget",
     "RetryDetails",
     "SocketFactory",
     "retry",
+    # From a name to addresses
+    "Address",
+    "AddressGroup",
+    "DnsResolver",
+    "FileResolver",
+    "SrvResolver",
+    "StaticResolver",
+    "UnixAddress",
+    "Watcher",
     # Looking
     "Duration",
     "Holder",

@@ -1,10 +1,10 @@
-"""Who gets which connection next: slots, buckets, limits and waiters.
+"""Who gets which connection next: all that is decided about slots, buckets, limits and waiters.
 
 The core decides and nothing else.  It does no I/O, starts no greenlet, reads no clock and calls no
 user code; time is passed in, and what it wants done it asks of its *effects* (the engine), which
 only schedule.  So nothing in here can switch, which is why it needs no lock: between two switches
-of the caller every change is whole.  The greenlets that carry its decisions out are in
-``_engine.py``.
+of the caller every change is whole.  What it decides about stands in ``_slots.py``, the greenlets
+that carry its decisions out are in ``_engine.py``.
 
                    dial ok           hand-over           release
     CONNECTING ----------> IDLE ---------------> IN_USE ---------> IDLE
@@ -20,353 +20,35 @@ Read ``Core.settle`` first: it is called after every change and makes every deci
 from __future__ import annotations
 
 import bisect
-import enum
+import copy
 import heapq
 import itertools
 import math
-import random
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from geventpool.backoff import Backoff
+from geventpool._slots import (
+    AT_ONCE,
+    CHECKING,
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    IDLE,
+    IN_USE,
+    NEVER,
+    OPEN,
+    TRANSITIONS,
+    Bucket,
+    Limit,
+    Slot,
+    State,
+    Waiter,
+    idle_since,
+)
+from geventpool.errors import ConnectError, OutOfSockets
 from geventpool.events import Reason
 
-__all__ = ["Bucket", "Core", "Effects", "Limit", "Slot", "State", "Waiter"]
-
-
-class State(enum.Enum):
-    """Where a slot is in its life."""
-
-    CONNECTING = "connecting"
-    IDLE = "idle"
-    IN_USE = "in use"  # held by a caller, or promised to one
-    CHECKING = "checking"  # the pool itself has it, for its keepalive
-    CLOSING = "closing"  # still counts in every limit
-    CLOSED = "closed"
-
-
-CONNECTING, IDLE, IN_USE, CHECKING, CLOSING, CLOSED = State
-
-#: Every move a slot may make.  ``Core._move`` is the only place that makes one and counts it
-#: (but for IDLE <-> IN_USE on the fast path of ``pool.Lease``, which no count depends on).
-TRANSITIONS: dict[State, frozenset[State]] = {
-    CONNECTING: frozenset({IDLE, CLOSED}),
-    IDLE: frozenset({IN_USE, CHECKING, CLOSING}),
-    IN_USE: frozenset({IDLE, CLOSING, CLOSED}),
-    CHECKING: frozenset({IDLE, CLOSING}),
-    CLOSING: frozenset({CLOSED}),
-    CLOSED: frozenset(),
-}
-_dice = random.Random()
-OPEN = frozenset({IDLE, IN_USE, CHECKING})
-NEVER = math.inf
-AT_ONCE = -math.inf
-
-
-class Limit:
-    """A cap on slots: at most *maximum* are counted at any moment, dialing and closing included.
-
-    Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
-    is full, the longest idle connection of any of them makes room for whoever has waited longest.
-    It makes none for another pool's minimum, which is filled when a place comes free.
-
-    ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
-    ``used``, nothing more is opened until enough connections have gone: idle ones are closed at
-    once, others as they come back.
-    """
-
-    def __init__(self, maximum: float, name: str | None = None) -> None:
-        self._maximum = _whole(maximum, "maximum")
-        self.name = name
-        self.used = 0
-        self._closing = 0
-        self._core: Core | None = None
-        self._buckets: dict[Bucket, None] = {}
-        self._hungry: dict[Bucket, None] = {}  # have waiters
-        self._held_up: dict[Bucket, None] = {}  # have waiters who wait because this limit is full
-        self._thin: dict[Bucket, None] = {}  # are below their minimum because of this limit
-
-    @property
-    def maximum(self) -> float:
-        """The cap; ``math.inf`` for none."""
-        return self._maximum
-
-    @maximum.setter
-    def maximum(self, maximum: float) -> None:
-        self._maximum = _whole(maximum, "maximum")
-        if self._core is not None:
-            self._core.effects.settle_limit_later(self)
-
-    @property
-    def full(self) -> bool:
-        """Whether no slot more may be counted."""
-        return self.used >= self._maximum
-
-    def __repr__(self) -> str:
-        return f"<Limit {self.name or ''} {self.used} of {self._maximum}>".replace("  ", " ")
-
-
-def _whole(value: float, name: str) -> float:
-    if isinstance(value, bool) or not (isinstance(value, int) or value == math.inf):
-        raise TypeError(f"{name} must be a whole number or math.inf, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must not be negative: {value!r}")
-    return value
-
-
-class Slot:
-    """One counted place, from the start of a dial to the end of the close."""
-
-    __slots__ = (
-        "bucket",
-        "checked_at",
-        "conn",
-        "dialed_at",
-        "doomed",
-        "error",
-        "expires_at",
-        "fd",
-        "forked",
-        "fresh_until",
-        "holder",
-        "ident",
-        "idled",
-        "look",
-        "retire_at",
-        "retire_for",
-        "since",
-        "state",
-        "unproven",
-        "uses",
-        "watch",
-        "where",
-    )
-
-    def __init__(self, bucket: Bucket, now: float) -> None:
-        self.bucket = bucket
-        self.state = CONNECTING
-        self.since = now  # dial begun, last returned, or handed out
-        self.dialed_at = now  # when the dial began
-        self.uses = 0
-        # The connection, while the pool has it.  While a caller has it the slot must not keep it
-        # alive: if the caller forgets it, its collection gives the slot back.
-        self.conn: Any = None
-        self.watch: Any = None  # callable -> the connection wherever it is, None once collected
-        self.holder: Any = None  # weak proxy of the greenlet that holds it
-        self.where: Any = None  # the stack that acquired it, when the pool tracks
-        self.ident = 0  # id() of the connection
-        self.look: Callable[[], object] | None = None  # truthy: unread bytes, or dead
-        self.fd: int | None = None
-        self.idled = 0.0  # how long it was idle before this hand-out
-        self.checked_at = now
-        self.error: BaseException | None = None  # what broke it, for the listeners
-        self.forked = False  # left behind by a fork: it is the parent's
-        self.doomed: Reason | None = None  # close it as soon as nobody holds it
-        self.unproven = False  # opened after failures, and not yet returned in good order
-        self.retire_at = NEVER  # from then on replace it when that costs nobody anything
-        self.retire_for = Reason.EXPIRED
-        self.expires_at = NEVER  # from then on hand it to nobody
-        self.fresh_until = NEVER  # the fast path may have it until then
-
-    def __repr__(self) -> str:
-        return f"<Slot {self.state.value} of {self.bucket.name!r}>"
-
-
-class Waiter:
-    """A caller's place in line.  It ends with a slot or an error, never both."""
-
-    __slots__ = ("back", "bucket", "deadline", "error", "expired", "slot", "token", "turn", "waker")
-
-    def __init__(self, bucket: Bucket, turn: int, deadline: float | None, token: Any) -> None:
-        self.bucket = bucket
-        self.turn = turn  # from ``draw_turn``; kept when he has to go back in line
-        self.deadline = deadline
-        self.slot: Slot | None = None
-        self.error: BaseException | None = None
-        self.expired = False
-        self.back = False  # in line again, near the front
-        self.token = token  # whom to wake: the engine's business
-        self.waker: Any = None
-
-    @property
-    def pending(self) -> bool:
-        """Whether it still waits."""
-        return self.slot is None and self.error is None and not self.expired
-
-
-class Bucket:
-    """Slots that are interchangeable, and the callers who want one."""
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        size: int,
-        min_size: int,
-        max_overflow: float = 0,
-        limits: Iterable[Limit] = (),
-        max_connecting: int = 16,
-        backoff: Backoff | None = None,
-        lifo: bool = False,
-        fail_fast: bool = False,
-        idle_timeout: float | None = None,
-        max_lifetime: float | None = None,
-        max_uses: int | None = None,
-        jitter: float = 0.0,
-        rng: random.Random | None = None,
-    ) -> None:
-        self.name = name
-        self.size = size
-        self.min_size = min_size
-        self.max_overflow = max_overflow
-        self.own = Limit(size + max_overflow, name)
-        self.shared = tuple(limits)
-        self.limits = (self.own, *self.shared)
-        self.max_connecting = max_connecting
-        self.backoff = backoff or Backoff()
-        self.lifo = lifo
-        self.fail_fast = fail_fast
-        self.idle_timeout = idle_timeout
-        self.max_lifetime = max_lifetime
-        self.max_uses = max_uses
-        self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
-        self.jitter = jitter
-        self.rng = rng or _dice
-        self.closed = False
-        self.filling = 0  # callers of fill() who wait for *size* connections
-
-        # The engine's business.
-        self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
-        self.key: tuple[Any, ...] = ()  # what the hooks get first
-        self.retry_timer: Any = None  # runs during a back-off
-        self.hurry_timer: Any = None  # runs while a caller waits for a check
-        self.changed: Any = None  # an Event, for those who wait for slots to come or go
-        self.drained = False
-        self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
-
-        self.slots: dict[Slot, None] = {}
-        # Longest idle first.  A slot that leaves from the middle stays in it as a tombstone, known
-        # by its state, until it comes to an end of the queue: removing it would cost O(n).
-        self._idle: deque[Slot] = deque()
-        self._tombstones = 0
-        self.line: OrderedDict[Waiter, None] = OrderedDict()
-        self.latest = AT_ONCE  # the latest deadline in it
-        self.due: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
-        self.open = self.connecting = self.checking = self.closing = 0
-
-        # The dial window.
-        self.window = 1
-        self.failures = 0
-        self.failed_at = AT_ONCE
-        self.opened_at = NEVER
-        self.retry_at = AT_ONCE
-        self.last_error: BaseException | None = None
-
-        # The fast path: the thread that may pop from ``idle`` and push to it without asking the
-        # core, 0 for none.  *door* is what the engine allows; the core opens and shuts it.
-        self.door = 0
-        self.fast_for = 0
-        self.freshness = NEVER  # the fast path takes nothing that was idle longer (seconds)
-        self.take = self._idle.pop if lifo else self._idle.popleft
-
-        self.reset_counters()
-
-    def reset_counters(self) -> None:
-        """Start to count from zero."""
-        self.use_count = self.wait_count = self.connect_count = 0
-        self.use_sum = self.wait_sum = self.connect_sum = 0.0
-        self.use_max = self.wait_max = self.connect_max = 0.0
-        self.spoiled = self.timed_out = self.refused = self.abandoned = 0
-        self.dialed = self.dial_failed = self.checked = 0
-        self.reasons: dict[Reason, int] = {}
-
-    # How it stands
-
-    @property
-    def idle(self) -> int:
-        """How many connections lie idle."""
-        return len(self._idle) - self._tombstones
-
-    @property
-    def in_use(self) -> int:
-        """How many are held by a caller or promised to one."""
-        return self.open - self.idle - self.checking
-
-    @property
-    def quiet(self) -> bool:
-        """Whether its callers may take and leave idle slots without anybody minding."""
-        if self.line or self.closed or self.open > self.size or self.overfull:
-            return False
-        return not (self.shared and self.crowded)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether somebody waits for a place in a limit that it shares."""
-        return any(limit._held_up for limit in self.shared)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether none of its limits is full."""
-        for limit in self.limits:  # noqa: SIM110 - every dial comes by: half of any()
-            if limit.used >= limit._maximum:
-                return False
-        return True
-
-    @property
-    def overfull(self) -> bool:
-        """Whether one of its limits was lowered, and more slots must close than are closing."""
-        for limit in self.limits:  # noqa: SIM110 - every release comes by: half of any()
-            if limit.used - limit._closing > limit._maximum:
-                return True
-        return False
-
-    @property
-    def failing(self) -> bool:
-        """Whether the last dial failed, or its connection died unused."""
-        return self.retry_at > AT_ONCE
-
-    @property
-    def floor(self) -> int:
-        """How many connections to keep open, callers or not."""
-        if self.closed:
-            return 0
-        return max(self.min_size, self.size) if self.filling else self.min_size
-
-    @property
-    def missing(self) -> int:
-        """How many dials it takes to reach the floor without those that are due to go."""
-        return self.floor - self.open + len(self.due)
-
-    @property
-    def hungry(self) -> int:
-        """How many waiters there are for whom no dial is under way."""
-        return max(0, len(self.line) - self.connecting)
-
-    @property
-    def eligible(self) -> float:
-        """For how many of those its own limit has places."""
-        return min(self.hungry, max(0, self.own._maximum - self.own.used))
-
-    def idle_slots(self) -> Iterator[Slot]:
-        """The idle slots, longest idle first."""
-        return (slot for slot in self._idle if slot.state is IDLE)
-
-    def longest_idle(self) -> Slot | None:
-        """The slot that has been idle longest, or None."""
-        idle = self._idle
-        while idle:
-            if idle[0].state is IDLE:
-                return idle[0]
-            idle.popleft()
-            self._tombstones -= 1
-        return None
-
-    def __repr__(self) -> str:
-        return (
-            f"{self.name!r} {self.in_use} in use, {self.idle} idle, {self.connecting} connecting"
-            f" | {len(self.line)} waiting"
-        )
+__all__ = ["Core", "Effects", "copy_of"]
 
 
 class Effects(Protocol):
@@ -381,8 +63,9 @@ class Effects(Protocol):
     def start_check(self, slot: Slot) -> None:
         """Run the keepalive; then call ``checked``."""
 
-    def wake(self, waiter: Waiter) -> None:
-        """Let the waiter look at what he has got."""
+    def wake(self, token: Any, waiter: Waiter) -> Any:
+        """Have ``token(waiter)`` called soon, to let him look at what he has got.  What is returned
+        is kept as ``waiter.waker``."""
 
     def settle_later(self, bucket: Bucket) -> None:
         """Call ``settle`` at ``bucket.retry_at``."""
@@ -415,15 +98,23 @@ class Core:
         for limit in bucket.limits:
             limit._core = self
             limit._buckets[bucket] = None
-        self.settle(bucket, now)
+            if not bucket.many or limit is bucket.own:
+                limit._few[bucket] = None
+        if not bucket.many or bucket.min_size:
+            self.settle(bucket, now)
 
-    def shut(self, bucket: Bucket, error: BaseException | None, now: float) -> None:
+    def remove(self, bucket: Bucket) -> None:
+        """Forget *bucket*, which is empty."""
+        for limit in bucket.limits:
+            limit._buckets.pop(bucket, None)
+            limit._few.pop(bucket, None)
+            limit._thin.pop(bucket, None)
+
+    def shut(self, bucket: Bucket, error: BaseException, now: float) -> None:
         """Close *bucket* for good: waiters get *error*, idle slots are closed, others on return."""
         bucket.closed = True
         for waiter in list(bucket.line):
-            self._drop(waiter)
-            waiter.error = error
-            self.effects.wake(waiter)
+            self._fail(waiter, error)
         self.dispose(bucket, Reason.POOL_CLOSED, now)
         self._forget_if_gone(bucket)
 
@@ -464,6 +155,8 @@ class Core:
             limit.used = limit._closing = 0
             limit._held_up.clear()
         for slot in bucket.slots:
+            for limit in bucket.shared:
+                limit._lru.discard(slot)
             slot.state = CLOSED
             slot.conn = slot.look = slot.fd = None
             slot.fresh_until = AT_ONCE
@@ -476,7 +169,7 @@ class Core:
         bucket.fast_for = 0
 
     def _check_minimum(self, bucket: Bucket, min_size: int) -> None:
-        for limit in bucket.shared:
+        for limit in bucket.shared if min_size else ():
             others = (b for b in limit._buckets if b is not bucket and not b.closed)
             minimum = min_size + sum(b.min_size for b in others)
             if minimum > limit._maximum:
@@ -520,6 +213,9 @@ class Core:
             older = list(itertools.takewhile(lambda w: w.turn < waiter.turn, line))
             for other in (waiter, *reversed(older)):
                 line.move_to_end(other, last=False)
+        if bucket.shared and (again or len(line) == 1):
+            for limit in bucket.shared:
+                limit._enqueue(bucket)
         deadline = waiter.deadline
         if deadline is None:
             bucket.latest = NEVER
@@ -531,7 +227,7 @@ class Core:
         bucket.fast_for = 0
         # The crowd's case: only a release, or the end of a close, can do anything for him.
         own = bucket.own
-        if bucket._idle or own.used < own._maximum:
+        if bucket._idle or own.used < own._maximum or bucket.prompt or bucket.down_fails:
             self.settle(bucket, now)
 
     def leave(self, waiter: Waiter, now: float) -> None:
@@ -546,10 +242,22 @@ class Core:
 
     def expire(self, now: float) -> None:
         """End the wait of everybody whose deadline has come."""
-        while (waiter := self._next_due()) is not None and _deadline(waiter) <= now:
+        due: list[Waiter] = []
+        while self._early and self._early[0][0] <= now:
+            due.append(heapq.heappop(self._early)[2])
+        for bucket in self.hungry:
+            # All lines in one go: a thousand callers of a thousand buckets may be due together.
+            for waiter in bucket.line:
+                if not waiter.back:
+                    if _deadline(waiter) > now:
+                        break
+                    due.append(waiter)
+        for waiter in sorted(due, key=_deadline):
+            if not _waits(waiter):
+                continue  # served, as another one left; or in both lists
             self._drop(waiter)
             waiter.expired = True
-            self._wake(waiter)
+            waiter.waker = self._wake(waiter.token, waiter)
             if not waiter.bucket.line or waiter.bucket.shared:
                 self.settle(waiter.bucket, now)
 
@@ -589,7 +297,7 @@ class Core:
                 slot.since = now
                 slot.uses += 1
                 waiter.slot = slot
-                self._wake(waiter)
+                waiter.waker = self._wake(waiter.token, waiter)
                 if not bucket.line:
                     self._line_ended(bucket)
                     self._open_door(bucket)
@@ -633,6 +341,14 @@ class Core:
         slot.unproven = False
         slot.bucket.failures = 0
         self._refresh(slot)
+
+    def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
+        """Close *slot* if it is idle; whether it was."""
+        if slot.state is not IDLE:
+            return False
+        self._close(slot, reason)
+        self.settle(slot.bucket, now)
+        return True
 
     def detach(self, slot: Slot, reason: Reason, now: float) -> None:
         """Let go of a slot whose connection is not the pool's any more."""
@@ -692,10 +408,7 @@ class Core:
         self._move(slot, CLOSED)
         self._setback(bucket, slot.since, now)
         if bucket.fail_fast and bucket.line and not killed:
-            waiter = next(iter(bucket.line))
-            self._drop(waiter)
-            waiter.error = error
-            self.effects.wake(waiter)
+            self._fail(next(iter(bucket.line)), error)
         self.settle(bucket, now)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
@@ -761,7 +474,7 @@ class Core:
             if self._may_retire(slot, now):
                 self._close(slot, slot.retire_for)
         if bucket.idle_timeout is not None:
-            while bucket.open > bucket.floor and (oldest := bucket.longest_idle()):
+            while bucket.open > bucket.spared and (oldest := bucket.longest_idle()):
                 ends = oldest.since + bucket.idle_timeout
                 if ends > now:
                     again = min(again, ends)
@@ -774,11 +487,11 @@ class Core:
 
     def settle_limit(self, limit: Limit, now: float) -> None:
         """Bring *limit* down to its maximum, or use its new room, after the maximum was set."""
-        while limit.used - limit._closing > limit._maximum and (victim := _longest_idle(limit)):
+        while limit.used - limit._closing > limit._maximum and (victim := limit._longest_idle()):
             self._close(victim, Reason.EVICTED)
-        for bucket in list(limit._buckets)[:1]:  # any of them: it looks after all who wait
-            self.settle(bucket, now)
-        for bucket in limit._buckets:
+        if bucket := next(iter(limit._buckets), None):
+            self.settle(bucket, now)  # which looks after all who wait
+        for bucket in limit._few:
             self._open_door(bucket)
 
     def settle(self, bucket: Bucket, now: float) -> None:
@@ -808,36 +521,59 @@ class Core:
         self._open_door(bucket)
 
     def _serve(self, bucket: Bucket, now: float) -> None:
-        """Do for the waiters of *bucket*, and of those it shares limits with, what can be done."""
-        promised = {bucket: 0} if bucket.line else {}  # -> waiters for whom a place comes free
-        limits = dict.fromkeys(bucket.shared)
-        for limit in (queue := list(limits)):
-            for other in limit._hungry:
-                if other not in promised:
-                    promised[other] = 0
-                    queue.extend(more for more in other.shared if more not in limits)
-                    limits.update(dict.fromkeys(other.shared))
+        """Do for the waiters of *bucket*, and of those it shares limits with, what can be done.
+
+        It looks at them in the order of their turns, and no further than there are places: a
+        thousand buckets that wait for the same full limit cost no more than one.
+        """
+        promised: dict[Bucket, int] = {}  # looked at -> waiters for whom a place comes free
         spoken: dict[Limit, int] = {}  # -> places, free or coming free, that are theirs
         barren: set[Limit] = set()  # have nothing idle left
         held_up: dict[Bucket, list[Limit]] = {}
-        # Turns are unique: buckets are never compared.
-        ahead = [(turn, b) for b in promised if (turn := _turn(b, 0))]
-        heapq.heapify(ahead)
-        while ahead:
+        queues = dict.fromkeys(bucket.shared)  # where others stand whom this may concern
+        called: list[tuple[Limit, Bucket]] = []  # out of these
+        ahead: list[tuple[int, Bucket]] = []  # turns are unique: buckets are never compared
+        if bucket.line:
+            promised[bucket] = 0
+            if turn := _turn(bucket, 0):
+                ahead.append((turn, bucket))
+        while True:
+            for limit in list(queues):
+                while limit._queue and limit not in barren:
+                    since, other = limit._queue.first()
+                    if ahead and since >= ahead[0][0]:
+                        break
+                    limit._queue.discard(other)
+                    called.append((limit, other))
+                    if other not in promised:
+                        promised[other] = 0
+                        queues.update(dict.fromkeys(other.shared))
+                        if turn := _turn(other, 0):
+                            heapq.heappush(ahead, (turn, other))
+            if not ahead:
+                break
             first = heapq.heappop(ahead)[1]
             if first.idle:
                 if slot := self._next_idle(first, now):
                     self._promise(slot, next(iter(first.line)), now)
-            elif first.connecting + promised[first] >= first.window or now < first.retry_at:
+            elif now < first.retry_at:
+                if first.down_fails:
+                    self._give_up(first, _backing_off(first))
                 continue
-            elif not (
-                full := [x for x in first.limits if x.used + spoken.get(x, 0) >= x._maximum]
-            ):
+            elif first.connecting + promised[first] >= first.window:
+                if first.prompt and (full := _full(first, spoken)):
+                    if self._victims(full, spoken, barren) is None:
+                        self._give_up(first, _out_of_sockets(first, full), promised[first])
+                continue
+            elif not (full := _full(first, spoken)):
                 self._dial(first, now)
             else:
                 if full[0] is not first.own:  # else it could not use a place in the others
                     held_up[first] = full
                 if not self._make_room(full, spoken, barren):
+                    if first.prompt:
+                        held_up.pop(first, None)
+                        self._give_up(first, _out_of_sockets(first, full), promised[first])
                     continue
                 # In all its limits: a younger one who took the place that is free in one, while
                 # that in another comes free, would be evicted for him, and so on for ever.
@@ -846,27 +582,40 @@ class Core:
                     spoken[limit] = spoken.get(limit, 0) + 1
             if turn := _turn(first, promised[first]):
                 heapq.heappush(ahead, (turn, first))
+        for limit, other in called:
+            if other.line:
+                limit._enqueue(other)
         for other in promised:
             for limit in other.shared:
                 self._note_held_up(other, limit, limit in held_up.get(other, ()))
 
-    def _make_room(
-        self, full: list[Limit], spoken: dict[Limit, int], barren: set[Limit]
-    ) -> bool:
+    def _give_up(self, bucket: Bucket, error: BaseException, promised: int = 0) -> None:
+        """Fail the waiters of *bucket* for whom nothing is under way."""
+        for waiter in list(itertools.islice(bucket.line, bucket.connecting + promised, None)):
+            self._fail(waiter, copy_of(error))
+
+    def _make_room(self, full: list[Limit], spoken: dict[Limit, int], barren: set[Limit]) -> bool:
         """See to it that each of the *full* limits gets one place free, evicting if need be."""
+        victims = self._victims(full, spoken, barren)
+        for victim in victims or ():
+            self._close(victim, Reason.EVICTED)
+        return victims is not None
+
+    def _victims(
+        self, full: list[Limit], spoken: dict[Limit, int], barren: set[Limit]
+    ) -> list[Slot] | None:
+        """Which idle slots to evict for one place free in each of the *full* limits, or None."""
         victims: list[Slot] = []
         for limit in full:
             free = limit._maximum - limit.used + limit._closing - spoken.get(limit, 0)
             if free > 0 or any(limit in victim.bucket.limits for victim in victims):
                 continue
-            victim = None if limit in barren else _longest_idle(limit)
+            victim = None if limit in barren else limit._longest_idle()
             if victim is None:
                 barren.add(limit)
-                return False
+                return None
             victims.append(victim)
-        for victim in victims:
-            self._close(victim, Reason.EVICTED)
-        return True
+        return victims
 
     def _refill(self, bucket: Bucket, now: float) -> None:
         """Dial what *bucket* lacks to its minimum, with places no waiter could use."""
@@ -964,7 +713,13 @@ class Core:
         slot.since = now
         slot.uses += 1
         waiter.slot = slot
-        self._wake(waiter)
+        waiter.waker = self._wake(waiter.token, waiter)
+
+    def _fail(self, waiter: Waiter, error: BaseException) -> None:
+        """End the wait of *waiter*, who leaves the line, with *error*."""
+        self._drop(waiter)
+        waiter.error = error
+        waiter.waker = self._wake(waiter.token, waiter)
 
     def _drop(self, waiter: Waiter) -> None:
         """Take *waiter* out of the line."""
@@ -981,6 +736,7 @@ class Core:
             self._early.clear()  # they would keep alive what is long gone
         for limit in bucket.shared:
             limit._hungry.pop(bucket, None)
+            limit._queue.discard(bucket)
             self._note_held_up(bucket, limit, False)
 
     def _note_early(self, waiter: Waiter, deadline: float) -> None:
@@ -1010,9 +766,12 @@ class Core:
         idle = slot.bucket._idle
         self._move(slot, IDLE)
         if idle and idle[-1].since > slot.since:
-            idle.insert(bisect.bisect_right(idle, slot.since, key=_idle_since), slot)
+            idle.insert(bisect.bisect_right(idle, slot.since, key=idle_since), slot)
         else:
             idle.append(slot)
+        if slot.bucket.many:
+            for limit in slot.bucket.shared:
+                limit._note_idle(slot)
         if now >= slot.retire_at:
             slot.bucket.due[slot] = None
 
@@ -1058,7 +817,7 @@ class Core:
         if (
             bucket.idle_timeout is not None
             and now - slot.since >= bucket.idle_timeout
-            and bucket.open > bucket.floor
+            and bucket.open > bucket.spared
         ):
             return Reason.IDLE
         return None
@@ -1101,15 +860,14 @@ class Core:
             del bucket.slots[slot]
             for limit in bucket.limits:
                 limit.used -= 1
+                limit._lru.discard(slot)
             if bucket.closed:
                 self._forget_if_gone(bucket)
 
     def _forget_if_gone(self, bucket: Bucket) -> None:
         """Leave no trace of a closed bucket in its limits once its last slot is closed."""
         if not bucket.slots:
-            for limit in bucket.limits:
-                limit._buckets.pop(bucket, None)
-                limit._thin.pop(bucket, None)
+            self.remove(bucket)
 
     def _count_reason(self, slot: Slot, reason: Reason) -> None:
         reasons = slot.bucket.reasons
@@ -1132,7 +890,7 @@ class Core:
         else:
             limit._held_up.pop(bucket, None)
         if before is not bool(limit._held_up):
-            for other in limit._buckets:
+            for other in limit._few:
                 self._open_door(other)
 
     def _open_door(self, bucket: Bucket) -> None:
@@ -1140,8 +898,43 @@ class Core:
         bucket.fast_for = bucket.door if bucket.door and bucket.quiet else 0
 
 
-def _nobody() -> None:
-    return None
+def _backing_off(bucket: Bucket) -> BaseException:
+    """What a caller who will not wait gets during a back-off."""
+    text = f"pool {bucket.name!r}: its last connections broke at once, and it waits a moment"
+    return bucket.last_error or ConnectError(text)
+
+
+def _full(bucket: Bucket, spoken: dict[Limit, int]) -> list[Limit]:
+    """The limits of *bucket* that have no place left which is not *spoken* for: there is none to be
+    kept for those who wait for a close that frees one here, too."""
+    return [
+        x for x in bucket.limits if x.used + max(0, spoken.get(x, 0) - x._closing) >= x._maximum
+    ]
+
+
+def _out_of_sockets(bucket: Bucket, full: list[Limit]) -> OutOfSockets:
+    limit = full[-1]  # its own, if it is that, comes first: the widest tells most
+    return OutOfSockets(
+        f"pool {bucket.name!r}: limit {limit.name!r} is reached, {limit.used} of {limit.maximum}"
+        " connections, and none of them is idle",
+        pool=bucket.name,
+        limit=limit.name,
+        used=limit.used,
+        maximum=limit.maximum,
+    )
+
+
+def copy_of(error: BaseException) -> BaseException:
+    """One for each caller: what is raised takes on the frames that it passes, and the original is
+    kept by the pool."""
+    try:
+        own = copy.copy(error)
+    except Exception:
+        return error  # its class cannot be copied
+    if type(own) is not type(error):
+        return error
+    own.__cause__, own.__context__ = error.__cause__, error.__context__
+    return own
 
 
 def _waits(waiter: Waiter) -> bool:
@@ -1158,12 +951,3 @@ def _turn(bucket: Bucket, promised: int) -> int | None:
     for waiter in itertools.islice(bucket.line, served, served + 1):
         return waiter.turn
     return None
-
-
-def _idle_since(slot: Slot) -> float:
-    return slot.since
-
-
-def _longest_idle(limit: Limit) -> Slot | None:
-    idle = [slot for bucket in limit._buckets if (slot := bucket.longest_idle())]
-    return min(idle, key=lambda slot: slot.since, default=None)

@@ -18,8 +18,7 @@ import traceback
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
@@ -31,7 +30,10 @@ from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub, get_hub
 
 from geventpool import events
-from geventpool._core import (
+from geventpool._core import Core
+from geventpool._sentinel import Sentinel
+from geventpool._slots import (
+    AT_ONCE,
     CHECKING,
     CLOSED,
     CONNECTING,
@@ -39,12 +41,11 @@ from geventpool._core import (
     IN_USE,
     NEVER,
     Bucket,
-    Core,
+    Heap,
     Limit,
     Slot,
     Waiter,
 )
-from geventpool._sentinel import Sentinel
 from geventpool.errors import (
     ConnectError,
     NotInUse,
@@ -63,6 +64,8 @@ get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 CLOSE_TIMEOUT = 5.0  # seconds that one _close_connection may take
 _MOST_CLOSERS = 64
 _MOST_CHECKERS = 16
+# A program that has set up no logging gets no lines of ours on its stderr.
+logging.getLogger("geventpool").addHandler(logging.NullHandler())
 
 
 class Owner(Protocol):
@@ -78,6 +81,8 @@ class Owner(Protocol):
     max_waiting: int | None
     track: bool
     index: dict[int, Slot]  # id(connection) -> its slot
+    rounds: Any  # the engine's: its keepalive and its reaper, None at first
+    closed: bool  # by close()
     has_is_alive: bool  # whether _is_alive is the user's own
     is_picky: bool  # whether a hand-out takes more than a look
     has_reset: bool
@@ -153,13 +158,86 @@ class _Crew:
                 self._hire()
 
 
+class _Rounds:
+    """A greenlet that visits the buckets of one pool, each when it is due.
+
+    It runs while there are any.  *visit* returns when to come again, NEVER for not at all; it is
+    given *longest*, the seconds that no bucket may stay unvisited for.
+    """
+
+    def __init__(
+        self, hub: Hub, visit: Callable[[Bucket, float, float], float], longest: float
+    ) -> None:
+        self.longest = longest
+        self.buckets: Heap[Bucket] = Heap()  # by when they are due
+        self.greenlet: Any = None
+        self._hub = hub
+        self._visit = visit
+        self._until = NEVER  # when the greenlet looks again
+
+    def add(self, bucket: Bucket, at: float) -> None:
+        """Visit *bucket* at that time, and then whenever it is due."""
+        if at == NEVER:
+            return
+        self.buckets.put(bucket, at)
+        if self.greenlet is not None and at < self._until:
+            greenlet, self.greenlet = self.greenlet, None
+            greenlet.kill(block=False)
+        self._start()
+
+    def discard(self, bucket: Bucket) -> None:
+        """Do not visit *bucket* any more."""
+        if bucket in self.buckets:
+            self.buckets.discard(bucket)
+            if not self.buckets and self.greenlet is not None:
+                self.greenlet.kill(block=False)
+
+    def _start(self) -> None:
+        if self.greenlet is None and self.buckets:
+            self._until = AT_ONCE
+            self.greenlet = gevent.spawn(self._run)
+            self.greenlet.rawlink(self._left)
+
+    def _run(self) -> None:
+        while self.buckets:
+            now = monotonic()
+            at = self.buckets.first()[0]
+            if at > now:
+                self._until = at
+                self._nap(at - now)
+            else:
+                self._call_on_first(now)
+
+    def _call_on_first(self, now: float) -> None:
+        # Not in _run, which would keep alive the bucket it has visited last while it sleeps.
+        bucket = self.buckets.first()[1]
+        self.buckets.discard(bucket)
+        self.add(bucket, self._visit(bucket, now, self.longest))
+
+    def _left(self, greenlet: Any) -> None:
+        """It has ended; if it was killed, and not by the pool, its work goes on."""
+        if greenlet is self.greenlet:
+            self.greenlet = None
+            self._start()
+
+    def _nap(self, seconds: float) -> None:
+        """Sleep without keeping a program alive that has nothing else to do."""
+        timer = self._hub.loop.timer(seconds, ref=False)
+        try:
+            self._hub.wait(timer)
+        finally:
+            timer.stop()
+            timer.close()
+
+
 class Engine:
     """Everything that runs for the pools of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.loop = hub.loop
-        self._run_callback = hub.loop.run_callback
+        #: The core's way to have a waiter's greenlet run soon, ``wake(switch, waiter)``.
+        self.wake = hub.loop.run_callback
         self.ident = get_ident()
         self.core = Core(self)
         self.sentinel = Sentinel(hub, self._peer_closed)
@@ -188,7 +266,6 @@ class Engine:
         self.closers = _Crew(self._close, _MOST_CLOSERS)
         self.checkers = _Crew(self._check, _MOST_CHECKERS)
         self.tellers = _Crew(self._tell_later, 1)
-        self.keepers: dict[Bucket, list[gevent.Greenlet[..., Any]]] = {}
 
     # Pools come and go
 
@@ -198,12 +275,19 @@ class Engine:
         self.buckets.add(bucket)
         self._keep(bucket)
 
+    def forget_if_empty(self, bucket: Bucket) -> None:
+        """One of many leaves no trace once it has neither slots nor callers."""
+        if bucket.many and bucket.empty:
+            self._stop_keeping(bucket)
+            self.core.remove(bucket)
+            if bucket.leave is not None:
+                bucket.leave(bucket)
+
     def shut(self, bucket: Bucket) -> None:
         """Close *bucket* for good, without waiting."""
         if not bucket.closed:
             self.core.shut(bucket, PoolClosed(), monotonic())
-        for keeper in self.keepers.pop(bucket, ()):
-            keeper.kill(block=False)
+        self._stop_keeping(bucket)
         for greenlet, slot in list(self.dialers.working.items()):
             if slot is not None and slot.bucket is bucket and greenlet is not getcurrent():
                 self.loop.run_callback(self._stop_dial, greenlet, slot)
@@ -212,6 +296,8 @@ class Engine:
                 self.loop.run_callback(self._stop_check, greenlet, item)
         if bucket.retry_timer is not None:
             bucket.retry_timer.stop()
+            bucket.retry_timer = None
+        self.forget_if_empty(bucket)
 
     def _stop_check(self, greenlet: Any, item: tuple[Slot, Owner]) -> None:
         """End a check of a closed pool, unless its greenlet is at another by now."""
@@ -223,15 +309,16 @@ class Engine:
         if self.dialers.working.get(greenlet) is slot and slot.state is CONNECTING:
             greenlet.throw(GreenletExit)
 
-    def orphan(self, bucket: Bucket, owner: Owner) -> None:
+    def orphan(self, buckets: Sequence[Bucket], owner: Owner) -> None:
         """The pool was collected: close what it left.  Safe in a finalizer, from any thread."""
         if not self._hub_is_dead():
-            self.loop.run_callback_threadsafe(self._bury, bucket, owner)
+            self.loop.run_callback_threadsafe(self._bury, buckets, owner)
 
-    def _bury(self, bucket: Bucket, owner: Owner) -> None:
+    def _bury(self, buckets: Sequence[Bucket], owner: Owner) -> None:
         self._leaving = owner  # alive until its connections are closed: their items hold it
         try:
-            self.shut(bucket)
+            for bucket in buckets:
+                self.shut(bucket)
         finally:
             self._leaving = None
 
@@ -259,11 +346,12 @@ class Engine:
             self.enter(bucket)
         began = now = monotonic()
         listening = owner.listening
-        if "pool_at_max" in listening and timeout != 0 and bucket.own.full:
+        if listening and timeout != 0 and bucket.own.full:
             if not bucket.idle and bucket.connecting <= len(bucket.line):
-                self.tell(owner, "pool_at_max", events.PoolAtMax(owner, bucket.own.maximum))
+                event: Any = events.PoolAtMax(owner, bucket.own.maximum, endpoint=bucket.endpoint)
+                self.tell(owner, "pool_at_max", event)
         deadline = None if timeout is None else began + timeout
-        waiter = Waiter(bucket, self.core.draw_turn(), deadline, me.switch)
+        turn = self.core.draw_turn()
         again = False
         while True:
             slot = None if bucket.line or not bucket._idle else self.core.take(bucket, now)
@@ -271,6 +359,7 @@ class Engine:
                 slot.uses += 1
                 slot.since = now
             else:
+                waiter = Waiter(bucket, turn, deadline, me.switch)
                 slot = self._wait(owner, waiter, began, now, timeout, again)
             if not owner.is_picky and slot.since < slot.fresh_until:
                 look = slot.look
@@ -287,8 +376,10 @@ class Engine:
             slot.where = traceback.StackSummary.extract(
                 traceback.walk_stack(sys._getframe(1)), lookup_lines=False
             )
-        if "connection_checked_out" in listening:
-            event = events.ConnectionCheckedOut(owner, conn, monotonic() - began)
+        if listening and "connection_checked_out" in listening:
+            event = events.ConnectionCheckedOut(
+                owner, conn, monotonic() - began, endpoint=bucket.endpoint
+            )
             try:
                 self.tell(owner, "connection_checked_out", event)
             except BaseException:
@@ -319,7 +410,6 @@ class Engine:
                 pool=bucket.name,
                 max_waiting=owner.max_waiting,
             )
-        waiter.slot = None
         self.core.join(waiter, now, again)
         if deadline is not None and (deadline < self._alarm_at or self._alarm_is_idle):
             self._set_alarm(deadline, now)
@@ -384,7 +474,7 @@ class Engine:
             held_for=held_for,
         )
         if "acquire_timed_out" in owner.listening:
-            event = events.AcquireTimedOut(owner, now - began, error)
+            event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
             self.tell(owner, "acquire_timed_out", event)
         raise error from bucket.last_error
 
@@ -504,16 +594,8 @@ class Engine:
         slot.holder = slot.where = None
         self.core.release(slot, now)
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
-            self.tell(
-                owner, "connection_checked_in", events.ConnectionCheckedIn(owner, conn, used)
-            )
-
-    def pass_on(self, slot: Slot, conn: Any, now: float) -> None:
-        """What ``give_back`` comes to if nobody is told, nothing reset and nothing suspected."""
-        _count_use(slot, now)
-        slot.conn = conn
-        slot.holder = None
-        self.core.release(slot, now)
+            event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
+            self.tell(owner, "connection_checked_in", event)
 
     def give_up(
         self,
@@ -528,7 +610,9 @@ class Engine:
         self._count_spoiled(slot)
         self._discard(slot, conn, reason, error)
         if error is not None and "connection_failed" in owner.listening:
-            self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error, conn))
+            endpoint = slot.bucket.endpoint
+            event = events.ConnectionFailed(owner, error, conn, endpoint=endpoint)
+            self.tell(owner, "connection_failed", event)
 
     def _discard(
         self, slot: Slot, conn: Any, reason: Reason, error: BaseException | None = None
@@ -553,7 +637,7 @@ class Engine:
         self._forget(owner, slot)
         self.core.detach(slot, Reason.DETACHED, monotonic())
         self._changed(slot.bucket)
-        self._tell_disposed(owner, conn, Reason.DETACHED)
+        self._tell_disposed(owner, slot.bucket, conn, Reason.DETACHED)
 
     def find(self, owner: Owner, conn: Any) -> Slot:
         """The slot in which the caller holds *conn*; NotInUse if there is none."""
@@ -611,45 +695,49 @@ class Engine:
         self.enter(bucket)
         if not bucket.closed:
             self.core.drain(bucket, over, monotonic())
-            bucket.drained = True
-            self._keep(bucket)  # the reaper has an earlier time to wake now
+            self._keep(bucket, monotonic())
 
-    def dispose(self, owner: Owner, bucket: Bucket) -> None:
+    def dispose(self, owner: Owner, buckets: Sequence[Bucket]) -> None:
         """Close what lies idle."""
-        self.enter(bucket)
-        self.core.dispose(bucket, Reason.DISPOSED, monotonic())
+        self.enter(owner)
+        for bucket in buckets:
+            self.core.dispose(bucket, Reason.DISPOSED, monotonic())
         self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
 
-    def close(self, owner: Owner, bucket: Bucket, timeout: float | None) -> None:
-        """Close *bucket* for good and wait for the last connection to go."""
-        self.enter(bucket)
+    def close(self, owner: Owner, buckets: Sequence[Bucket], timeout: float | None) -> None:
+        """Close all the *buckets* of a pool for good and wait for the last connection to go."""
+        self.enter(owner)
         deadline = None if timeout is None else monotonic() + timeout
-        if not bucket.closed:
+        first = not owner.closed
+        owner.closed = True
+        for bucket in buckets:
             self.shut(bucket)
+        if first:
             self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=True))
-        while self._others_slots(bucket):
-            if not self._wait_for_change(bucket, deadline):
+        while (late := self._not_gone(buckets)) is not None:
+            if not self._wait_for_change(late, deadline):
                 break
         else:
             return
-        for slot in list(bucket.slots):
+        for slot in [slot for bucket in buckets for slot in bucket.slots]:
             if slot.state is IN_USE and slot.conn is None and (conn := slot.watch()) is not None:
                 self._count_spoiled(slot)
                 self._discard(slot, conn, Reason.POOL_CLOSED)
         deadline = monotonic() + CLOSE_TIMEOUT
-        while self._others_slots(bucket) and self._wait_for_change(bucket, deadline):
-            pass
+        while (late := self._not_gone(buckets)) is not None:
+            if not self._wait_for_change(late, deadline):
+                break
 
-    def _others_slots(self, bucket: Bucket) -> bool:
-        """Whether a slot is left that does not wait for this very greenlet to go on."""
+    def _not_gone(self, buckets: Sequence[Bucket]) -> Bucket | None:
+        """One that has a slot left that does not wait for this very greenlet to go on."""
         me = getcurrent()
         mine = {self.dialers.working.get(me)}
         mine.update(crew.working.get(me, (None,))[0] for crew in (self.closers, self.checkers))
-        return any(
-            slot not in mine
-            and not (slot.state is IN_USE and _holder_of(slot) is me)
-            for slot in bucket.slots
-        )
+        for bucket in buckets:
+            for slot in bucket.slots:
+                if slot not in mine and not (slot.state is IN_USE and _holder_of(slot) is me):
+                    return bucket
+        return None
 
     def _wait_for_change(self, bucket: Bucket, deadline: float | None) -> bool:
         """Wait until a slot of *bucket* was opened or closed; False once *deadline* is past."""
@@ -667,6 +755,8 @@ class Engine:
     def _changed(self, bucket: Bucket) -> None:
         if bucket.changed is not None:
             bucket.changed.set()
+        if bucket.many and not bucket.slots:
+            self.forget_if_empty(bucket)
 
     # What the core asks for
 
@@ -690,10 +780,6 @@ class Engine:
         """Have a greenlet run the keepalive."""
         self.checkers.put((slot, slot.bucket.owner()))
 
-    def wake(self, waiter: Waiter) -> None:
-        """Let the waiter's greenlet run soon."""
-        waiter.waker = self._run_callback(waiter.token, waiter)
-
     def settle_later(self, bucket: Bucket) -> None:
         """Look at *bucket* again when its back-off is over."""
         if bucket.retry_timer is not None:
@@ -708,6 +794,7 @@ class Engine:
         bucket.retry_timer = None
         # A loop timer may be a little early by our clock.
         self.core.settle(bucket, max(monotonic(), bucket.retry_at))
+        self.forget_if_empty(bucket)
 
     def settle_limit_later(self, limit: Limit) -> None:
         """Settle what *limit* touches, soon."""
@@ -792,16 +879,14 @@ class Engine:
         if trouble is not None:
             self._log(owner, logging.WARNING, "_fileno raised %r", trouble)
         if not quiet:
-            self.tell(
-                owner, "connection_created", events.ConnectionCreated(owner, conn, seconds)
-            )
+            created = events.ConnectionCreated(owner, conn, seconds, endpoint=bucket.endpoint)
+            self.tell(owner, "connection_created", created)
         if bucket.recycled:
             old = bucket.recycled.popleft()
-            self.tell(owner, "connection_recycled", events.ConnectionRecycled(owner, old, conn))
+            recycled = events.ConnectionRecycled(owner, old, conn, endpoint=bucket.endpoint)
+            self.tell(owner, "connection_recycled", recycled)
 
-    def _dial_failed(
-        self, owner: Owner, slot: Slot, error: BaseException, timed_out: bool
-    ) -> None:
+    def _dial_failed(self, owner: Owner, slot: Slot, error: BaseException, timed_out: bool) -> None:
         """Book a failed dial; raises *error* again if it was meant for the greenlet."""
         bucket = slot.bucket
         # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
@@ -809,10 +894,13 @@ class Engine:
         meant = not isinstance(error, (Exception, gevent.Timeout))
         trace = error.__traceback__
         if timed_out:
+            # SocketFactory leaves word of what the time was spent on.
+            told = error.__cause__
             error = ConnectError(
                 f"pool {bucket.name!r}: a dial took longer than connect_timeout"
-                f" ({owner.connect_timeout} s)"
+                f" ({owner.connect_timeout} s)" + (f": {told}" if told is not None else "")
             )
+            error.__cause__ = told
         elif isinstance(error, gevent.Timeout):
             cause = error
             error = ConnectError(f"pool {bucket.name!r}: a dial ended in its own Timeout: {cause}")
@@ -825,10 +913,11 @@ class Engine:
         if news:
             level = logging.WARNING if first else logging.DEBUG
             # Of a refused connection all is said; of an error in the hook, the log says where.
-            told = not isinstance(error, OSError) and (type(error), error, trace)
-            self._log(owner, level, "a dial failed: %r", error, exc_info=told)
+            where = not isinstance(error, OSError) and (type(error), error, trace)
+            self._log(owner, level, "a dial failed: %r", error, exc_info=where)
             if "connection_failed" in owner.listening:
-                self.tell(owner, "connection_failed", events.ConnectionFailed(owner, error))
+                event = events.ConnectionFailed(owner, error, endpoint=bucket.endpoint)
+                self.tell(owner, "connection_failed", event)
         if meant:
             del trace  # this frame outlives the call, in the traceback of what is raised
             raise error
@@ -894,13 +983,18 @@ class Engine:
             self._log(owner, logging.DEBUG, "closed a connection: %s", reason)
             if raised is not None:
                 self._log(owner, logging.DEBUG, "_close_connection raised %r", raised)
-            self._tell_disposed(owner, conn, reason, error)
+            self._tell_disposed(owner, bucket, conn, reason, error)
 
     def _tell_disposed(
-        self, owner: Owner, conn: Any, reason: Reason, error: BaseException | None = None
+        self,
+        owner: Owner,
+        bucket: Bucket,
+        conn: Any,
+        reason: Reason,
+        error: BaseException | None = None,
     ) -> None:
         if "connection_disposed" in owner.listening:
-            event = events.ConnectionDisposed(owner, conn, reason, error)
+            event = events.ConnectionDisposed(owner, conn, reason, error, endpoint=bucket.endpoint)
             self.tell(owner, "connection_disposed", event)
 
     def _closed(self, owner: Owner | None, slot: Slot, reason: Reason, conn: Any) -> None:
@@ -966,53 +1060,43 @@ class Engine:
 
     # Keepalive and reaper greenlets
 
-    def _keep(self, bucket: Bucket) -> None:
-        """Start the keepers that *bucket* needs, in place of those it has."""
-        for keeper in self.keepers.pop(bucket, ()):
-            keeper.kill(block=False)
-        keepers = self.keepers[bucket] = []
+    def _keep(self, bucket: Bucket, drained_at: float | None = None) -> None:
+        """Have *bucket* visited by the keepalive and the reaper of its pool, as far as it needs
+        them; if it is being drained, by the reaper at that time."""
         owner = bucket.owner()
-        if owner is not None and owner.keepalive is not None:
-            keepers.append(gevent.spawn(self._keepalive, bucket, owner.keepalive))
+        if bucket.closed or owner is None:
+            return
+        if owner.rounds is None:
+            owner.rounds = (
+                _Rounds(self.hub, self._keep_alive, owner.keepalive or NEVER),
+                _Rounds(self.hub, self._reap, NEVER),
+            )
+        bucket.rounds = owner.rounds
+        keepalive, reaper = owner.rounds
         spans = [bucket.idle_timeout, bucket.max_lifetime]
-        if bucket.drained or any(span is not None for span in spans):
-            # Nothing opened later is due before that (with full jitter: hardly anything).
-            shortest = min((span for span in spans if span is not None), default=NEVER)
-            shortest *= max(0.01, 1.0 - bucket.jitter)
-            keepers.append(gevent.spawn(self._reaper, bucket, shortest))
-        for keeper in keepers:
-            keeper.rawlink(partial(self._keeper_left, bucket))
+        # Nothing opened later is due before that (with full jitter: hardly anything).
+        shortest = min((span for span in spans if span is not None), default=NEVER)
+        reaper.longest = min(reaper.longest, shortest * max(0.01, 1.0 - bucket.jitter))
+        now = monotonic()
+        if drained_at is not None:
+            reaper.add(bucket, drained_at)
+            return
+        reaper.add(bucket, now + reaper.longest)
+        if bucket.pinged:
+            keepalive.add(bucket, now + keepalive.longest)
 
-    def _keeper_left(self, bucket: Bucket, keeper: Any) -> None:
-        """One has ended; if it was killed, and not by the pool, its work goes on."""
-        ended_by = keeper.value or keeper.exception  # what kill() threw is its value
-        killed = ended_by is not None and not isinstance(ended_by, Exception)
-        if killed and not bucket.closed and keeper in self.keepers.get(bucket, ()):
-            self._keep(bucket)
+    def _stop_keeping(self, bucket: Bucket) -> None:
+        """Have *bucket*, which is closed or empty, visited no more."""
+        for each in bucket.rounds:
+            each.discard(bucket)
 
-    def _keepalive(self, bucket: Bucket, every: float) -> None:
-        while not bucket.closed:
-            now = monotonic()
-            again = self.core.start_checks(bucket, every, now)
-            self._nap(max(again - now, every / 100))
+    def _keep_alive(self, bucket: Bucket, now: float, longest: float) -> float:
+        again = self.core.start_checks(bucket, longest, now)
+        return max(again, now + longest / 100)
 
-    def _reaper(self, bucket: Bucket, shortest: float) -> None:
-        while not bucket.closed:
-            now = monotonic()
-            again = self.core.reap(bucket, now)
-            span = min(again - now, shortest)
-            if span == NEVER:
-                return  # drained, and nothing else to do
-            self._nap(max(span, 0.001))
-
-    def _nap(self, seconds: float) -> None:
-        """Sleep without keeping a program alive that has nothing else to do."""
-        timer = self.loop.timer(seconds, ref=False)
-        try:
-            self.hub.wait(timer)
-        finally:
-            timer.stop()
-            timer.close()
+    def _reap(self, bucket: Bucket, now: float, longest: float) -> float:
+        again = self.core.reap(bucket, now)
+        return max(min(again, now + longest), now + 0.001)
 
     # News from outside: the hub tells, so nothing here may switch
 
@@ -1023,9 +1107,8 @@ class Engine:
             in_use = slot.state is IN_USE
             conn = slot.watch()
             if owner is not None and "peer_closed" in owner.listening:
-                self.tellers.put(
-                    (owner, "peer_closed", events.PeerClosed(owner, conn, in_use))
-                )
+                event = events.PeerClosed(owner, conn, in_use, endpoint=bucket.endpoint)
+                self.tellers.put((owner, "peer_closed", event))
             self.core.peer_closed(slot, monotonic())
 
     def _collected(self, watch: Any) -> None:
@@ -1048,7 +1131,7 @@ class Engine:
             self.core.detach(slot, Reason.LOST, now)
             self._changed(bucket)
             if owner is not None:
-                event = events.ConnectionLost(owner, used, _where(slot))
+                event = events.ConnectionLost(owner, used, _where(slot), endpoint=bucket.endpoint)
                 self.tellers.put((owner, "connection_lost", event))
 
     def _tell_later(self, item: tuple[Owner, str, Any]) -> None:
@@ -1092,15 +1175,15 @@ class Engine:
         they are killed before they touch the parent's sockets again.  Callers who wait keep their
         place: the child's own connections serve them.
         """
+        if self._hub_is_dead():
+            return  # that of a thread that has ended: nothing of it runs, and its timers are gone
         self.sentinel.abandon()
         crews = (self.dialers, self.closers, self.checkers, self.tellers)
         strays = [greenlet for crew in crews for greenlet in crew.working]
         for crew in crews:
             crew.queue.clear()
-        for keepers in self.keepers.values():
-            strays.extend(keepers)
         self._hire_crews()
-        for bucket in self.buckets:
+        for bucket in list(self.buckets):
             owner = bucket.owner()
             for slot in bucket.slots:
                 slot.forked = True
@@ -1116,8 +1199,7 @@ class Engine:
                 bucket.retry_timer.stop()
                 bucket.retry_timer = None
             bucket.recycled.clear()
-        if self._hub_is_dead():
-            return
+            self.forget_if_empty(bucket)
         if get_ident() == self.ident:
             # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll,
             # and the first look-up of a name wait for threads that are not here.
@@ -1128,22 +1210,23 @@ class Engine:
 
     def _revive(self) -> None:
         for bucket in list(self.buckets):
-            if bucket not in self.keepers and not bucket.closed:
-                self._keep(bucket)
-                self.core.settle(bucket, monotonic())
+            self.core.settle(bucket, monotonic())
 
     # Looking
 
-    def holders(self, bucket: Bucket) -> tuple[Holder, ...]:
+    def holders(self, buckets: Sequence[Bucket]) -> tuple[Holder, ...]:
         """Who has what, the longest first."""
         now = monotonic()
         found = []
-        for slot in list(bucket.slots):  # a copy: other threads may look, too
+        # Copies: other threads may look, too.
+        for slot in [slot for bucket in buckets for slot in list(bucket.slots)]:
             if slot.state is not IN_USE or slot.conn is not None:
                 continue
             greenlet = _holder_of(slot)
             age = now - slot.since
-            found.append(Holder(slot.watch(), greenlet, age, _where(slot), _stack_of(greenlet)))
+            where, stack = _where(slot), _stack_of(greenlet)
+            endpoint = slot.bucket.endpoint
+            found.append(Holder(slot.watch(), greenlet, age, where, stack, endpoint))
         return tuple(sorted(found, key=lambda holder: -holder.age))
 
 

@@ -19,14 +19,16 @@ class Backoff:
     ``jitter=0.5`` the "equal jitter" of M. Brooker, "Exponential Backoff And Jitter" (AWS
     Architecture Blog, 2015); ``jitter=0`` is a plain exponential.
 
-    Give *rng* (anything with ``random()``) to make the waits repeatable.
+    Give *rng* (anything with ``random()``) to make the waits repeatable.  By default they are drawn
+    as the ``random`` module does, which starts anew in each forked process: workers must not wait
+    in step.
     """
 
     first: float = 0.05
     factor: float = 2.0
     longest: float = 1.0
     jitter: float = 0.5
-    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+    rng: random.Random | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("first", "factor", "longest", "jitter"):
@@ -55,4 +57,4 @@ class Backoff:
             delay = min(self.longest, self.first * float(self.factor) ** (failures - 1))
         except OverflowError:
             delay = self.longest if self.first else 0.0
-        return delay * (1.0 - self.jitter * self.rng.random())
+        return delay * (1.0 - self.jitter * (self.rng or random).random())

@@ -118,7 +118,12 @@ class MarkedDownError(ConnectError):
 
 
 class MultiConnectFailure(ConnectError):
-    """Every address was tried in vain; *errors* has ``(address, error)``, in the order tried."""
+    """Several addresses were tried in vain; the message has what each of them had to say.
+
+    *errors* has ``(address, error)`` for each attempt, in the order in which they failed: an
+    Address or UnixAddress, or the name if it led to none, and what the system, the resolver or TLS
+    said, or a ConnectError for an attempt that took too long.
+    """
 
     def __init__(
         self, message: str = "", *, errors: Sequence[tuple[object, BaseException]] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
@@ -62,9 +62,11 @@ class Reason(str, enum.Enum):
 
 @dataclass(frozen=True)
 class PoolEvent:
-    """What every event has: the *pool* it comes from."""
+    """What every event has: the *pool* it comes from, and in an EndpointPool the *endpoint* that it
+    is about (None: all of them)."""
 
     pool: Any
+    endpoint: Any = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,8 @@ class Holder:
     """Who holds a *connection* just now, and for how long: *age* in seconds.
 
     *where* is the stack that acquired it (with ``track=True``, else None), *stack* where its
-    *greenlet* is at this moment; None if the greenlet has ended without releasing it.
+    *greenlet* is at this moment; None if the greenlet has ended without releasing it.  *endpoint*
+    is where the connection leads, in an EndpointPool.
     """
 
     connection: Any
@@ -271,3 +274,4 @@ class Holder:
     age: float
     where: str | None
     stack: str | None
+    endpoint: Any = None

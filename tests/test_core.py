@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from geventpool import _core
-from geventpool._core import (
+from geventpool import _core, _slots
+from geventpool._core import Core
+from geventpool._slots import (
     AT_ONCE,
     CHECKING,
     CLOSED,
@@ -21,7 +22,6 @@ from geventpool._core import (
     IN_USE,
     TRANSITIONS,
     Bucket,
-    Core,
     Limit,
     Slot,
     State,
@@ -56,7 +56,7 @@ class Notes:
     def start_check(self, slot: Slot) -> None:
         self.checks.append(slot)
 
-    def wake(self, waiter: Waiter) -> None:
+    def wake(self, token: object, waiter: Waiter) -> None:
         self.woken.append(waiter)
 
     def settle_later(self, bucket: Bucket) -> None:
@@ -1344,7 +1344,7 @@ class Steps:
         return self.count
 
     def _trace(self, frame: Any, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename != _core.__file__:
+        if frame.f_code.co_filename not in (_core.__file__, _slots.__file__):
             return None
         self.count += 1
         return self._trace

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from geventpool import _core
-from geventpool._core import (
+from geventpool._core import Core
+from geventpool._slots import (
     AT_ONCE,
     CHECKING,
     CLOSED,
@@ -32,9 +32,9 @@ from geventpool._core import (
     CONNECTING,
     IDLE,
     IN_USE,
+    NEVER,
     TRANSITIONS,
     Bucket,
-    Core,
     Limit,
     Slot,
     State,
@@ -115,7 +115,7 @@ class Hub:
         assert slot.state is CHECKING
         self.checks.append(slot)
 
-    def wake(self, waiter: Waiter) -> None:
+    def wake(self, token: object, waiter: Waiter) -> None:
         assert not waiter.pending
         assert waiter not in self.woken, "woken twice"
         slot = waiter.slot
@@ -182,6 +182,7 @@ class Machine(RuleBasedStateMachine):
         size = draw(st.integers(1, 4))
         max_uses = draw(st.sampled_from([None, None, None, 1, 3]))
         shared = tuple(limit for limit in self.limits if draw(st.booleans()))
+        many = draw(st.booleans())
         bucket = Bucket(
             name,
             size=size,
@@ -197,8 +198,10 @@ class Machine(RuleBasedStateMachine):
             max_uses=max_uses,
             jitter=0.5,
             rng=random.Random(0),
+            min_idle=draw(st.integers(0, size)),
+            many=many,
         )
-        if max_uses is None:
+        if max_uses is None and not many:
             bucket.door = draw(st.sampled_from([THREAD, THREAD, 0]))
         bucket.freshness = math.inf if bucket.idle_timeout is None else bucket.idle_timeout
         fits = all(
@@ -421,7 +424,7 @@ class Machine(RuleBasedStateMachine):
         if bucket := self._pick(n):
             again = self.core.reap(bucket, self.now)
             assert again > self.now
-            if bucket.idle_timeout is not None and bucket.open > bucket.floor:
+            if bucket.idle_timeout is not None and bucket.open > bucket.spared:
                 limit = self.now - bucket.idle_timeout
                 assert all(slot.since > limit for slot in bucket.idle_slots())
 
@@ -523,7 +526,13 @@ class Machine(RuleBasedStateMachine):
                     assert limit not in b.limits or not b.idle, "idle in a limit it overfills"
             for b in self.buckets:
                 assert (b in limit._hungry) == bool(b.line and limit in b.shared)
+                assert (b in limit._queue) == (b in limit._hungry), "who is in line is in order"
                 assert b not in limit._held_up or b.line
+            keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
+            assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
+            assert keys.keys() <= set(slots), "it keeps alive what is closed"
+            many = [b for b in limit._buckets if b.many and limit in b.shared]
+            assert {slot for b in many for slot in b.idle_slots()} <= keys.keys()
 
     @invariant()
     def line(self) -> None:
@@ -585,7 +594,7 @@ class Machine(RuleBasedStateMachine):
             assert bucket.window == 1, "the burst is not over"
 
         for bucket in self.buckets:  # what others have above their minimum may be in the way
-            bucket.idle_timeout, bucket.max_lifetime = 1.0, None
+            bucket.idle_timeout, bucket.max_lifetime, bucket.min_idle = 1.0, None, 0
         self._pass_time(2.0)
         for bucket in self._open():
             self.core.reap(bucket, self.now)
@@ -644,4 +653,4 @@ Machine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestCoreModel = Machine.TestCase
-assert AT_ONCE < 0 < _core.NEVER
+assert AT_ONCE < 0 < NEVER

@@ -23,7 +23,7 @@ import pytest
 from gevent import monkey
 from gevent.event import Event
 
-from geventpool import ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
+from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
 from servers import ask
 
 raw_fork = monkey.get_original("os", "fork")
@@ -609,3 +609,41 @@ def test_a_child_of_a_pool_with_callers_and_dials_is_whole_after_an_event() -> N
         assert Child(raw_fork, in_child).result() == [8, 8, 0]
         gate.set()
         pool.fill()
+
+
+def test_children_do_not_wait_in_step() -> None:
+    backoff, pool = Backoff(jitter=1), ConnectionPool(1, connect=object)
+
+    def draw() -> list[float]:
+        return [backoff.delay(9), pool._bucket.rng.random()]
+
+    one, other = (Child(raw_fork, draw).result() for _ in range(2))
+    pool.close()
+
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+
+
+def test_pools_left_by_threads_that_have_ended_keep_no_child_from_its_own(
+    server: tuple[str, int],
+) -> None:
+    def connect() -> Any:
+        opened.append(SocketFactory(server)())
+        return opened[-1]
+
+    def of_a_thread() -> ConnectionPool[Any]:
+        pool = ConnectionPool(1, connect=connect)
+        pool.fill()
+        gevent.get_hub().destroy(destroy_loop=True)
+        return pool
+
+    opened: list[Any] = []
+    left = [gevent.get_hub().threadpool.apply(of_a_thread) for _ in range(5)]
+    with ConnectionPool(2, connect=SocketFactory(server)) as pool:
+        before = all_of(pool)
+        in_child = Child(raw_fork, lambda: all_of(pool)).result()
+
+    assert len(left) == len(opened) == 5
+    assert not set(in_child) & set(before)
+    for sock in opened:
+        close_now(sock._sock.detach())  # close() would ask a hub that is gone

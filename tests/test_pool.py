@@ -27,6 +27,7 @@ from geventpool import (
     PoolFull,
     PoolTimeout,
     Reason,
+    SocketFactory,
 )
 from objects import Conn, Maker
 from servers import EchoServer, closed_port
@@ -370,6 +371,18 @@ def test_what_a_dial_beyond_connect_timeout_is_reported_as(maker):
 
     with pytest.raises(ConnectError, match=r"'db'.*longer than connect_timeout \(0.01 s\)"):
         pool.acquire()
+
+
+def test_a_dial_cut_short_by_the_pool_says_what_its_time_was_spent_on():
+    with gevent.socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        connect = SocketFactory(listener.getsockname(), tls="unverified")
+        pool = ConnectionPool(1, connect=connect, connect_timeout=0.05, fail_fast=True)
+
+        with pytest.raises(ConnectError, match=r"connect_timeout \(0.05 s\): .*TLS handshake with"):
+            pool.acquire()
+        pool.close()
 
 
 def test_without_a_connect_timeout_a_dial_may_take_as_long_as_it_likes(maker):
@@ -1760,7 +1773,7 @@ def test_a_closed_pool_that_was_drained_leaves_nothing_in_the_engine(maker):
     pool.drain()
     gevent.idle()
 
-    assert pool._bucket not in pool._engine.keepers
+    assert not any(pool._bucket in rounds.buckets for rounds in pool._bucket.rounds)
 
 
 # Release, discard, detach

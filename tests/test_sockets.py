@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import gc
+import ipaddress
 import os
 import re
 import resource
@@ -17,6 +18,9 @@ import struct
 import time
 import warnings
 import weakref
+from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import gevent
 import gevent.event
@@ -26,13 +30,17 @@ import greenlet
 import pytest
 from gevent.monkey import get_original
 
+import geventpool.sockets
 from certificates import make_certificates
-from geventpool.errors import ConnectError, NameNotFound
+from geventpool.addresses import Address, AddressGroup, UnixAddress
+from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, look
+from servers import EchoServer
+from switching import STRIKES, Stage
 
 LINGER_0 = struct.pack("ii", 1, 0)  # close() sends RST
 TLS_VERSIONS = {"TLS 1.2": ssl.TLSVersion.TLSv1_2, "TLS 1.3": ssl.TLSVersion.TLSv1_3}
-KINDS = ["TCP", *TLS_VERSIONS]
+KINDS = ["TCP", "Unix", *TLS_VERSIONS]
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +76,12 @@ def keep():
 
 def listening(host):
     """Not gevent.socket.create_server(): without patching it makes the stdlib's blocking socket."""
-    sock = gevent.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    sock.bind((host, 0))
+    if host.startswith("/"):
+        sock = gevent.socket.socket(socket.AF_UNIX)
+        sock.bind(host)
+    else:
+        sock = gevent.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.bind((host, 0))
     sock.listen()
     return sock
 
@@ -77,6 +89,11 @@ def listening(host):
 @pytest.fixture
 def listener(keep):
     return keep(listening("127.0.0.1"))
+
+
+@pytest.fixture
+def unix_listener(keep, tmp_path):
+    return keep(listening(str(tmp_path / "sock")))
 
 
 @pytest.fixture
@@ -93,7 +110,7 @@ def trusting(certificates):
 def serve_tls(listener, certificates, keep):
     """Start to accept one TLS connection; returns the greenlet that ends with it."""
 
-    def serve(version=None):
+    def serve(version=None, listener=listener):
         context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(str(certificates.certificate), str(certificates.key))
         if version is not None:
@@ -102,7 +119,8 @@ def serve_tls(listener, certificates, keep):
         def accept():
             raw = listener.accept()[0]
             # What a test sends is there at once, not when the tickets have been acknowledged.
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if raw.family != socket.AF_UNIX:
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 return keep(context.wrap_socket(raw, server_side=True))
             except OSError as error:  # the client did not like us
@@ -115,10 +133,13 @@ def serve_tls(listener, certificates, keep):
 
 
 @pytest.fixture
-def connect(listener, serve_tls, trusting, keep):
+def connect(listener, unix_listener, serve_tls, trusting, keep):
     """Return both ends of a new connection: a factory's, and the server's."""
 
     def connect(kind):
+        if kind == "Unix":
+            path = Path(unix_listener.getsockname())
+            return keep(SocketFactory(path)()), keep(unix_listener.accept()[0])
         address = listener.getsockname()
         if kind == "TCP":
             return keep(SocketFactory(address)()), keep(listener.accept()[0])
@@ -130,10 +151,14 @@ def connect(listener, serve_tls, trusting, keep):
 
 
 @pytest.fixture
-def connect_foreign(listener, serve_tls, trusting, keep):
+def connect_foreign(listener, unix_listener, serve_tls, trusting, keep):
     """The same, but with the program's own ``socket`` and ``ssl``, whatever they are."""
 
     def connect(kind):
+        if kind == "Unix":
+            client = keep(socket.socket(socket.AF_UNIX))
+            client.connect(unix_listener.getsockname())
+            return client, keep(unix_listener.accept()[0])
         client = socket.create_connection(listener.getsockname())
         if kind == "TCP":
             return keep(client), keep(listener.accept()[0])
@@ -203,6 +228,13 @@ def fill_backlog(listener, keep):
         except TimeoutError:
             return
     raise AssertionError("the listener takes any number of connections")
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        gevent.sleep(0.001)
 
 
 def readable(sock):
@@ -299,6 +331,23 @@ def test_a_refused_connection_stays_connection_refused(listener):
     assert before == open_sockets()
 
 
+def test_an_error_is_gone_as_soon_as_nobody_has_it(stuck):
+    """No cycle through the frames of the dial, with all that they hold."""
+    gone = None
+    gc.disable()
+    try:
+        try:
+            stuck.factory(connect_timeout=0.01)()
+        except ConnectError as error:
+            gone = weakref.ref(error)
+
+        assert gone is not None
+        assert gone() is None
+    finally:
+        gc.enable()
+    stuck.assert_nothing_is_left()
+
+
 def test_what_the_resolver_raises_passes_through(resolve):
     def getaddrinfo(*_):
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
@@ -307,6 +356,16 @@ def test_what_the_resolver_raises_passes_through(resolve):
 
     with pytest.raises(socket.gaierror):
         SocketFactory("nowhere.test:80")()
+
+
+def test_a_look_up_that_was_killed_is_an_error(resolve):
+    def getaddrinfo(*_):
+        raise gevent.GreenletExit
+
+    resolve().getaddrinfo = getaddrinfo
+
+    with pytest.raises(NameNotFound, match=r"look-up of host\.test was killed"):
+        SocketFactory("host.test:80")()
 
 
 def test_a_name_without_an_address_is_not_found(resolve):
@@ -428,6 +487,641 @@ def test_a_socket_that_fails_while_it_is_wrapped_is_closed(listener, monkeypatch
     del caught  # held until here, with all its frames
 
 
+# Several servers.
+
+
+class Servers:
+    """Addresses that take a connection, refuse it or do not answer at all."""
+
+    def __init__(self, keep):
+        self.keep = keep
+
+    def live(self):
+        return Address(*self.keep(listening("127.0.0.1")).getsockname())
+
+    def dead(self):
+        holder = self.keep(gevent.socket.socket())
+        holder.bind(("127.0.0.1", 0))  # bound, and never listening
+        return Address(*holder.getsockname())
+
+    def silent(self):
+        listener = self.keep(listening("127.0.0.1"))
+        fill_backlog(listener, self.keep)
+        return Address(*listener.getsockname())
+
+
+@pytest.fixture
+def servers(keep):
+    return Servers(keep)
+
+
+def in_order(*addresses):
+    return AddressGroup([[(1, each)] for each in addresses])
+
+
+class Answering:
+    """A resolver that knows one name."""
+
+    def __init__(self, group):
+        self.group = group
+        self.asked = 0
+
+    def resolve(self, name, /):
+        gevent.sleep(0)
+        self.asked += 1
+        if name != "db":
+            raise NameNotFound(f"no {name}", name=name)
+        return self.group
+
+
+def test_every_way_to_name_a_server_leads_to_it(servers, keep):
+    live = servers.live()
+    ways = [
+        live,
+        tuple(live),
+        str(live),
+        (ipaddress.ip_address(live.ip), live.port),
+        [tuple(live)],
+        AddressGroup.of(live),
+    ]
+
+    for way in ways:
+        assert keep(SocketFactory(way)()).getpeername() == live
+    resolver = Answering(AddressGroup.of(live))
+    assert keep(SocketFactory("db", resolver=resolver)()).getpeername() == live
+
+
+@pytest.mark.parametrize("form", [Path, "unix:{}".format, UnixAddress])
+def test_a_unix_socket_is_opened_by_its_path(unix_listener, keep, form):
+    path = unix_listener.getsockname()
+
+    client = keep(
+        SocketFactory(form(path), options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 9999)])()
+    )
+
+    server = keep(unix_listener.accept()[0])
+    server.sendall(b"hello")
+    assert type(client) is gevent.socket.socket
+    assert client.recv(5) == b"hello"
+    assert client.gettimeout() is None
+
+
+def test_a_missing_unix_socket_is_file_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"unix:{tmp_path}/none"):
+        SocketFactory(tmp_path / "none")()
+
+
+def test_the_calls_of_a_factory_spread_over_a_list(servers, keep):
+    addresses = [servers.live() for _ in range(3)]
+    factory = SocketFactory(addresses)
+
+    opened = [keep(factory()).getpeername() for _ in range(9)]
+
+    assert Counter(opened) == dict.fromkeys(addresses, 3)
+    assert opened[:3] == opened[3:6] == opened[6:]
+
+
+def test_factories_do_not_all_begin_with_the_same_server(servers, keep):
+    addresses = [servers.live() for _ in range(2)]
+
+    first = {keep(SocketFactory(addresses)()).getpeername() for _ in range(40)}
+
+    assert first == set(addresses)
+
+
+def test_a_server_that_refuses_is_passed_over_wherever_the_list_begins(servers, keep):
+    dead, live = servers.dead(), servers.live()
+    factory = SocketFactory([dead, live])
+
+    assert {keep(factory()).getpeername() for _ in range(4)} == {live}
+
+
+def test_a_server_whose_name_leads_nowhere_is_passed_over(servers, keep, resolve):
+    live = servers.live()
+
+    def getaddrinfo(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    resolve().getaddrinfo = getaddrinfo
+
+    assert keep(SocketFactory(in_order("nowhere.test:80", live))()).getpeername() == live
+
+
+def test_a_group_is_tried_in_its_order(servers, keep):
+    dead, second, third = servers.dead(), servers.live(), servers.live()
+    factory = SocketFactory(in_order(dead, second, third))
+
+    assert {keep(factory()).getpeername() for _ in range(10)} == {second}
+
+
+def test_a_resolver_is_asked_at_each_call(servers, keep):
+    old, new = servers.live(), servers.live()
+    resolver = Answering(AddressGroup.of(old))
+    factory = SocketFactory("db", resolver=resolver)
+    assert keep(factory()).getpeername() == old
+    resolver.group = AddressGroup.of(new)
+
+    assert keep(factory()).getpeername() == new
+    assert resolver.asked == 2
+
+
+def test_a_name_the_resolver_does_not_know_is_not_found():
+    with pytest.raises(NameNotFound, match="no cache"):
+        SocketFactory("cache", resolver=Answering(None))()
+
+
+def test_what_all_servers_said_is_in_one_error(servers, resolve):
+    first, second = servers.dead(), servers.dead()
+    resolve()
+    before = open_sockets()
+
+    with pytest.raises(MultiConnectFailure) as caught:
+        SocketFactory(in_order(first, "empty.test:80", second))()
+
+    errors = caught.value.errors
+    assert [address for address, _ in errors] == [first, ("empty.test", 80), second]
+    assert [type(error) for _, error in errors] == [
+        ConnectionRefusedError,
+        NameNotFound,
+        ConnectionRefusedError,
+    ]
+    message = str(caught.value)
+    assert "3 attempts to connect failed" in message
+    assert message.count(str(first)) == 2  # it is in the list of servers, and refused once
+    assert open_sockets() == before
+
+
+def test_what_all_addresses_of_a_host_said_is_in_one_error(servers, resolve):
+    dead = [servers.dead(), servers.dead()]
+    resolve(*dead, dead[0])
+
+    with pytest.raises(MultiConnectFailure, match=r"two\.test:80: 2 attempts") as caught:
+        SocketFactory("two.test:80")()
+
+    assert [address for address, _ in caught.value.errors] == dead
+    assert all(type(address) is Address for address, _ in caught.value.errors)
+
+
+def test_a_silent_address_of_a_host_costs_a_quarter_of_a_second(servers, keep, resolve):
+    silent, live = servers.silent(), servers.live()
+    resolve(silent, live)
+    began = time.monotonic()
+
+    client = keep(SocketFactory("two.test:80")())
+
+    assert client.getpeername() == live
+    assert 0.2 < time.monotonic() - began < 5
+
+
+def test_a_silent_server_does_not_use_up_the_time_of_the_next_one(servers, keep):
+    silent, live = servers.silent(), servers.live()
+    began = time.monotonic()
+
+    client = keep(SocketFactory(in_order(silent, live), connect_timeout=0.6)())
+
+    assert client.getpeername() == live
+    assert 0.25 < time.monotonic() - began < 0.6
+
+
+def test_each_server_gets_its_part_of_what_is_left_and_the_last_one_the_rest(servers):
+    silent = [servers.silent() for _ in range(3)]
+    began = time.monotonic()
+    before = open_sockets()
+
+    with pytest.raises(MultiConnectFailure) as caught:
+        SocketFactory(in_order(*silent), connect_timeout=0.8)()
+
+    assert open_sockets() == before
+    assert 0.75 < time.monotonic() - began < 4
+    assert [address for address, _ in caught.value.errors] == silent
+    took = [float(re.search(r"to \S+ (\S+) s$", str(e))[1]) for _, e in caught.value.errors]
+    # Half of it as long as that is less than 2 s: a server that gets 0.1 s of 1 is not tried.
+    assert took == [pytest.approx(0.4, abs=0.1), *[pytest.approx(0.2, abs=0.1)] * 2]
+
+
+def test_many_servers_get_two_seconds_or_more_while_they_last(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("geventpool.sockets.monotonic", lambda: now)
+    dial = geventpool.sockets._Dial("many")
+    parts = []
+    for share in range(8, 0, -1):
+        with dial.part("one", share, 120.0) as ends_at:
+            parts.append(ends_at - now)
+        now = ends_at
+
+    assert parts == [2.5] * 8
+    now, parts = 100.0, []
+    for share in range(8, 0, -1):
+        with dial.part("one", share, 110.0) as ends_at:
+            parts.append(ends_at - now)
+        now = ends_at
+    assert parts == [2, 2, 2, 2, 1, 0.5, 0.25, 0.25]
+
+
+def test_without_a_bound_nobody_is_cut_short():
+    dial = geventpool.sockets._Dial("many")
+
+    with dial.part("one", 3, float("inf")) as ends_at:
+        assert ends_at == float("inf")
+
+
+def test_when_the_time_is_over_the_failures_before_are_told_too(servers):
+    dead, silent = servers.dead(), servers.silent()
+
+    with pytest.raises(MultiConnectFailure) as caught:
+        SocketFactory(in_order(dead, silent), connect_timeout=0.1)()
+
+    (first, refused), (second, late) = caught.value.errors
+    assert (first, second) == (dead, silent)
+    assert isinstance(refused, ConnectionRefusedError)
+    assert re.search(rf"not open after 0\.1 s: .*connecting to {silent} 0\.[01]\d+ s", str(late))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_number_is_not_sent_to_the_resolver_nor_to_another_greenlet(keep, resolve, host):
+    listener = keep(listening(host))
+    resolver = resolve()
+    factory = SocketFactory((host, listener.getsockname()[1]))
+    ran = set()
+    tracing = greenlet.settrace(lambda _, args: ran.update(args))
+    try:
+        keep(factory())
+    finally:
+        greenlet.settrace(tracing)
+
+    assert not resolver.asked.is_set()
+    assert ran <= {gevent.getcurrent(), gevent.get_hub()}
+
+
+# Settings of the socket.
+
+
+def tcp_settings(sock):
+    names = ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    values = [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+    return [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *values]
+
+
+def test_a_socket_comes_with_keepalive_and_a_user_timeout(listener, keep):
+    client = keep(SocketFactory(listener.getsockname())())
+
+    alive, nodelay, idle, interval, count, user_timeout = tcp_settings(client)
+    assert (alive, nodelay) == (1, 1)
+    assert (idle, interval, count) == (15, 5, 3)
+    assert user_timeout == 30_000 >= 1000 * (idle + interval * count)
+
+
+def test_keepalive_and_user_timeout_are_settable_and_none_leaves_them_to_the_system(listener, keep):
+    bare = keep(gevent.socket.socket())
+    system = tcp_settings(bare)
+
+    ours = keep(SocketFactory(listener.getsockname(), keepalive=(60, 7, 2), user_timeout=1.5)())
+    none = keep(SocketFactory(listener.getsockname(), keepalive=None, user_timeout=None)())
+
+    assert tcp_settings(ours) == [1, 1, 60, 7, 2, 1500]
+    assert tcp_settings(none) == [0, 1, *system[2:]]
+
+
+def test_what_the_platform_does_not_have_is_left_out(listener, keep, monkeypatch):
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
+    monkeypatch.delattr(socket, "TCP_KEEPIDLE")
+    client = keep(SocketFactory(listener.getsockname())())
+    monkeypatch.undo()
+
+    alive, nodelay, idle, interval, _, user_timeout = tcp_settings(client)
+    assert (alive, nodelay, interval, user_timeout) == (1, 1, 5, 0)
+    assert idle != 15
+
+
+def test_options_are_set_after_ours_and_before_connecting(listener, keep):
+    options = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 0),
+        (socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0),
+    ]
+    client = keep(SocketFactory(listener.getsockname(), options=iter(options))())
+
+    assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+    assert client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == LINGER_0
+
+
+def test_an_option_the_system_refuses_is_named_and_nothing_stays_open(listener):
+    before = open_sockets()
+
+    with pytest.raises(OSError, match=r"option \(6, 9999, 1\)"):
+        SocketFactory(listener.getsockname(), options=[(6, 9999, 1)])()
+
+    assert open_sockets() == before
+
+
+@pytest.mark.parametrize("source", ["127.0.0.3", ("127.0.0.3", 0)])
+def test_the_source_address_is_the_near_end(listener, keep, source):
+    client = keep(SocketFactory(listener.getsockname(), source_address=source)())
+
+    assert client.getsockname()[0] == "127.0.0.3"
+
+
+def test_a_source_address_picks_the_family_to_resolve(listener, resolve, keep):
+    resolver = resolve(listener.getsockname())
+    families = []
+    answer = resolver.getaddrinfo
+    resolver.getaddrinfo = lambda host, port, family, *_: families.append(family) or answer()
+
+    keep(SocketFactory("host.test:80", source_address="127.0.0.1")())
+
+    assert families == [socket.AF_INET]
+
+
+def test_a_source_address_that_is_not_ours_is_an_error_of_the_system(listener):
+    before = open_sockets()
+
+    with pytest.raises(OSError) as caught:
+        SocketFactory(listener.getsockname(), source_address="192.0.2.1")()
+
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert open_sockets() == before
+
+
+# TLS goes on to the next one.
+
+
+@pytest.fixture
+def tls_server(certificates):
+    """Make servers that share a context: then what one of them issues, another one resumes."""
+
+    def make(version=None, context=None, **options):
+        if context is None:
+            context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(str(certificates.certificate), str(certificates.key))
+            if version is not None:
+                context.minimum_version = context.maximum_version = version
+        return EchoServer(ssl_context=context, **options)
+
+    return make
+
+
+class NoTLS(EchoServer):
+    def serve(self, sock):
+        sock.sendall(b"220 this is no TLS\r\n")
+
+
+@pytest.mark.parametrize("several", ["servers", "addresses"])
+def test_where_tls_fails_the_next_one_is_tried(tls_server, keep, resolve, trusting, several):
+    with NoTLS() as plain, tls_server() as secure:
+        resolve(plain.address, secure.address)
+        target = in_order(plain.address, secure.address)
+        if several == "addresses":
+            target = "two.test:443"
+
+        client = keep(SocketFactory(target, tls=trusting(), server_hostname="localhost")())
+
+        assert client.getpeername() == secure.address
+        plain.wait_open(0)
+
+
+def test_what_tls_had_to_say_is_kept_with_the_address(keep, resolve, trusting, tls_server):
+    with NoTLS() as plain, tls_server() as secure:
+        resolve(plain.address, secure.address)
+        before = open_sockets()
+
+        with pytest.raises(MultiConnectFailure, match="'other'") as caught:
+            SocketFactory("two.test:443", tls=trusting(), server_hostname="other")()
+
+        (first, garbage), (second, stranger) = caught.value.errors
+        assert (first, second) == (plain.address, secure.address)
+        assert type(garbage) is ssl.SSLError
+        assert type(stranger) is ssl.SSLCertVerificationError
+        plain.wait_open(0)
+        secure.wait_open(0)
+        assert open_sockets() == before
+
+
+@pytest.mark.parametrize("several", ["servers", "addresses"])
+def test_a_handshake_that_hangs_gets_a_part_of_the_time(
+    servers, tls_server, keep, resolve, trusting, several
+):
+    mute = servers.live()
+    with tls_server() as secure:
+        resolve(mute, secure.address)
+        target = in_order(mute, secure.address) if several == "servers" else "two.test:443"
+        factory = SocketFactory(
+            target, tls=trusting(), server_hostname="localhost", connect_timeout=2
+        )
+
+        assert keep(factory()).getpeername() == secure.address
+
+
+def test_each_server_must_have_the_certificate_of_its_own_host(tls_server, keep, resolve, trusting):
+    with tls_server() as secure:
+        resolve(secure.address)
+
+        with pytest.raises(MultiConnectFailure, match=r"other\.test") as caught:
+            SocketFactory(["other.test:443", "elsewhere.test:443"], tls=trusting())()
+        assert {type(error) for _, error in caught.value.errors} == {ssl.SSLCertVerificationError}
+        keep(SocketFactory(in_order("other.test:443", "localhost:443"), tls=trusting())())
+
+
+def test_tls_goes_over_a_unix_socket_if_a_server_hostname_is_given(
+    tls_server, keep, trusting, tmp_path
+):
+    with tls_server(path=tmp_path / "tls") as server:
+        client = keep(
+            SocketFactory(tmp_path / "tls", tls=trusting(), server_hostname="localhost")()
+        )
+        client.sendall(b"hello")
+
+        assert client.recv(5) == b"hello"
+        assert client.getpeercert()
+        assert server.open == 1
+
+
+# TLS sessions are resumed.
+
+
+def talk(sock):
+    """What was sent after the handshake, session tickets, is read with the answer."""
+    sock.sendall(b"hello")
+    assert sock.recv(5) == b"hello"
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+@pytest.mark.parametrize("version", TLS_VERSIONS)
+def test_the_session_of_an_earlier_socket_is_resumed(tls_server, keep, trusting, version, closed):
+    with tls_server(TLS_VERSIONS[version]) as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        first = keep(factory())
+        talk(first)
+        if closed:
+            first.close()
+
+        second = keep(factory())
+
+        assert not first.session_reused
+        assert second.session_reused
+        talk(second)
+        second.close()
+        for _ in range(3):
+            assert keep(factory()).session_reused
+
+
+def test_a_socket_whose_ticket_was_not_read_does_not_take_the_place_of_an_earlier_one(
+    tls_server, keep, trusting, monkeypatch
+):
+    monkeypatch.setattr("geventpool.sockets._SESSION_AGE", 0.0)
+    with tls_server(ssl.TLSVersion.TLSv1_3) as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        first = keep(factory())
+        fresh = keep(factory())
+        talk(first)
+        first.close()
+        fresh.close()
+
+        assert keep(factory()).session_reused
+
+
+def test_a_session_is_that_of_one_server_and_one_name(tls_server, keep, trusting, monkeypatch):
+    context = trusting()
+    context.check_hostname = False
+    with tls_server() as one, tls_server() as other:
+        factory = SocketFactory(
+            in_order(one.address, other.address), tls=context, server_hostname="localhost"
+        )
+        talk(keep(factory()))
+        # What another thread reads from is not asked for its session.
+        monkeypatch.setattr("geventpool.sockets._thread_id", lambda: 0)
+        assert factory._memory(Address(*one.address))._latest() is None
+        monkeypatch.undo()
+        assert factory._memory(Address(*one.address))._latest() is not None
+
+        one.stop()
+        assert factory._memory(Address(*other.address))._latest() is None
+        talk(keep(factory()))
+        assert keep(factory()).session_reused
+
+        factory.server_hostname = "other"
+
+        assert not keep(factory()).session_reused
+
+
+def test_a_session_made_without_verification_does_not_stand_in_for_it(tls_server, keep, trusting):
+    with tls_server() as server:
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        factory = SocketFactory(server.address, tls=context, server_hostname="localhost")
+        talk(keep(factory()))
+        assert keep(factory()).session_reused
+
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        with pytest.raises(ssl.SSLCertVerificationError):
+            factory()
+
+
+@pytest.mark.parametrize("version", TLS_VERSIONS)
+def test_a_session_the_server_has_forgotten_is_a_full_handshake(
+    tls_server, keep, trusting, version
+):
+    with tls_server(TLS_VERSIONS[version]) as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        talk(keep(factory()))
+        address = server.address
+        server.stop()
+        with tls_server(TLS_VERSIONS[version]) as restarted:
+            restarted.stop()
+            restarted.address = address
+            restarted.start()
+
+            second = keep(factory())
+
+            assert not second.session_reused
+            talk(second)
+            assert keep(factory()).session_reused
+
+
+def test_while_a_session_is_new_no_other_one_is_asked_for(tls_server, keep, trusting, monkeypatch):
+    asked = []
+    session = gevent.ssl.SSLSocket.session
+
+    def ask_for(sock):
+        asked.append(sock)
+        return session.fget(sock)
+
+    monkeypatch.setattr(gevent.ssl.SSLSocket, "session", property(ask_for, session.fset))
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        talk(keep(factory()))
+        for _ in range(10):
+            sock = factory()
+            assert sock.session_reused
+            sock.close()
+        assert len(asked) == 1
+        monkeypatch.setattr("geventpool.sockets._SESSION_AGE", 0.0)
+        factory().close()
+        assert len(asked) > 1
+
+
+def test_a_session_of_another_context_is_forgotten(tls_server, keep, trusting):
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        talk(keep(factory()))
+        factory.context = trusting()
+
+        second = keep(factory())
+
+        assert not second.session_reused
+        talk(second)
+
+
+def test_a_failed_handshake_is_not_tried_again_with_the_same_session(tls_server, keep, trusting):
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        talk(keep(factory()))
+        server.stop()
+        plain = NoTLS()
+        plain.address = server.address
+        with plain, pytest.raises(ssl.SSLError):
+            factory()
+        server.start()
+
+        assert not keep(factory()).session_reused
+
+
+def test_a_factory_does_not_keep_the_sockets_it_opened(tls_server, trusting):
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        sock = factory()
+        talk(sock)
+        gone = weakref.ref(sock)
+
+        sock.close()
+        del sock
+        gc.collect()
+
+        assert gone() is None
+
+
+def test_a_factory_remembers_the_sessions_of_a_bounded_number_of_servers(
+    tls_server, keep, trusting, monkeypatch
+):
+    monkeypatch.setattr("geventpool.sockets._MEMORIES", 2)
+    with contextlib.ExitStack() as stack:
+        addresses = [stack.enter_context(tls_server()).address for _ in range(3)]
+        resolver = Answering(None)
+        factory = SocketFactory(
+            "db", resolver=resolver, tls=trusting(), server_hostname="localhost"
+        )
+
+        def reused(address):
+            resolver.group = AddressGroup.of(address)
+            sock = keep(factory())
+            talk(sock)
+            return sock.session_reused
+
+        assert [reused(address) for address in addresses] == [False] * 3
+        assert [reused(address) for address in reversed(addresses)] == [True, True, False]
+        assert len(factory._memories) == 2
+
+
 # What is wrong with the arguments is said at once.
 
 
@@ -481,6 +1175,60 @@ def test_a_duration_is_more_than_nothing_or_none(name, value):
         SocketFactory("host:80", **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"keepalive": (1, 2)}, TypeError),
+        ({"keepalive": 15}, TypeError),
+        ({"keepalive": (15.5, 5, 3)}, TypeError),
+        ({"keepalive": (0, 5, 3)}, ValueError),
+        ({"keepalive": (15, 40000, 3)}, ValueError),
+        ({"keepalive": (15, 5, 128)}, ValueError),
+        ({"options": 5}, TypeError),
+        ({"options": [(1, 2)]}, TypeError),
+        ({"options": [(1, 2, "x")]}, TypeError),
+        ({"source_address": 5}, TypeError),
+        ({"source_address": ("127.0.0.1", "80")}, TypeError),
+        ({"source_address": "localhost"}, ValueError),
+        ({"source_address": ("127.0.0.1", 65536)}, ValueError),
+        ({"resolver": object()}, TypeError),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(options, error):
+    [name] = options
+    with pytest.raises(error, match=name):
+        SocketFactory("host:80", **options)
+
+
+@pytest.mark.parametrize("target", ["", None, ("host", 80)])
+def test_with_a_resolver_the_target_is_a_name(target):
+    with pytest.raises((TypeError, ValueError), match="target must be a name"):
+        SocketFactory(target, resolver=Answering(None))
+
+
+@pytest.mark.parametrize("target", [[], ["host:80", "host"], [None], ["host:80", [("host", 80)]]])
+def test_a_bad_list_is_refused_by_name(target):
+    with pytest.raises((TypeError, ValueError), match="target must be"):
+        SocketFactory(target)
+
+
+def test_tls_over_a_unix_socket_needs_a_name(trusting):
+    for target in ("unix:/x", ["host:443", "unix:/x"], AddressGroup.of("unix:/x")):
+        with pytest.raises(ValueError, match="unix:/x needs server_hostname"):
+            SocketFactory(target, tls=trusting())
+
+
+def test_tls_with_a_resolver_needs_a_name_if_it_is_verified(trusting):
+    with pytest.raises(ValueError, match="server_hostname"):
+        SocketFactory("db", resolver=Answering(None), tls=trusting())
+    SocketFactory("db", resolver=Answering(None), tls="unverified")
+
+
+def test_a_source_address_for_a_unix_socket_is_refused():
+    with pytest.raises(ValueError, match="source_address"):
+        SocketFactory("unix:/x", source_address="127.0.0.1")
+
+
 def test_the_repr_says_the_target_and_how_it_is_secured(trusting):
     assert repr(SocketFactory(("host", 80))) == "<SocketFactory host:80>"
     assert repr(SocketFactory("[::1]:80")) == "<SocketFactory [::1]:80>"
@@ -489,6 +1237,11 @@ def test_the_repr_says_the_target_and_how_it_is_secured(trusting):
         repr(SocketFactory("host:443", tls="unverified"))
         == "<SocketFactory host:443 TLS unverified>"
     )
+    assert repr(SocketFactory(["a:1", "b:2"])) == "<SocketFactory a:1, b:2>"
+    assert repr(SocketFactory(Path("/x"))) == "<SocketFactory unix:/x>"
+    five = AddressGroup.of(*(f"{letter}:1" for letter in "abcde"))
+    assert repr(SocketFactory(five)) == "<SocketFactory a:1, b:1, c:1 and 2 more>"
+    assert repr(SocketFactory("db", resolver=Answering(five))) == "<SocketFactory db>"
 
 
 # One deadline over all phases; and whatever ends a phase, nothing stays open.
@@ -509,16 +1262,15 @@ class Stuck:
         self.resolver = resolver
         self.before = open_sockets()
 
-    def factory(self, connect_timeout=None):
-        return SocketFactory("stuck.test:80", connect_timeout=connect_timeout, **self.options)
+    def factory(self, connect_timeout=None, target="stuck.test:80"):
+        return SocketFactory(target, connect_timeout=connect_timeout, **self.options)
 
     def reached(self):
         """Wait until a greenlet that was just spawned is in the phase."""
         if self.phase == "resolving":
             assert self.resolver.asked.wait(5)
         elif self.phase == "connecting":
-            gevent.sleep(0)
-            assert len(open_sockets() - self.before) == 1
+            wait_until(lambda: len(open_sockets() - self.before) == 1)
         else:
             server = self.listener.accept()[0]
             assert server.recv(1)  # the client's hello
@@ -559,7 +1311,9 @@ def test_the_deadline_is_never_started_again(listener, keep, resolve):
     timer = gevent.spawn_later(0.3, resolver.answer.set)
     began = time.monotonic()
 
-    with pytest.raises(ConnectError, match=r"resolving 0\.[23].*connecting to 127.0.0.1.* 0\.[01]"):
+    with pytest.raises(
+        ConnectError, match=r"resolving slow.test 0\.[23].*connecting to 127.0.0.1.* 0\.[01]"
+    ):
         SocketFactory("slow.test:80", connect_timeout=0.4)()
 
     assert time.monotonic() - began < 0.6
@@ -581,18 +1335,91 @@ class Impatient(OSError):
 
 
 @pytest.mark.parametrize("exception", [None, Impatient("a caller's own")], ids=["plain", "OSError"])
-def test_a_timeout_of_the_caller_passes_through_every_phase(stuck, resolve, exception):
-    # The second address would be tried if the caller's exception were taken for the system's.
-    stuck.resolver.answers *= 2
+def test_a_timeout_of_the_caller_passes_through_every_phase(stuck, servers, exception):
+    # Other addresses and servers would be tried if that were taken for what the system says.
+    dead, live = servers.dead(), servers.live()
+    stuck.resolver.answers += (dead,)
+    stuck.before |= open_sockets()
+    factory = stuck.factory(connect_timeout=50, target=in_order("stuck.test:80", live))
 
     with (
         pytest.raises(type(exception) if exception else gevent.Timeout) as caught,
         gevent.Timeout(0.05, exception) as timeout,
     ):
-        stuck.factory(connect_timeout=5)()
+        factory()
 
     assert caught.value is (exception or timeout)
     stuck.assert_nothing_is_left()
+
+
+def test_a_timeout_that_is_not_ours_learns_what_took_the_time(stuck):
+    """A pool's connect_timeout, above all: it is set before ours and would know nothing."""
+    with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.1):
+        stuck.factory(connect_timeout=5)()
+
+    stuck.assert_nothing_is_left()
+    cause = caught.value.__cause__
+    assert type(cause) is ConnectError
+    assert re.search(rf"not open after 0\.\d+ s: .*{stuck.phase}.* 0\.\d+ s$", str(cause))
+    assert cause.__traceback__ is None
+
+
+@pytest.mark.parametrize("strike", STRIKES, ids=repr)
+def test_nothing_is_open_wherever_a_dial_is_cancelled(
+    strike, servers, resolve, tls_server, trusting, monkeypatch
+):
+    """Two servers with two addresses each, to be looked up; the first does not speak TLS."""
+    soon = partial(geventpool.sockets.connect, stagger=0.005)
+    monkeypatch.setattr(geventpool.sockets, "connect", soon)
+    with NoTLS() as plain, tls_server() as secure:
+        silent, dead = servers.silent(), servers.dead()
+        resolver = resolve()
+
+        def getaddrinfo(host, *_):
+            gevent.sleep(0)
+            answers = [dead, plain.address] if host == "first.test" else [silent, secure.address]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", each) for each in answers]
+
+        resolver.getaddrinfo = getaddrinfo
+        factory = SocketFactory(
+            in_order("first.test:443", "second.test:443"),
+            tls=trusting(),
+            server_hostname="localhost",
+            connect_timeout=20,
+        )
+        mine = set()
+        make = factory._make
+
+        def make_and_note(candidate):
+            sock = make(candidate)
+            mine.add(f"socket:[{os.fstat(sock.fileno()).st_ino}]")
+            return sock
+
+        factory._make = make_and_note
+        for nth in range(1, 100):
+            stage = Stage("caller", strike, nth)
+            left_open = []
+
+            def dial(left_open=left_open):
+                opened = None
+                try:
+                    opened = factory()
+                finally:
+                    left_open.append(len(open_sockets() & mine) - (opened is not None))
+                    if opened is not None:
+                        opened.close()
+
+            def scenario(stage, dial=dial):
+                stage._armed = True
+                stage.act(dial)
+
+            stage.play(scenario)
+
+            assert left_open == [0]
+            if stage.switches < nth:
+                break
+
+        assert nth > 6
 
 
 def test_a_deadline_that_is_kept_does_not_fire_later(listener, keep):
@@ -631,6 +1458,8 @@ def bytes_then_end(client, server):
 
 
 def reset(client, server):
+    if client.family == socket.AF_UNIX:
+        client.sendall(b"never read")
     server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
     server.close()
     arrived(client)
@@ -772,12 +1601,14 @@ def test_a_closed_socket_is_not_taken_for_the_one_that_got_its_number(new_connec
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "program's"])
-def test_a_look_does_not_keep_the_connection(listener, serve_tls, trusting, kind):
+def test_a_look_does_not_keep_the_connection(listener, unix_listener, serve_tls, trusting, kind):
     address = listener.getsockname()
     if kind == "program's":
         client = socket.create_connection(address)
     elif kind == "TCP":
         client = SocketFactory(address)()
+    elif kind == "Unix":
+        client = SocketFactory(Path(unix_listener.getsockname()))()
     else:
         server = serve_tls(TLS_VERSIONS[kind])
         client = SocketFactory(address, tls=trusting(), server_hostname="localhost")()

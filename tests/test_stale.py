@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 from gevent.event import Event
 from gevent.pool import Group
 
-from geventpool import ConnectionPool, PoolListener, PoolTimeout, Reason, SocketFactory
+from geventpool import Backoff, ConnectionPool, PoolListener, PoolTimeout, Reason, SocketFactory
 from geventpool.events import PeerClosed
+from geventpool.testing import ChaosProxy
 from servers import EchoServer, IdServer, ask
 
 HANG_UPS = pytest.mark.parametrize("hang_up", [EchoServer.fin_all, EchoServer.rst_all])
@@ -26,6 +28,11 @@ AWAY = 3.0  # seconds of an outage
 def server() -> Iterator[IdServer]:
     with IdServer() as server:
         yield server
+
+
+@pytest.fixture
+def proxy(server: IdServer, chaos_proxy: Callable[[object], ChaosProxy]) -> ChaosProxy:
+    return chaos_proxy(server.address)
 
 
 # Idle connections die
@@ -406,3 +413,185 @@ def test_a_server_that_closes_after_each_answer_is_not_slowed_down() -> None:
                     assert ask(conn, f"{number}") == f"{number}"
 
             assert monotonic() - began < 3.0  # by back-offs it would take more than a minute
+
+
+# A network that fails between the two
+
+
+class CheckedPool(ConnectionPool[Any]):
+    """Asks the server whether it is there."""
+
+    def _keepalive(self, conn: Any) -> None:
+        assert ask(conn, "keepalive") == "keepalive"
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    with gevent.Timeout(20):
+        while not condition():
+            gevent.sleep(0.005)
+
+
+def closed(pool: ConnectionPool[Any]) -> Counter[Reason]:
+    """How many connections the pool has closed, by reason."""
+    return +Counter(pool.stats().closed)
+
+
+@pytest.mark.parametrize(
+    "end", [ChaosProxy.fin, ChaosProxy.rst, ChaosProxy.half_close], ids=["FIN", "RST", "half"]
+)
+def test_however_a_proxy_ends_idle_connections_the_next_requests_notice_nothing(
+    proxy: ChaosProxy, server: IdServer, end: Callable[[ChaosProxy], int]
+) -> None:
+    with ConnectionPool(20, connect=SocketFactory(proxy.address)) as pool:
+        pool.fill()
+        server.wait_open(20)
+        assert end(proxy) == 20
+        for number in range(20):
+            with pool.get() as conn:
+                assert ask(conn, f"{number}") == f"{number}"
+        pool.fill()
+
+        assert closed(pool) == {Reason.PEER_CLOSED: 20}
+        proxy.wait_connections(20)
+
+
+def test_a_connection_half_closed_while_held_is_used_to_the_end_and_then_closed(
+    proxy: ChaosProxy, server: IdServer
+) -> None:
+    with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
+        with pool.get() as conn:
+            assert ask(conn, "hello") == "hello"
+            assert proxy.half_close() == 1
+            gevent.idle()
+            conn.sendall(b"last words\n")
+            wait_for(lambda: server.requests == 2)
+        with pool.get() as other:
+            assert other is not conn
+            assert ask(other, "hello") == "hello"
+
+        assert closed(pool) == {Reason.PEER_CLOSED: 1}
+
+
+def test_idle_connections_in_a_black_hole_are_out_of_the_pool_within_keepalive_timeout(
+    proxy: ChaosProxy,
+) -> None:
+    """Each within that time of its check, which half of them have at a time."""
+    connect = SocketFactory(proxy.address)
+    with CheckedPool(4, connect=connect, keepalive=0.2, keepalive_timeout=0.2) as pool:
+        pool.fill()
+        proxy.black_hole()
+        silent_since = monotonic()
+        wait_for(lambda: closed(pool)[Reason.KEEPALIVE] >= 4)
+        seen_after = monotonic() - silent_since
+        proxy.normal()
+        wait_for(lambda: _all_answer(pool))
+
+    assert 0.2 <= seen_after < 10
+
+
+def _all_answer(pool: ConnectionPool[Any]) -> bool:
+    """Whether a request on each connection of a full pool is answered."""
+    pool.fill(timeout=10)
+    conns = [pool.acquire(timeout=10) for _ in range(pool.size)]
+    answers = []
+    for conn in conns:
+        conn.settimeout(1.0)
+        try:
+            answers.append(ask(conn, "hello"))
+        except OSError:
+            pool.discard(conn)
+        else:
+            pool.release(conn)
+    return answers == ["hello"] * pool.size
+
+
+def test_a_caller_does_not_get_a_connection_in_a_black_hole_where_it_is_checked_first(
+    proxy: ChaosProxy,
+) -> None:
+    connect = SocketFactory(proxy.address)
+    with CheckedPool(1, connect=connect, check_after=0, keepalive_timeout=0.2) as pool:
+        pool.fill()
+        proxy.black_hole()
+        caller = gevent.spawn(_ask_once, pool)
+        wait_for(lambda: closed(pool)[Reason.KEEPALIVE])
+        proxy.normal()
+
+        assert caller.get(timeout=20) == "hello"
+
+
+def _ask_once(pool: ConnectionPool[Any]) -> str:
+    with pool.get(timeout=20) as conn:
+        return ask(conn, "hello")
+
+
+def test_a_request_given_up_in_a_delay_leaves_its_answer_to_nobody(proxy: ChaosProxy) -> None:
+    with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
+        pool.fill()
+        proxy.delay(0.3)
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.05), pool.get() as conn:
+            ask(conn, "first")
+        with pool.get() as other:
+            assert other is not conn
+            assert ask(other, "second") == "second"
+
+        assert closed(pool) == {Reason.ERROR: 1}
+
+
+def test_an_answer_that_comes_late_but_in_time_costs_nothing(proxy: ChaosProxy) -> None:
+    connect = SocketFactory(proxy.address)
+    with CheckedPool(2, connect=connect, keepalive=0.05, keepalive_timeout=5.0) as pool:
+        proxy.delay(0.02)
+        for number in range(10):
+            with pool.get() as conn:
+                assert ask(conn, f"{number}") == f"{number}"
+
+        assert not closed(pool)
+
+
+def test_a_dribbled_answer_is_an_answer_and_its_connection_stays(proxy: ChaosProxy) -> None:
+    with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
+        proxy.dribble()
+        for number in range(3):
+            with pool.get() as conn:
+                assert ask(conn, f"answer number {number}") == f"answer number {number}"
+
+        assert pool.stats().dialed == 1
+
+
+def test_half_of_a_dribbled_answer_is_for_nobody_else(proxy: ChaosProxy) -> None:
+    """The rest comes in while the connection is idle, if it is: nobody may read it."""
+    with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
+        proxy.dribble(pause=0.01)
+        with pytest.raises(LookupError), pool.get() as conn:
+            conn.sendall(b"a long question\n")
+            assert conn.recv(2)
+            raise LookupError  # none of exc_classes: it goes back, unless it is seen to be dirty
+        gevent.sleep(0.1)
+        proxy.normal()
+        with pool.get() as other:
+            assert ask(other, "hello") == "hello"
+
+        assert closed(pool) == {Reason.UNREAD: 1}
+
+
+def test_refused_dials_end_with_the_refusal_and_open_connections_outlive_it(
+    proxy: ChaosProxy,
+) -> None:
+    backoff = Backoff(first=0.05, longest=0.2)
+    connect = SocketFactory(proxy.address)
+    with ConnectionPool(2, connect=connect, min_size=0, backoff=backoff) as pool:
+        with pool.get() as open_one:
+            assert ask(open_one, "before") == "before"
+            proxy.refuse()
+            with pytest.raises(PoolTimeout) as caught:
+                pool.acquire(timeout=0.5)
+            assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+            assert ask(open_one, "meanwhile") == "meanwhile"
+
+            waiter = gevent.spawn(_ask_once, pool)
+            gevent.idle()
+            assert pool.stats().waiting == 1
+            proxy.normal()
+            assert waiter.get(timeout=20) == "hello"
+
+    assert proxy.accepted == 2

@@ -1,0 +1,466 @@
+"""What every face of the engine has: settings and their checks, the lease, listeners, and the verbs
+that take a connection.
+
+A face adds where its connections lead: ``pool.py`` to one place, ``endpoints.py`` to many.  Who
+gets which connection is decided in ``_core.py``, and the greenlets that open, check and close are
+in ``_engine.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+from weakref import proxy
+
+from gevent import getcurrent
+
+from geventpool import sockets
+from geventpool._engine import Engine, get_ident
+from geventpool._slots import (
+    CLOSED,
+    IDLE,
+    IN_USE,
+    NEVER,
+    Bucket,
+    Limit,
+    Slot,
+)
+from geventpool.backoff import Backoff
+from geventpool.errors import PoolError
+from geventpool.events import Duration, PoolListener, PoolStats, Reason
+
+__all__ = ["DEFAULT", "Face", "Lease", "LocalLease", "check_seconds", "check_whole", "stats_of"]
+
+C = TypeVar("C")
+R = TypeVar("R")
+DEFAULT: Any = object()  # "the pool's own timeout", as None means "no bound"
+_LONGEST = 1e9  # seconds: 30 years; timers and sums of times stay well within their ranges
+_numbers = itertools.count(1)
+_EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
+
+
+class Lease(Generic[C]):
+    """What ``pool.get()`` returns: in a ``with`` it is a connection, for a while.
+
+    Nothing raised in the ``with``: the connection goes back.  *exc_classes*, or anything that is
+    not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
+    a reply to the request that was cut short may still come.  Another ``Exception``, or a
+    PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
+    """
+
+    __slots__ = ("_bucket", "_conn", "_pool", "_slot", "_timeout", "_use")
+
+    # No __init__, which ``get`` spells out: the call would cost as much as the clock.
+    _bucket: Bucket
+    _pool: Face[C]
+    _timeout: float | None
+
+    def __enter__(self) -> C:
+        # The fast path: something is idle and nobody waits who could use it (the core keeps
+        # *fast_for* true to that), so a pop is all it takes.  The price: this and __exit__ know
+        # how the core moves a slot between IDLE and IN_USE, which is why those two states are
+        # counted together.  A slot that needs a second thought goes back, to the slow path.
+        bucket = self._bucket
+        idle = bucket._idle
+        if idle and bucket.fast_for == get_ident():
+            slot = idle.pop() if bucket.lifo else idle.popleft()
+            now = monotonic()
+            if (
+                now < slot.fresh_until
+                and (bucket.freshness is NEVER or now - slot.since < bucket.freshness)
+                and (slot.look is None or not slot.look())
+            ):
+                slot.state = IN_USE
+                slot.since = now
+                slot.holder = proxy(getcurrent())
+                slot.uses = self._use = slot.uses + 1
+                self._slot = slot
+                conn: C = slot.conn
+                self._conn = conn
+                slot.conn = None
+                return conn
+            self._pool._engine.core.put_back(slot)
+        pool, timeout = self._pool, self._timeout
+        if timeout is DEFAULT:
+            timeout = pool.timeout
+        slot, conn = pool._engine.acquire(pool, bucket, timeout)
+        self._slot, self._conn, self._use = slot, conn, slot.uses
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        slot = self._slot
+        if slot.state is not IN_USE or slot.uses != self._use:
+            return  # released, discarded or detached in the body; or left behind by a fork
+        if exc is None:
+            bucket = slot.bucket
+            now = monotonic()
+            # Plain: nobody waits (then it is left in the thread in which it was entered: no need to
+            # look again), or somebody does.
+            if now < slot.fresh_until and (bucket.fast_for or bucket.door == get_ident()):
+                used = now - slot.since
+                bucket.use_count += 1
+                bucket.use_sum += used
+                if used > bucket.use_max:
+                    bucket.use_max = used
+                slot.conn = self._conn
+                if bucket.fast_for:
+                    slot.state = IDLE
+                    slot.since = now
+                    bucket._idle.append(slot)
+                else:
+                    slot.holder = None
+                    self._pool._engine.core.release(slot, now)
+                return
+        pool = self._pool
+        if exc is None:
+            pool._engine.give_back(pool, slot, self._conn)
+        elif pool._spoils(exc):
+            pool._engine.give_up(pool, slot, self._conn, Reason.ERROR, exc)
+        else:
+            pool._engine.give_back(pool, slot, self._conn, suspect=True)
+
+
+class LocalLease(Lease[C]):
+    """The lease of a ``greenlet_local`` pool: nested, it shares what the greenlet already has."""
+
+    __slots__ = ("_outer",)
+
+    def __enter__(self) -> C:
+        leases = self._pool._leases_of_this_greenlet()
+        outer = self._outer = leases.get(self._bucket.key)
+        if outer is not None and outer._slot.state is IN_USE and outer._slot.uses == outer._use:
+            return outer._conn
+        self._outer = None
+        conn = super().__enter__()
+        leases[self._bucket.key] = self
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._outer is None:
+            self._pool._leases_of_this_greenlet().pop(self._bucket.key, None)
+            super().__exit__(exc_type, exc, traceback)
+        elif exc is not None and self._pool._spoils(exc):
+            # The outer with may yet swallow it, but the connection is broken all the same.
+            self._pool._engine.core.doom(self._outer._slot, Reason.ERROR)
+
+
+class Face(Generic[C]):
+    """The settings and verbs that all pools have; their meaning is told in ConnectionPool."""
+
+    # The hooks are the faces' own: they get an endpoint first where there are several.
+    _new_connection: Callable[..., C]
+    _keepalive: Callable[..., object]
+    _close_connection: Callable[..., object]
+    _is_alive: Callable[..., bool]
+    _fileno: Callable[..., int | None]
+    _reset_connection: Callable[..., object]
+
+    def __init__(
+        self,
+        exc_classes: type[BaseException] | Iterable[type[BaseException]],
+        keepalive: float | None,
+        *,
+        connect: Callable[..., C] | None,
+        timeout: float | None,
+        max_waiting: int | None,
+        connect_timeout: float | None,
+        max_connecting: int,
+        backoff: Backoff | None,
+        keepalive_timeout: float,
+        idle_timeout: float | None,
+        max_lifetime: float | None,
+        max_uses: int | None,
+        jitter: float,
+        check_after: float | None,
+        order: str | None,
+        strict: bool,
+        fail_fast: bool,
+        greenlet_local: bool,
+        limits: Iterable[Limit],
+        listeners: Iterable[object],
+        track: bool,
+        name: str | None,
+    ) -> None:
+        if max_waiting is not None:
+            check_whole("max_waiting", max_waiting)
+        if max_uses is not None:
+            check_whole("max_uses", max_uses, least=1)
+        check_whole("max_connecting", max_connecting, least=1)
+        check_seconds("timeout", timeout, zero=True)
+        check_seconds("keepalive_timeout", keepalive_timeout, none=False)
+        for label, seconds in (
+            ("keepalive", keepalive),
+            ("connect_timeout", connect_timeout),
+            ("idle_timeout", idle_timeout),
+            ("max_lifetime", max_lifetime),
+        ):
+            check_seconds(label, seconds)
+        check_seconds("check_after", check_after, zero=True)
+        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)):
+            raise TypeError(f"jitter must be a number, not {jitter!r}")
+        if not 0 <= jitter <= 1:
+            raise ValueError(f"jitter must be a number from 0 to 1, not {jitter!r}")
+        if order not in (None, "fifo", "lifo"):
+            raise ValueError(f'order must be "fifo", "lifo" or None, not {order!r}')
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise TypeError(f"backoff must be a Backoff, not {backoff!r}")
+        limits = _several("limits", limits)
+        for limit in limits:
+            if not isinstance(limit, Limit):
+                raise TypeError(f"limits must hold Limit objects, not {limit!r}")
+        if len(set(limits)) < len(limits):
+            raise ValueError("limits holds the same Limit twice")
+        if connect is not None and not callable(connect):
+            raise TypeError(f"connect must be callable, not {connect!r}")
+        if connect is None and not self._overrides("_new_connection"):
+            raise TypeError(
+                f"{type(self).__name__} cannot open connections: override _new_connection,"
+                " or give connect="
+            )
+        if connect is not None and self._overrides("_new_connection"):
+            raise TypeError("connect is given and _new_connection overridden: which is it to be?")
+        for label, seconds in (("keepalive", keepalive), ("check_after", check_after)):
+            if seconds is not None and not self._overrides("_keepalive"):
+                raise ValueError(f"{label} is set, but _keepalive is not overridden")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+
+        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        self.exc_classes = _exception_classes(exc_classes)
+        self.timeout = timeout
+        self.max_waiting = max_waiting
+        self.connect_timeout = connect_timeout
+        self.keepalive = keepalive
+        self.keepalive_timeout = keepalive_timeout
+        self.check_after = check_after
+        self.strict = strict
+        self.track = track
+        self.log = logging.getLogger("geventpool" if name is None else f"geventpool.{name}")
+        self.index: dict[int, Slot] = {}
+        self.rounds: Any = None
+        self.closed = False
+        self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
+        self.has_is_alive = self._overrides("_is_alive")
+        self.is_picky = self.has_is_alive or check_after is not None
+        self.has_reset = self._overrides("_reset_connection")
+        self._connect = connect
+        self._greenlet_local = greenlet_local
+        self._leases: weakref.WeakKeyDictionary[Any, dict[Any, LocalLease[C]]]
+        self._leases = weakref.WeakKeyDictionary()
+        self._limits = limits
+        self._bucket_settings: dict[str, Any] = {
+            "max_connecting": max_connecting,
+            "backoff": backoff,
+            "fail_fast": fail_fast,
+            "idle_timeout": idle_timeout,
+            "max_lifetime": max_lifetime,
+            "max_uses": max_uses,
+            "jitter": jitter,
+        }
+        self._order = order
+        self._reference = weakref.ref(self)
+        for listener in _several("listeners", listeners):
+            self.add_listener(listener)
+        self._engine = Engine.of_this_thread()
+
+    def _new_bucket(self, name: str, **settings: Any) -> Bucket:
+        """A bucket with the settings of this pool, not yet known to the engine."""
+        bucket = Bucket(name, **{**self._bucket_settings, **settings})
+        bucket.owner = self._reference
+        return bucket
+
+    def _all_buckets(self) -> Sequence[Bucket]:
+        """Those that the engine knows."""
+        raise NotImplementedError
+
+    def _overrides(self, hook: str) -> bool:
+        """Whether *hook* is not the face's own."""
+        raise NotImplementedError
+
+    # Verbs
+
+    def release(self, conn: C) -> None:
+        """Give back a connection that is fit for use.  Does not block, unless a reset does.
+
+        Raises NotInUse if *conn* was released already, or is none of this pool's.
+        """
+        slot = self._engine.find(self, conn)
+        if slot.state is not CLOSED:
+            self._engine.give_back(self, slot, conn)
+
+    def discard(self, conn: C) -> None:
+        """Give back a connection that must not be used again; it is closed in the background.
+
+        Raises NotInUse as ``release`` does.
+        """
+        slot = self._engine.find(self, conn)
+        if slot.state is not CLOSED:
+            self._engine.give_up(self, slot, conn, Reason.DISCARDED)
+
+    def detach(self, conn: C) -> C:
+        """Take *conn*, which you hold, out of the pool for good: closing it is up to you now.
+
+        Raises NotInUse as ``release`` does.
+        """
+        slot = self._engine.find(self, conn)
+        if slot.state is not CLOSED:
+            self._engine.detach(self, slot)
+        return conn
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close the pool for good: callers in line get PoolClosed, idle connections are closed.
+
+        Connections in use are closed when they come back; waits for that, those of the calling
+        greenlet excepted.  After *timeout* seconds (None: never; 0: at once) those still out are
+        closed under their holders.  Closing twice does no harm.
+        """
+        check_seconds("timeout", timeout, zero=True)
+        self._engine.close(self, self._all_buckets(), timeout)
+
+    def __enter__(self: F) -> F:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def add_listener(self, listener: object) -> None:
+        """Have *listener*, which has some of PoolListener's methods, told from now on."""
+        found = False
+        for name in _EVENTS:
+            method = getattr(listener, name, None)
+            if not callable(method):
+                continue
+            found = True
+            inherited = getattr(method, "__func__", None) is getattr(PoolListener, name)
+            if not inherited:  # nothing to tell one who does not listen
+                self.listening[name] = (*self.listening.get(name, ()), method)
+        if not found:
+            raise TypeError(f"listeners: {listener!r} has none of the methods of PoolListener")
+
+    # Inside
+
+    def _patience(self, timeout: float | None) -> float | None:
+        if timeout is DEFAULT:
+            return self.timeout
+        check_seconds("timeout", timeout, zero=True)
+        return timeout
+
+    def _leases_of_this_greenlet(self) -> dict[Any, LocalLease[C]]:
+        return self._leases.setdefault(getcurrent(), {})
+
+    def _spoils(self, exc: BaseException) -> bool:
+        """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
+        if self.strict or not isinstance(exc, Exception):
+            return True
+        return isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError)
+
+    def _look(self, conn: Any) -> Callable[[], object] | None:
+        return sockets.look(conn)
+
+    def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]:
+        return sockets.look_at_descriptor(descriptor)
+
+    def __del__(self) -> None:
+        if "_engine" in self.__dict__ and (buckets := self._all_buckets()):
+            if not all(bucket.closed and not bucket.slots for bucket in buckets):
+                self._engine.orphan(buckets, self)
+
+
+F = TypeVar("F", bound=Face[Any])
+
+
+def stats_of(
+    name: str, buckets: Sequence[Bucket], *, size: int, min_size: int, maximum: float
+) -> PoolStats:
+    """How the *buckets* stand together, and what they have counted."""
+
+    def total(what: str) -> Any:
+        return sum(getattr(bucket, what) for bucket in buckets)
+
+    def duration(what: str) -> Duration:
+        longest = max((getattr(bucket, f"{what}_max") for bucket in buckets), default=0.0)
+        return Duration(total(f"{what}_count"), total(f"{what}_sum"), longest)
+
+    held = sum(
+        slot.state is IN_USE and slot.conn is None
+        for bucket in buckets
+        for slot in list(bucket.slots)
+    )
+    closed = {reason: sum(b.reasons.get(reason, 0) for b in buckets) for reason in Reason}
+    return PoolStats(
+        name=name,
+        size=size,
+        min_size=min_size,
+        maximum=maximum,
+        in_use=total("in_use"),
+        idle=total("idle"),
+        connecting=total("connecting"),
+        checking=total("checking"),
+        closing=total("closing"),
+        waiting=sum(len(bucket.line) for bucket in buckets),
+        acquired=total("use_count") + closed[Reason.LOST] + held,
+        released=total("use_count") - total("spoiled"),
+        timed_out=total("timed_out"),
+        refused=total("refused"),
+        abandoned=total("abandoned"),
+        dialed=total("dialed"),
+        opened=total("connect_count"),
+        dial_failed=total("dial_failed"),
+        checked=total("checked"),
+        closed=closed,
+        wait=duration("wait"),
+        use=duration("use"),
+        connect=duration("connect"),
+        last_error=next((b.last_error for b in buckets if b.last_error is not None), None),
+    )
+
+
+def check_whole(name: str, value: object, least: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+
+
+def check_seconds(name: str, value: object, zero: bool = False, none: bool = True) -> None:
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (0 <= value <= _LONGEST) or (value == 0 and not zero):
+        least = "0 or more" if zero else "more than 0"
+        no_bound = "; None means no bound" if none else ""
+        raise ValueError(f"{name} must be {least} (seconds{no_bound}), not {value!r}")
+
+
+def _several(name: str, values: Iterable[R]) -> tuple[R, ...]:
+    try:
+        found = iter(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a list or the like, not {values!r}") from None
+    return tuple(found)
+
+
+def _exception_classes(
+    classes: type[BaseException] | Iterable[type[BaseException]],
+) -> tuple[type[BaseException], ...]:
+    found = (classes,) if isinstance(classes, type) else _several("exc_classes", classes)
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"exc_classes must be exception classes, not {each!r}")
+    return found

@@ -1,0 +1,505 @@
+"""Slots, buckets, limits and waiters: what there is, how much of it, and how it stands.
+
+Nothing is decided here: see ``_core.py``, which also is the only one to change what stands here.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import math
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from geventpool.backoff import Backoff
+from geventpool.events import Reason
+
+__all__ = [
+    "AT_ONCE",
+    "CHECKING",
+    "CLOSED",
+    "CLOSING",
+    "CONNECTING",
+    "IDLE",
+    "IN_USE",
+    "NEVER",
+    "OPEN",
+    "TRANSITIONS",
+    "Bucket",
+    "Heap",
+    "Limit",
+    "Slot",
+    "State",
+    "Waiter",
+    "idle_since",
+]
+
+T = TypeVar("T", bound=Hashable)
+
+
+class State(enum.Enum):
+    """Where a slot is in its life."""
+
+    __hash__ = object.__hash__  # Enum's own, which hashes the name, takes four times as long
+
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    IN_USE = "in use"  # held by a caller, or promised to one
+    CHECKING = "checking"  # the pool itself has it, for its keepalive
+    CLOSING = "closing"  # still counts in every limit
+    CLOSED = "closed"
+
+
+CONNECTING, IDLE, IN_USE, CHECKING, CLOSING, CLOSED = State
+
+#: Every move a slot may make.  ``Core._move`` is the only place that makes one and counts it
+#: (but for IDLE <-> IN_USE on the fast path of ``pool.Lease``, which no count depends on).
+TRANSITIONS: dict[State, frozenset[State]] = {
+    CONNECTING: frozenset({IDLE, CLOSED}),
+    IDLE: frozenset({IN_USE, CHECKING, CLOSING}),
+    IN_USE: frozenset({IDLE, CLOSING, CLOSED}),
+    CHECKING: frozenset({IDLE, CLOSING}),
+    CLOSING: frozenset({CLOSED}),
+    CLOSED: frozenset(),
+}
+OPEN = frozenset({IDLE, IN_USE, CHECKING})
+NEVER = math.inf
+AT_ONCE = -math.inf
+_numbers = itertools.count()
+
+
+class Heap(Generic[T]):
+    """Things by their key, the least first; each is in it once at most, and may leave at any time.
+
+    One that leaves is let go of at once.  The gap it leaves stays until it comes to the top, or
+    there are more gaps than things: closing it would cost O(n).
+    """
+
+    __slots__ = ("_entries", "_heap")
+
+    def __init__(self) -> None:
+        self._heap: list[list[Any]] = []  # [key, number, thing, or None for a gap]
+        self._entries: dict[T, list[Any]] = {}
+
+    def put(self, thing: T, key: float) -> None:
+        """Put *thing* in, or give it another key."""
+        self.discard(thing)
+        entry = self._entries[thing] = [key, next(_numbers), thing]
+        heapq.heappush(self._heap, entry)
+
+    def discard(self, thing: T) -> None:
+        """Take *thing* out, if it is in it."""
+        entry = self._entries.pop(thing, None)
+        if entry is not None:
+            entry[2] = None
+            if len(self._heap) > 64 + 2 * len(self._entries):
+                self._heap = list(self._entries.values())
+                heapq.heapify(self._heap)
+
+    def first(self) -> tuple[float, T]:
+        """The least key and whose it is; there must be one."""
+        while self._heap[0][2] is None:
+            heapq.heappop(self._heap)
+        key, _, thing = self._heap[0]
+        return key, thing
+
+    def __contains__(self, thing: object) -> bool:
+        return thing in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._entries)
+
+
+class Limit:
+    """A cap on slots: at most *maximum* are counted at any moment, dialing and closing included.
+
+    Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
+    is full, the longest idle connection of any of them makes room for whoever has waited longest.
+    It makes none for another pool's minimum, which is filled when a place comes free.
+
+    ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
+    ``used``, nothing more is opened until enough connections have gone: idle ones are closed at
+    once, others as they come back.
+    """
+
+    def __init__(self, maximum: float, name: str | None = None) -> None:
+        self._maximum = _whole(maximum, "maximum")
+        self.name = name
+        self.used = 0
+        self._closing = 0
+        self._core: Any = None  # the one whose buckets share it
+        self._buckets: dict[Bucket, None] = {}
+        # Those of them that are not one of many: their idle slots are asked for when need be.
+        self._few: dict[Bucket, None] = {}
+        # The idle slots of the others, and what was idle once: by since when, or from before that.
+        self._lru: Heap[Slot] = Heap()
+        self._hungry: dict[Bucket, None] = {}  # have waiters
+        # The same by the turn of their oldest waiter, or that of one before him.
+        self._queue: Heap[Bucket] = Heap()
+        self._held_up: dict[Bucket, None] = {}  # have waiters who wait because this limit is full
+        self._thin: dict[Bucket, None] = {}  # are below their minimum because of this limit
+
+    @property
+    def maximum(self) -> float:
+        """The cap; ``math.inf`` for none."""
+        return self._maximum
+
+    @maximum.setter
+    def maximum(self, maximum: float) -> None:
+        self._maximum = _whole(maximum, "maximum")
+        if self._core is not None:
+            self._core.effects.settle_limit_later(self)
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot more may be counted."""
+        return self.used >= self._maximum
+
+    def _enqueue(self, bucket: Bucket) -> None:
+        """Note where among the hungry ones *bucket* stands."""
+        self._queue.put(bucket, next(iter(bucket.line)).turn)
+
+    def _note_idle(self, slot: Slot) -> None:
+        """Note an idle slot of a bucket that is one of many."""
+        if slot not in self._lru:  # else the key is put right when it is asked for
+            self._lru.put(slot, slot.since)
+
+    def _longest_idle(self) -> Slot | None:
+        """The slot counted here that has been idle longest, or None."""
+        found = [slot for bucket in self._few if (slot := bucket.longest_idle())]
+        while self._lru:
+            since, slot = self._lru.first()
+            if slot.state is not IDLE:
+                self._lru.discard(slot)  # until it is idle again
+            elif slot.since > since:
+                self._lru.put(slot, slot.since)
+            else:
+                found.append(slot)
+                break
+        return min(found, key=idle_since, default=None)
+
+    def __repr__(self) -> str:
+        return f"<Limit {self.name or ''} {self.used} of {self._maximum}>".replace("  ", " ")
+
+
+def _whole(value: float, name: str) -> float:
+    if isinstance(value, bool) or not (isinstance(value, int) or value == math.inf):
+        raise TypeError(f"{name} must be a whole number or math.inf, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative: {value!r}")
+    return value
+
+
+class Slot:
+    """One counted place, from the start of a dial to the end of the close."""
+
+    __slots__ = (
+        "bucket",
+        "checked_at",
+        "conn",
+        "dialed_at",
+        "doomed",
+        "error",
+        "expires_at",
+        "fd",
+        "forked",
+        "fresh_until",
+        "holder",
+        "ident",
+        "idled",
+        "look",
+        "retire_at",
+        "retire_for",
+        "since",
+        "state",
+        "unproven",
+        "uses",
+        "watch",
+        "where",
+    )
+
+    def __init__(self, bucket: Bucket, now: float) -> None:
+        self.bucket = bucket
+        self.state = CONNECTING
+        self.since = now  # dial begun, last returned, or handed out
+        self.dialed_at = now  # when the dial began
+        self.uses = 0
+        # The connection, while the pool has it.  While a caller has it the slot must not keep it
+        # alive: if the caller forgets it, its collection gives the slot back.
+        self.conn: Any = None
+        self.watch: Any = None  # callable -> the connection wherever it is, None once collected
+        self.holder: Any = None  # weak proxy of the greenlet that holds it
+        self.where: Any = None  # the stack that acquired it, when the pool tracks
+        self.ident = 0  # id() of the connection
+        self.look: Callable[[], object] | None = None  # truthy: unread bytes, or dead
+        self.fd: int | None = None
+        self.idled = 0.0  # how long it was idle before this hand-out
+        self.checked_at = now
+        self.error: BaseException | None = None  # what broke it, for the listeners
+        self.forked = False  # left behind by a fork: it is the parent's
+        self.doomed: Reason | None = None  # close it as soon as nobody holds it
+        self.unproven = False  # opened after failures, and not yet returned in good order
+        self.retire_at = NEVER  # from then on replace it when that costs nobody anything
+        self.retire_for = Reason.EXPIRED
+        self.expires_at = NEVER  # from then on hand it to nobody
+        self.fresh_until = NEVER  # the fast path may have it until then
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.state.value} of {self.bucket.name!r}>"
+
+
+class Waiter:
+    """A caller's place in line.  It ends with a slot or an error, never both."""
+
+    __slots__ = ("back", "bucket", "deadline", "error", "expired", "slot", "token", "turn", "waker")
+
+    def __init__(self, bucket: Bucket, turn: int, deadline: float | None, token: Any) -> None:
+        self.bucket = bucket
+        self.turn = turn  # from ``draw_turn``; kept when he has to go back in line
+        self.deadline = deadline
+        self.slot: Slot | None = None
+        self.error: BaseException | None = None
+        self.expired = False
+        self.back = False  # in line again, near the front
+        self.token = token  # whom to wake: the engine's business
+        self.waker: Any = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it still waits."""
+        return self.slot is None and self.error is None and not self.expired
+
+
+_COUNTERS = (
+    *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
+    *("spoiled", "timed_out", "refused", "abandoned", "dialed", "dial_failed", "checked"),
+)
+_LONGEST = ("use_max", "wait_max", "connect_max")
+
+
+class Bucket:
+    """Slots that are interchangeable, and the callers who want one."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        size: int,
+        min_size: int,
+        max_overflow: float = 0,
+        limits: Iterable[Limit] = (),
+        max_connecting: int = 16,
+        backoff: Backoff | None = None,
+        lifo: bool = False,
+        fail_fast: bool = False,
+        idle_timeout: float | None = None,
+        max_lifetime: float | None = None,
+        max_uses: int | None = None,
+        jitter: float = 0.0,
+        rng: random.Random | None = None,
+        min_idle: int = 0,
+        many: bool = False,
+        prompt: bool = False,
+        down_fails: bool = False,
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.min_size = min_size
+        self.max_overflow = max_overflow
+        self.own = Limit(size + max_overflow, name)
+        self.shared = tuple(limits)
+        self.limits = (self.own, *self.shared)
+        self.max_connecting = max_connecting
+        self.backoff = backoff or Backoff()
+        self.lifo = lifo
+        self.fail_fast = fail_fast
+        self.idle_timeout = idle_timeout
+        self.max_lifetime = max_lifetime
+        self.max_uses = max_uses
+        self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
+        self.jitter = jitter
+        self.rng: Any = rng or random  # the module's own starts anew in a forked child
+        self.min_idle = min_idle  # so many connections idle_timeout spares; nobody opens them
+        #: One of many that come and go: it has no fast path, but leaves no trace when it is empty,
+        #: and a Limit finds the longest idle of a thousand such as soon as that of one.
+        self.many = many
+        self.prompt = prompt  # nobody waits for a place: OutOfSockets at once
+        #: Nobody waits for the end of a back-off: who is in line when a dial fails, and who comes
+        #: before the next one, gets its error.
+        self.down_fails = down_fails
+        self.closed = False
+        self.filling = 0  # callers of fill() who wait for *size* connections
+
+        # The engine's business.
+        self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
+        self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
+        self.retry_timer: Any = None  # runs during a back-off
+        self.hurry_timer: Any = None  # runs while a caller waits for a check
+        self.changed: Any = None  # an Event, for those who wait for slots to come or go
+        self.callers = 0  # of one of many: who is about to wait or does
+        self.leave: Callable[[Bucket], object] | None = None  # called when it has left, empty
+        self.rounds: tuple[Any, ...] = ()  # who visits it: keepalive and reaper
+        self.pinged = True  # by the keepalive of its pool, if that has one
+        self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
+
+        self.slots: dict[Slot, None] = {}
+        # Longest idle first.  A slot that leaves from the middle stays in it as a tombstone, known
+        # by its state, until it comes to an end of the queue: removing it would cost O(n).
+        self._idle: deque[Slot] = deque()
+        self._tombstones = 0
+        self.line: OrderedDict[Waiter, None] = OrderedDict()
+        self.latest = AT_ONCE  # the latest deadline in it
+        self.due: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
+        self.open = self.connecting = self.checking = self.closing = 0
+
+        # The dial window.
+        self.window = 1
+        self.failures = 0
+        self.failed_at = AT_ONCE
+        self.opened_at = NEVER
+        self.retry_at = AT_ONCE
+        self.last_error: BaseException | None = None
+
+        # The fast path: the thread that may pop from ``idle`` and push to it without asking the
+        # core, 0 for none.  *door* is what the engine allows; the core opens and shuts it.
+        self.door = 0
+        self.fast_for = 0
+        self.freshness = NEVER  # the fast path takes nothing that was idle longer (seconds)
+        self.take = self._idle.pop if lifo else self._idle.popleft
+
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Start to count from zero."""
+        self.use_count = self.wait_count = self.connect_count = 0
+        self.use_sum = self.wait_sum = self.connect_sum = 0.0
+        self.use_max = self.wait_max = self.connect_max = 0.0
+        self.spoiled = self.timed_out = self.refused = self.abandoned = 0
+        self.dialed = self.dial_failed = self.checked = 0
+        self.reasons: dict[Reason, int] = {}
+
+    def absorb(self, other: Bucket) -> None:
+        """Add what *other* has counted."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in _LONGEST:
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+
+    # How it stands
+
+    @property
+    def endpoint(self) -> Any:
+        """Where its connections lead; None where that goes without saying."""
+        return self.key[0] if self.key else None
+
+    @property
+    def idle(self) -> int:
+        """How many connections lie idle."""
+        return len(self._idle) - self._tombstones
+
+    @property
+    def in_use(self) -> int:
+        """How many are held by a caller or promised to one."""
+        return self.open - self.idle - self.checking
+
+    @property
+    def quiet(self) -> bool:
+        """Whether its callers may take and leave idle slots without anybody minding."""
+        if self.line or self.closed or self.open > self.size or self.overfull:
+            return False
+        return not (self.shared and self.crowded)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a place in a limit that it shares."""
+        return any(limit._held_up for limit in self.shared)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether none of its limits is full."""
+        for limit in self.limits:  # noqa: SIM110 - every dial comes by: half of any()
+            if limit.used >= limit._maximum:
+                return False
+        return True
+
+    @property
+    def overfull(self) -> bool:
+        """Whether one of its limits was lowered, and more slots must close than are closing."""
+        for limit in self.limits:  # noqa: SIM110 - every release comes by: half of any()
+            if limit.used - limit._closing > limit._maximum:
+                return True
+        return False
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last dial failed, or its connection died unused."""
+        return self.retry_at > AT_ONCE
+
+    @property
+    def floor(self) -> int:
+        """How many connections to keep open, callers or not."""
+        if self.closed:
+            return 0
+        return max(self.min_size, self.size) if self.filling else self.min_size
+
+    @property
+    def spared(self) -> int:
+        """How many connections *idle_timeout* spares."""
+        return max(self.floor, self.min_idle)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has neither slots nor callers, nor has to remember a back-off."""
+        return not (self.slots or self.line or self.callers or self.retry_timer)
+
+    @property
+    def missing(self) -> int:
+        """How many dials it takes to reach the floor without those that are due to go."""
+        return self.floor - self.open + len(self.due)
+
+    @property
+    def hungry(self) -> int:
+        """How many waiters there are for whom no dial is under way."""
+        return max(0, len(self.line) - self.connecting)
+
+    @property
+    def eligible(self) -> float:
+        """For how many of those its own limit has places."""
+        return min(self.hungry, max(0, self.own._maximum - self.own.used))
+
+    def idle_slots(self) -> Iterator[Slot]:
+        """The idle slots, longest idle first."""
+        return (slot for slot in self._idle if slot.state is IDLE)
+
+    def longest_idle(self) -> Slot | None:
+        """The slot that has been idle longest, or None."""
+        idle = self._idle
+        while idle:
+            if idle[0].state is IDLE:
+                return idle[0]
+            idle.popleft()
+            self._tombstones -= 1
+        return None
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name!r} {self.in_use} in use, {self.idle} idle, {self.connecting} connecting"
+            f" | {len(self.line)} waiting"
+        )
+
+
+def _nobody() -> None:
+    return None
+
+
+def idle_since(slot: Slot) -> float:
+    """By what idle slots are ordered."""
+    return slot.since

@@ -1,0 +1,381 @@
+"""EndpointPool: connections to many places, limited each and all together, fairly shared."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from geventpool import sockets
+from geventpool._engine import get_ident
+from geventpool._face import (
+    DEFAULT,
+    Face,
+    Lease,
+    LocalLease,
+    check_seconds,
+    check_whole,
+    stats_of,
+)
+from geventpool._slots import Bucket, Limit, Slot
+from geventpool.backoff import Backoff
+from geventpool.errors import PoolClosed
+from geventpool.events import Holder, PoolStats
+
+__all__ = ["EndpointPool"]
+
+E = TypeVar("E", bound=Hashable)
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+class _AtEndpoint:
+    """A lease that finds its bucket when it is entered, and keeps it from leaving meanwhile."""
+
+    __slots__ = ()
+
+    def __enter__(self: Any) -> Any:
+        self._bucket = bucket = self._pool._expect(self._endpoint)
+        try:
+            return super().__enter__()  # type: ignore[misc]
+        finally:
+            self._pool._expected(bucket)
+
+
+class _EndpointLease(_AtEndpoint, Lease[Any]):
+    __slots__ = ("_endpoint",)
+
+
+class _LocalEndpointLease(_AtEndpoint, LocalLease[Any]):
+    __slots__ = ("_endpoint",)
+
+
+class EndpointPool(Face[C], Generic[E, C]):
+    """A pool of connections to many endpoints: whatever is hashable and says where to connect to.
+
+    Override ``_new_connection(endpoint)``, or give *connect*, a callable that takes the endpoint.
+    Nothing is opened before somebody asks for it.  An endpoint needs no introduction, and leaves
+    no trace once it has neither connections nor callers (but in the pool's own counters).
+
+    - *max_size*: connections to one endpoint at most; *total_max_size*: to all together (None: no
+      bound).  At the total the longest idle connection of another endpoint makes room.  Callers
+      are served in the order they come, whichever endpoint they want.
+    - *idle_timeout* closes what nobody used for that long, but *min_idle* connections of each
+      endpoint; *max_lifetime* closes what is older.  What they closed is opened again when
+      somebody asks for it.
+
+    All other arguments, the hooks and the verbs are those of ConnectionPool; hooks get the
+    endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff* and
+    *fail_fast* are for each endpoint.  Durations are seconds; None means no bound.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_size: int = 10,
+        total_max_size: int | None = 100,
+        min_idle: int = 1,
+        idle_timeout: float | None = 60.0,
+        max_lifetime: float | None = 3600.0,
+        exc_classes: type[BaseException] | Iterable[type[BaseException]] = (OSError,),
+        keepalive: float | None = None,
+        connect: Callable[[E], C] | None = None,
+        timeout: float | None = 30.0,
+        max_waiting: int | None = None,
+        connect_timeout: float | None = 10.0,
+        max_connecting: int = 16,
+        backoff: Backoff | None = None,
+        keepalive_timeout: float = 5.0,
+        max_uses: int | None = None,
+        jitter: float = 0.1,
+        check_after: float | None = None,
+        order: str | None = None,
+        strict: bool = False,
+        fail_fast: bool = False,
+        greenlet_local: bool = False,
+        limits: Iterable[Limit] = (),
+        listeners: Iterable[object] = (),
+        track: bool = False,
+        name: str | None = None,
+    ) -> None:
+        _check_sizes(max_size, total_max_size, min_idle)
+        super().__init__(
+            exc_classes,
+            keepalive,
+            connect=connect,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            connect_timeout=connect_timeout,
+            max_connecting=max_connecting,
+            backoff=backoff,
+            keepalive_timeout=keepalive_timeout,
+            idle_timeout=idle_timeout,
+            max_lifetime=max_lifetime,
+            max_uses=max_uses,
+            jitter=jitter,
+            check_after=check_after,
+            order=order,
+            strict=strict,
+            fail_fast=fail_fast,
+            greenlet_local=greenlet_local,
+            limits=limits,
+            listeners=listeners,
+            track=track,
+            name=name,
+        )
+        self._max_size = max_size
+        self._min_idle = min_idle
+        self._total = Limit(_maximum(total_max_size), f"{self.name} in total")
+        self._lease: type[Any] = _LocalEndpointLease if greenlet_local else _EndpointLease
+        self._buckets: dict[E, Bucket] = {}
+        self._leave = partial(_leave, weakref.ref(self))
+        #: Has no connections: it adds up what those have counted that have left.
+        self._past = self._make_bucket(None)
+        self._engine.buckets.add(self._past)  # for a child to set it back to zero
+
+    # Hooks to override
+
+    def _new_connection(self, endpoint: E) -> C:
+        """Open a connection to *endpoint*, log in and all, and return it.
+
+        Any exception is a failed dial.
+        """
+        assert self._connect is not None
+        return self._connect(endpoint)
+
+    def _keepalive(self, endpoint: E, conn: C) -> object:
+        """Ask the server for a sign of life over *conn*.  Any exception discards it."""
+        raise NotImplementedError
+
+    def _close_connection(self, endpoint: E, conn: C) -> object:
+        """Close *conn*; ``conn.close()`` where there is one.  What it raises is only logged."""
+        sockets.close(conn)
+        return None
+
+    def _is_alive(self, endpoint: E, conn: C) -> bool:
+        """Whether *conn* may be handed out.  Must not switch.  By default as in ConnectionPool."""
+        look = sockets.look(conn)
+        return look is None or not look()
+
+    def _fileno(self, endpoint: E, conn: C) -> int | None:
+        """The file descriptor whose hang-up is to be noticed; None: not watched."""
+        return sockets.fileno(conn)
+
+    def _reset_connection(self, endpoint: E, conn: C) -> object:
+        """Called on return, to make *conn* as good as new.  Any exception discards it."""
+
+    # Verbs
+
+    def get(self, endpoint: E, timeout: float | None = DEFAULT) -> Lease[C]:
+        """A connection to *endpoint* for the length of a ``with``; see ``acquire``."""
+        if timeout is not DEFAULT:
+            check_seconds("timeout", timeout, zero=True)
+        lease: Any = self._lease()
+        lease._pool = self
+        lease._endpoint = endpoint
+        lease._timeout = timeout
+        return lease  # type: ignore[no-any-return]
+
+    def acquire(self, endpoint: E, timeout: float | None = DEFAULT) -> C:
+        """Return an open connection to *endpoint*, waiting for one if need be.
+
+        Blocks, raises and leaves things as ``ConnectionPool.acquire`` does.  ``release`` the
+        connection afterwards.
+        """
+        conn: C = self._acquire(endpoint, self._patience(timeout))[1]
+        return conn
+
+    def execute(self, endpoint: E, f: Callable[..., R] | str, *args: Any, **kwargs: Any) -> Any:
+        """Return ``f(conn, *args, **kwargs)``, or that of the connection's method named *f*."""
+        with self.get(endpoint) as conn:
+            if callable(f):
+                return f(conn, *args, **kwargs)
+            return getattr(conn, f)(*args, **kwargs)
+
+    def fill(self, endpoint: E, timeout: float | None = DEFAULT) -> None:
+        """Wait until *max_size* connections to *endpoint* are open.
+
+        Other endpoints keep theirs: at *total_max_size* it waits for a place.  Raises PoolTimeout,
+        with the last dial error as its cause, if that takes longer than *timeout* seconds; what is
+        open by then stays open.
+        """
+        patience = self._patience(timeout)
+        bucket = self._expect(endpoint)
+        try:
+            self._engine.fill(self, bucket, patience)
+        finally:
+            self._expected(bucket)
+
+    def resize(self, max_size: int, total_max_size: int | None = DEFAULT) -> None:
+        """Open at most *max_size* connections to each endpoint from now on, and *total_max_size*
+        together (None: no bound; not given: as before).
+
+        What is too many is closed: idle ones now, the others on return.
+        """
+        if total_max_size is DEFAULT:
+            total = self._total.maximum
+            total_max_size = None if total == math.inf else int(total)
+        check_whole("max_size", max_size, least=1)
+        min_idle = min(self._min_idle, max_size)
+        _check_sizes(max_size, total_max_size, min_idle)
+        self._engine.enter(self)
+        self._max_size, self._min_idle = max_size, min_idle
+        self._total.maximum = _maximum(total_max_size)
+        for bucket in list(self._buckets.values()):
+            bucket.min_idle = min_idle
+            self._engine.resize(bucket, max_size, 0)
+
+    def drain(self, endpoint: E | None = None, over: float = 0.0) -> None:
+        """Close every connection to *endpoint* (None: to all) opened so far, each at a random
+        moment of *over* seconds; those in use on return.  Returns at once."""
+        check_seconds("over", over, zero=True, none=False)
+        self._engine.enter(self)
+        for bucket in self._chosen(endpoint):
+            self._engine.drain(bucket, over)
+
+    def dispose(self, endpoint: E | None = None) -> None:
+        """Close the idle connections to *endpoint* (None: to all).  The pool stays usable."""
+        self._engine.dispose(self, self._chosen(endpoint))
+
+    # Looking
+
+    @property
+    def max_size(self) -> int:
+        """How many connections to one endpoint there may be."""
+        return self._max_size
+
+    @property
+    def total_max_size(self) -> float:
+        """How many connections there may be in all; math.inf without bound."""
+        return self._total.maximum
+
+    @property
+    def size(self) -> int:
+        """How many connections there are, to all endpoints, those being opened or closed too."""
+        return self._total.used
+
+    def endpoints(self) -> list[E]:
+        """The endpoints that have connections or callers."""
+        return list(self._buckets)
+
+    def stats(self, endpoint: E | None = None) -> PoolStats:
+        """How the pool stands, and what it has counted since it was made.
+
+        Of one *endpoint*: since it has had connections or callers.
+        """
+        name, maximum, buckets = self.name, self._total.maximum, self._chosen(endpoint)
+        if endpoint is None:
+            buckets.append(self._past)
+        else:
+            name, maximum = f"{name} {endpoint}", self._max_size
+        return stats_of(name, buckets, size=self._max_size, min_size=0, maximum=maximum)
+
+    def holders(self, endpoint: E | None = None) -> tuple[Holder, ...]:
+        """For each connection in use: who has it, for how long, and where he is just now."""
+        return self._engine.holders(self._chosen(endpoint))
+
+    def __repr__(self) -> str:
+        buckets = list(self._buckets.values())
+        in_use, idle, connecting = (
+            sum(getattr(bucket, what) for bucket in buckets)
+            for what in ("in_use", "idle", "connecting")
+        )
+        return (
+            f"<{type(self).__name__} {self.name!r} {in_use} in use, {idle} idle, {connecting}"
+            f" connecting | {sum(len(b.line) for b in buckets)} waiting,"
+            f" {len(buckets)} endpoints>"
+        )
+
+    # Inside
+
+    def _acquire(self, endpoint: E, timeout: float | None) -> tuple[Slot, C]:
+        bucket = self._expect(endpoint)
+        try:
+            return self._engine.acquire(self, bucket, timeout)
+        finally:
+            self._expected(bucket)
+
+    def _expect(self, endpoint: E) -> Bucket:
+        """The bucket of *endpoint*, which does not leave before it is no more ``_expected``."""
+        if get_ident() != self._engine.ident:
+            self._engine.enter(self)
+        bucket = self._find(endpoint)
+        if bucket is None:
+            if endpoint is None:
+                raise TypeError("endpoint must not be None, which stands for all of them")
+            if self.closed:
+                raise PoolClosed(f"pool {self.name!r} is closed", pool=self.name)
+            bucket = self._make_bucket(endpoint)
+            self._engine.add(bucket)
+            self._buckets[endpoint] = bucket
+        bucket.callers += 1
+        return bucket
+
+    def _expected(self, bucket: Bucket) -> None:
+        bucket.callers -= 1
+        if not bucket.slots:
+            self._engine.forget_if_empty(bucket)
+
+    def _make_bucket(self, endpoint: E | None) -> Bucket:
+        settings: dict[str, Any] = {
+            "size": self._max_size,
+            "min_size": 0,
+            "min_idle": self._min_idle,
+            "limits": (self._total, *self._limits),
+            "lifo": self._order != "fifo",
+            "many": True,
+        }
+        settings |= self._settings_of(endpoint)
+        bucket = self._new_bucket(f"{self.name} {endpoint}", **settings)
+        bucket.key = (endpoint,)
+        bucket.leave = self._leave
+        return bucket
+
+    def _settings_of(self, endpoint: E | None) -> dict[str, Any]:
+        """What the bucket of *endpoint* has otherwise than the others: for a subclass."""
+        return {}
+
+    def _chosen(self, endpoint: E | None) -> list[Bucket]:
+        if endpoint is None:
+            return list(self._buckets.values())
+        bucket = self._find(endpoint)
+        return [] if bucket is None else [bucket]
+
+    def _find(self, endpoint: E) -> Bucket | None:
+        try:
+            return self._buckets.get(endpoint)
+        except TypeError as error:
+            raise TypeError(f"endpoint must be hashable, not {endpoint!r}") from error
+
+    def _all_buckets(self) -> list[Bucket]:
+        return list(self.__dict__.get("_buckets", {}).values())
+
+    def _overrides(self, hook: str) -> bool:
+        own = getattr(self, hook)
+        return getattr(own, "__func__", own) is not getattr(EndpointPool, hook)
+
+
+def _leave(pool: weakref.ref[EndpointPool[Any, Any]], bucket: Bucket) -> None:
+    """Have the pool forget a bucket that has left, but not what it has counted."""
+    if (owner := pool()) is not None and owner._buckets.get(bucket.endpoint) is bucket:
+        del owner._buckets[bucket.endpoint]
+        owner._past.absorb(bucket)
+
+
+def _check_sizes(max_size: int, total_max_size: int | None, min_idle: int) -> None:
+    check_whole("max_size", max_size, least=1)
+    check_whole("min_idle", min_idle)
+    if min_idle > max_size:
+        raise ValueError(f"min_idle ({min_idle}) is more than max_size ({max_size})")
+    if total_max_size is not None:
+        check_whole("total_max_size", total_max_size, least=1)
+        if max_size > total_max_size:
+            raise ValueError(
+                f"max_size ({max_size}) is more than total_max_size ({total_max_size})"
+            )
+
+
+def _maximum(total_max_size: int | None) -> float:
+    return math.inf if total_max_size is None else total_max_size

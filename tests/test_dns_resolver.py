@@ -1,0 +1,1067 @@
+"""DnsResolver and SrvResolver, against a real DNS server, and what they share: the cache.
+
+The resolver of gevent here is the one on c-ares, as it can be told which server to ask.  It has a
+cache of its own, but not for records with a time to live of 0.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.os
+import greenlet
+import pytest
+from gevent import monkey
+from gevent.event import Event
+from gevent.resolver.ares import Resolver as Ares
+
+from dns_server import DnsServer
+from geventpool import resolver as module
+from geventpool.addresses import Address, AddressGroup, UnixAddress
+from geventpool.errors import ConnectError, NameNotFound
+from geventpool.resolver import DnsResolver, SrvResolver
+
+raw_fork = monkey.get_original("os", "fork")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Book:
+    """A resolver as gevent's are, that knows hosts by heart; ``hold()`` makes it slow."""
+
+    def __init__(self, **hosts: Any) -> None:
+        self.hosts = hosts
+        self.asked: list[str] = []
+        self.free = Event()
+        self.free.set()
+        self.someone = Event()
+
+    def getaddrinfo(self, host: str, port: int, family: int, kind: int) -> list[Any]:
+        self.asked.append(host)
+        self.someone.set()
+        self.free.wait()
+        found = self.hosts.get(host, socket.gaierror(socket.EAI_NONAME, "no such name"))
+        if isinstance(found, BaseException):
+            raise found
+        return [(socket.AF_INET, kind, 6, "", (ip, port)) for ip in found]
+
+
+def spawn(function: Callable[..., Any], *args: Any) -> Any:
+    """A greenlet that has run up to its first wait."""
+    greenlet = gevent.spawn(function, *args)
+    gevent.sleep(0)
+    return greenlet
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    with gevent.Timeout(seconds):
+        while not condition():
+            gevent.sleep(0.002)
+
+
+def outcome(resolver: Any, name: str) -> Any:
+    """What resolve returned, or what it raised."""
+    try:
+        return resolver.resolve(name)
+    except Exception as error:
+        return error
+
+
+def group(*ips: str) -> frozenset[Address]:
+    return frozenset(Address(ip, 80) for ip in ips)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def server() -> Iterator[DnsServer]:
+    with DnsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def ares(server: DnsServer) -> Iterator[Any]:
+    resolver = Ares(
+        servers=["127.0.0.1"],
+        udp_port=server.port,
+        tcp_port=server.port,
+        timeout=0.3,
+        tries=1,
+    )
+    yield resolver
+    resolver.close()
+    gevent.sleep(0)
+
+
+def srv(server: DnsServer, **settings: Any) -> SrvResolver:
+    return SrvResolver(nameservers=["127.0.0.1"], port=server.port, **settings)
+
+
+# DnsResolver: A and AAAA
+
+
+def test_all_a_and_aaaa_records_are_one_tier_of_equal_weights(server: DnsServer, ares: Any) -> None:
+    server.set("web.test", "A", "10.0.0.1", "10.0.0.2")
+    server.set("web.test", "AAAA", "fd00::1")
+
+    found = DnsResolver(resolver=ares).resolve("web.test:80")
+
+    assert found.addresses == group("10.0.0.1", "10.0.0.2", "fd00::1")
+    assert [len(tier) for tier in found.tiers] == [3]
+    assert {weight for weight, _ in found.tiers[0]} == {1.0}
+
+
+def test_a_family_can_be_left_out(server: DnsServer, ares: Any) -> None:
+    server.set("web.test", "A", "10.0.0.1")
+    server.set("web.test", "AAAA", "fd00::1")
+    resolver = DnsResolver(resolver=ares, family=socket.AF_INET6)
+
+    assert resolver.resolve("web.test:80").addresses == group("fd00::1")
+    assert server.count("web.test", "A") == 0
+
+
+def test_a_truncated_answer_is_asked_for_again_by_tcp(server: DnsServer, ares: Any) -> None:
+    many = [f"10.0.{n // 250}.{n % 250 + 1}" for n in range(300)]
+    server.set("many.test", "A", *many)
+
+    assert DnsResolver(resolver=ares).resolve("many.test:80").addresses == group(*many)
+    assert "tcp" in [query.by for query in server.queries]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("10.0.0.1:81", Address("10.0.0.1", 81)),
+        ("10.0.0.1", Address("10.0.0.1", 80)),
+        ("[::1]:81", Address("::1", 81)),
+        ("[::1]", Address("::1", 80)),
+        ("::1", Address("::1", 80)),
+        ("unix:/run/x.sock", UnixAddress("/run/x.sock")),
+    ],
+)
+def test_a_numeric_address_never_leaves_the_greenlet(name: str, expected: Any) -> None:
+    book = Book()
+    resolver = DnsResolver(port=80, resolver=book)
+    switches: list[Any] = []
+
+    def trace(event: str, args: Any) -> None:
+        switches.append(event)
+
+    before = greenlet.settrace(trace)
+    try:
+        found = resolver.resolve(name)
+        again = resolver.resolve(name)
+    finally:
+        greenlet.settrace(before)
+
+    assert found == AddressGroup.of(expected)
+    assert again is found
+    assert switches == []
+    assert book.asked == []
+
+
+@pytest.mark.parametrize(
+    "name", ["web", "", ":80", "web:", "web:http", "web:0", "a..b:80", "a b:80"]
+)
+def test_a_name_that_is_no_host_and_port_is_a_value_error(name: str) -> None:
+    book = Book()
+
+    with pytest.raises(ValueError, match="is no host and port"):
+        DnsResolver(resolver=book).resolve(name)
+    assert book.asked == []
+
+
+def test_a_host_without_a_port_gets_the_default_one() -> None:
+    resolver = DnsResolver(port=5432, resolver=Book(db=["10.0.0.1"]))
+
+    assert resolver.resolve("db") == AddressGroup.of(("10.0.0.1", 5432))
+    assert resolver.resolve("db:80") == AddressGroup.of(("10.0.0.1", 80))
+
+
+def test_an_address_that_is_listed_twice_counts_once() -> None:
+    resolver = DnsResolver(resolver=Book(db=["10.0.0.1", "10.0.0.2", "10.0.0.1"]))
+
+    assert len(resolver.resolve("db:80").tiers[0]) == 2
+
+
+def test_without_a_resolver_the_one_of_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Book(db=["10.0.0.1"])
+    monkeypatch.setattr(gevent.get_hub(), "_resolver", book)
+
+    assert DnsResolver().resolve("db:80").addresses == group("10.0.0.1")
+    assert book.asked == ["db"]
+
+
+def test_localhost_is_found_by_the_system() -> None:
+    assert Address("127.0.0.1", 80) in DnsResolver().resolve("localhost:80")
+
+
+@pytest.mark.parametrize("how", ["NXDOMAIN", "no data", "SERVFAIL", "no answer"])
+def test_a_look_up_that_brings_nothing_says_what_was_tried(
+    server: DnsServer, ares: Any, how: str
+) -> None:
+    if how == "no data":
+        server.set("away.test", "TXT", "text")
+    elif how == "SERVFAIL":
+        server.rcode = "SERVFAIL"
+    elif how == "no answer":
+        server.silent = True
+
+    with pytest.raises(NameNotFound) as caught:
+        DnsResolver(resolver=ares).resolve("away.test:80")
+
+    assert isinstance(caught.value, ConnectError)
+    assert caught.value.name == "away.test:80"
+    assert caught.value.tried == ("A and AAAA of away.test",)
+    assert "away.test" in str(caught.value)
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+# SrvResolver
+
+
+def test_a_priority_is_a_tier_and_the_weights_are_those_of_the_records(server: DnsServer) -> None:
+    server.set(
+        "_http._tcp.web.test",
+        "SRV",
+        "20 1 8080 backup.test.",
+        "10 9 80 big.test.",
+        "10 1 81 small.test.",
+    )
+
+    found = srv(server).resolve("_http._tcp.web.test")
+
+    first, second = found.tiers
+    assert set(first) == {(9, Address("big.test", 80)), (1, Address("small.test", 81))}
+    assert second == ((1, Address("backup.test", 8080)),)
+
+
+def test_the_lowest_priority_comes_first(server: DnsServer) -> None:
+    server.set("web.test", "SRV", *[f"{p} 1 {p} a.test." for p in (9, 100, 3, 20, 1000, 7, 40)])
+
+    found = srv(server).resolve("web.test").connect_ordering()
+
+    assert [each.port for each in found] == [3, 7, 9, 20, 40, 100, 1000]  # type: ignore[union-attr]
+
+
+def test_the_addresses_of_a_target_come_from_the_same_answer(server: DnsServer) -> None:
+    """Of Consul's targets, nobody but Consul knows them."""
+    server.set("web.service.consul", "SRV", "1 4 8080 a.node.consul.", "1 1 8081 b.node.consul.")
+    server.set("a.node.consul", "A", "10.0.0.1")
+    server.set("a.node.consul", "AAAA", "fd00::1")
+
+    found = srv(server).resolve("web.service.consul")
+
+    assert set(found.tiers[0]) == {
+        (2, Address("10.0.0.1", 8080)),  # the weight of a target is that of all its addresses
+        (2, Address("fd00::1", 8080)),
+        (1, Address("b.node.consul", 8081)),  # for the one who connects to look up
+    }
+    assert len(server.queries) == 1
+
+
+def test_records_that_all_have_the_weight_0_are_equal(server: DnsServer) -> None:
+    server.set(
+        "web.test", "SRV", "1 0 80 a.test.", "1 0 80 b.test.", "2 0 80 c.test.", "2 7 80 d.test."
+    )
+
+    first, second = srv(server).resolve("web.test").tiers
+
+    assert {weight for weight, _ in first} == {1.0}
+    assert {weight for weight, _ in second} == {0.0, 7.0}
+
+
+def test_an_alias_is_followed(server: DnsServer) -> None:
+    server.set("alias.test", "CNAME", "web.test.")
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+
+    assert srv(server).resolve("alias.test") == AddressGroup.of(("a.test", 80))
+
+
+@pytest.mark.parametrize("how", ["too long", "truncate", "cut"])
+def test_a_truncated_srv_answer_is_asked_for_again_by_tcp(server: DnsServer, how: str) -> None:
+    server.set("many.test", "SRV", *[f"1 1 {port} a.test." for port in range(1, 200)])
+    if how != "too long":
+        setattr(server, how, True)
+
+    assert len(srv(server).resolve("many.test")) == 199
+    assert [query.by for query in server.queries] == ["udp", "tcp"]
+
+
+def test_with_tcp_no_datagram_is_sent(server: DnsServer) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+
+    assert srv(server, tcp=True).resolve("web.test")
+    assert [query.by for query in server.queries] == ["tcp"]
+
+
+def test_a_server_that_does_not_know_edns_is_asked_without(server: DnsServer) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+    server.knows_edns = False
+
+    assert srv(server).resolve("web.test")
+    assert [query.edns for query in server.queries] == [True, False]
+
+
+def test_an_answer_to_another_question_is_not_taken(server: DnsServer) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+    server.set("forged.test", "SRV", "1 1 80 forged.test.")
+    server.forged = 3
+
+    assert srv(server).resolve("web.test") == AddressGroup.of(("a.test", 80))
+    assert len(server.queries) == 1
+
+
+def test_a_target_that_is_the_root_means_that_there_is_no_such_service(server: DnsServer) -> None:
+    server.set("web.test", "SRV", "0 0 0 .")
+
+    with pytest.raises(NameNotFound, match="decidedly not available") as caught:
+        srv(server).resolve("web.test")
+    assert caught.value.tried == (f"SRV of web.test at 127.0.0.1:{server.port}",)
+
+
+def test_a_record_that_nobody_could_connect_to_does_not_spoil_the_others(
+    server: DnsServer,
+) -> None:
+    server.set("web.test", "SRV", "0 1 0 a.test.", "0 1 80 b.test.", "0 0 0 .")
+
+    assert srv(server).resolve("web.test") == AddressGroup.of(("b.test", 80))
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("NXDOMAIN", "no such name"),
+        ("no data", "it has no SRV records"),
+        ("SERVFAIL", "SERVFAIL"),
+        ("REFUSED", "REFUSED"),
+        ("nobody listens", "Connection refused"),
+        ("no answer", "timed out"),
+        ("a TCP answer cut short", "hung up after 0 of"),
+    ],
+)
+def test_an_srv_look_up_that_brings_nothing_says_what_was_tried(
+    server: DnsServer, how: str, why: str
+) -> None:
+    resolver = srv(server, attempt_timeout=0.05, tcp=how.startswith("a TCP"))
+    if how == "no data":
+        server.set("away.test", "TXT", "text")
+    elif how in ("SERVFAIL", "REFUSED"):
+        server.rcode = how
+    elif how == "nobody listens":
+        server.stop()
+    elif how == "no answer":
+        server.silent = True
+    elif how == "a TCP answer cut short":
+        server.hang_up = True
+
+    with pytest.raises(NameNotFound, match=why) as caught:
+        resolver.resolve("away.test")
+
+    assert caught.value.name == "away.test"
+    assert len(caught.value.tried) == 1
+    assert caught.value.tried[0].startswith(f"SRV of away.test at 127.0.0.1:{server.port}")
+
+
+def test_a_lost_datagram_is_sent_again(server: DnsServer) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+    server.silent = True
+    found = gevent.spawn(srv(server, attempt_timeout=0.3).resolve, "web.test")
+    server.wait_queries(1)
+    gevent.sleep(0)  # it has been thrown away
+    server.silent = False
+
+    assert found.get(timeout=10) == AddressGroup.of(("a.test", 80))
+    assert len(server.queries) == 2
+
+
+@pytest.mark.parametrize("how", ["SERVFAIL", "no answer", "nobody listens"])
+def test_the_next_nameserver_is_asked_if_one_fails(how: str) -> None:
+    with DnsServer() as second, DnsServer() as first:
+        resolver = SrvResolver(nameservers=["127.0.0.1"], port=second.port, attempt_timeout=0.2)
+        resolver._question.servers.insert(0, ("127.0.0.1", first.port))  # type: ignore[attr-defined]
+        second.set("web.test", "SRV", "1 1 80 a.test.")
+        if how == "SERVFAIL":
+            first.rcode = how
+        elif how == "no answer":
+            first.silent = True
+        else:
+            first.stop()
+
+        assert resolver.resolve("web.test") == AddressGroup.of(("a.test", 80))
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_other_greenlets_run_on_while_a_query_waits(server: DnsServer, tcp: bool) -> None:
+    """And the hub with them: the server is in it."""
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+    server.hold()
+    found = gevent.spawn(srv(server, tcp=tcp).resolve, "web.test")
+    server.wait_queries(1)
+    for _ in range(100):
+        gevent.sleep(0)
+        assert not found.ready()
+    server.release()
+
+    assert found.get(timeout=10) == AddressGroup.of(("a.test", 80))
+
+
+def test_a_look_up_is_over_in_time(server: DnsServer) -> None:
+    server.silent = True
+    resolver = srv(server, attempt_timeout=60, timeout=0.05)
+
+    began = time.monotonic()
+    with pytest.raises(NameNotFound, match=r"no answer in 0\.05 s"):
+        resolver.resolve("web.test")
+    assert time.monotonic() - began < 10
+
+
+def test_the_system_has_nameservers(monkeypatch: pytest.MonkeyPatch, server: DnsServer) -> None:
+    import dns.resolver
+
+    system = dns.resolver.Resolver(configure=False)
+    system.nameservers = ["127.0.0.1"]
+    monkeypatch.setattr(dns.resolver, "default_resolver", system)
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+
+    assert SrvResolver(port=server.port).resolve("web.test") == AddressGroup.of(("a.test", 80))
+
+
+def test_without_dnspython_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == "dns" or name.startswith("dns.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dns", None)
+
+    with pytest.raises(ImportError, match=r"pip install geventpool\[dns\]"):
+        SrvResolver(nameservers=["127.0.0.1"])
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64])
+def test_what_cannot_be_a_dns_name_is_a_value_error(server: DnsServer, name: str) -> None:
+    with pytest.raises(ValueError, match="is no DNS name"):
+        srv(server).resolve(name)
+
+
+# Time to live
+
+
+def test_an_answer_is_fresh_for_its_own_time_to_live(server: DnsServer, clock: Clock) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.", ttl=20)
+    server.set("a.test", "A", "10.0.0.1", ttl=7)
+    resolver = srv(server, clock=clock)
+    found = resolver.resolve("web.test")
+    clock.now += 6.9
+
+    assert resolver.resolve("web.test") is found
+    gevent.idle()
+    assert len(server.queries) == 1  # the address in it is good for 7 s
+    clock.now += 0.2
+    resolver.resolve("web.test")
+    server.wait_queries(2)
+
+
+def test_an_answer_that_may_not_be_kept_is_kept_for_min_ttl(
+    server: DnsServer, clock: Clock
+) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.", ttl=0)
+    resolver = srv(server, clock=clock, min_ttl=2.0)
+    resolver.resolve("web.test")
+    clock.now += 1.9
+    resolver.resolve("web.test")
+    gevent.idle()
+
+    assert len(server.queries) == 1
+    clock.now += 0.2
+    resolver.resolve("web.test")
+    server.wait_queries(2)
+
+
+def test_the_ttl_of_a_dns_resolver_may_be_set_later(clock: Clock) -> None:
+    book = Book(web=["10.0.0.1"])
+    resolver = DnsResolver(resolver=book, ttl=30, clock=clock)
+    resolver.ttl = 5
+    resolver.resolve("web:80")
+    clock.now += 5.1
+    resolver.resolve("web:80")
+    until(lambda: len(book.asked) == 2)
+
+    assert resolver.ttl == 5
+    with pytest.raises(ValueError, match="ttl"):
+        resolver.ttl = -1
+
+
+# What every caller has in common
+
+
+def test_many_callers_at_once_cause_one_look_up(server: DnsServer, ares: Any) -> None:
+    server.set("web.test", "A", "10.0.0.1", ttl=0)
+    resolver = DnsResolver(resolver=ares, family=socket.AF_INET)
+    callers = [gevent.spawn(resolver.resolve, "web.test:80") for _ in range(100)]
+
+    found = {caller.get(timeout=10) for caller in callers}
+
+    assert {each.addresses for each in found} == {group("10.0.0.1")}
+    assert server.count("web.test") == 1
+
+
+def test_many_callers_at_once_share_a_failure() -> None:
+    book = Book(web=socket.gaierror(socket.EAI_AGAIN, "try again"))
+    resolver = DnsResolver(resolver=book)
+    callers = [gevent.spawn(outcome, resolver, "web:80") for _ in range(100)]
+
+    errors = [caller.get(timeout=10) for caller in callers]
+
+    assert book.asked == ["web"]
+    assert {type(error) for error in errors} == {NameNotFound}
+    assert len({id(error) for error in errors}) == 100  # each has a traceback of his own
+
+
+@pytest.mark.parametrize("how", ["kill", "Timeout", "Timeout with an OSError"])
+def test_a_caller_who_gives_up_takes_the_look_up_from_nobody(how: str) -> None:
+    book = Book(web=["10.0.0.1"])
+    book.free.clear()
+    resolver = DnsResolver(resolver=book)
+
+    def give_up() -> Any:
+        error = OSError("mine") if how.endswith("OSError") else None
+        try:
+            with gevent.Timeout(0.001 if how != "kill" else None, error):
+                return resolver.resolve("web:80")
+        except (OSError, gevent.Timeout) as raised:
+            return raised
+
+    first = spawn(give_up)  # the one who causes the look-up
+    second = spawn(resolver.resolve, "web:80")
+    book.someone.wait(10)
+    if how == "kill":
+        first.kill()
+    given_up = first.get(timeout=10)
+    book.free.set()
+
+    expected = {"kill": gevent.GreenletExit, "Timeout": gevent.Timeout}.get(how, OSError)
+    assert type(given_up) is expected
+    assert second.get(timeout=10).addresses == group("10.0.0.1")
+    assert resolver.resolve("web:80") is second.value
+    assert book.asked == ["web"]
+
+
+def test_what_the_only_caller_gave_up_on_is_known_to_the_next() -> None:
+    book = Book(web=["10.0.0.1"])
+    book.free.clear()
+    resolver = DnsResolver(resolver=book)
+    only = spawn(resolver.resolve, "web:80")
+    book.someone.wait(10)
+    only.kill()
+    book.free.set()
+
+    assert resolver.resolve("web:80").addresses == group("10.0.0.1")
+    assert book.asked == ["web"]
+
+
+def test_a_killed_look_up_is_begun_again_by_those_who_wait() -> None:
+    book = Book(web=["10.0.0.1"])
+    book.free.clear()
+    resolver = DnsResolver(resolver=book)
+    callers = [spawn(resolver.resolve, "web:80") for _ in range(3)]
+    book.someone.wait(10)
+    (look_up,) = resolver._under_way.values()
+    look_up.greenlet.kill()
+    book.free.set()
+
+    assert [c.get(timeout=10).addresses for c in callers] == [group("10.0.0.1")] * 3
+    assert book.asked == ["web", "web"]
+
+
+def test_a_timeout_that_the_resolver_itself_raises_is_a_failed_look_up() -> None:
+    resolver = DnsResolver(resolver=Book(web=gevent.Timeout(1)))
+
+    with pytest.raises(NameNotFound):
+        resolver.resolve("web:80")
+
+
+def test_a_resolver_that_is_not_well_is_a_failed_look_up() -> None:
+    resolver = DnsResolver(resolver=Book(web=RuntimeError("broken")))
+
+    with pytest.raises(NameNotFound, match="broken") as caught:
+        resolver.resolve("web:80")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+# Stale answers
+
+
+def stale(clock: Clock, book: Book, **settings: Any) -> DnsResolver:
+    """A resolver that has known "web" for 35 of 30 seconds."""
+    resolver = DnsResolver(resolver=book, ttl=30, clock=clock, **settings)
+    resolver.resolve("web:80")
+    clock.now += 35
+    book.asked.clear()
+    book.someone.clear()
+    return resolver
+
+
+def test_a_stale_answer_serves_while_one_look_up_goes_on(clock: Clock) -> None:
+    book = Book(web=["10.0.0.1"])
+    resolver = stale(clock, book)
+    book.hosts["web"] = ["10.0.0.2"]
+    book.free.clear()
+
+    with gevent.Timeout(5):
+        during = [resolver.resolve("web:80").addresses for _ in range(50)]
+        book.someone.wait()
+        during += [resolver.resolve("web:80").addresses for _ in range(50)]
+    book.free.set()
+    until(lambda: not resolver._under_way)
+
+    assert set(during) == {group("10.0.0.1")}
+    assert book.asked == ["web"]
+    assert resolver.resolve("web:80").addresses == group("10.0.0.2")
+
+
+def test_an_answer_twice_its_time_old_is_not_given_out_before_it_was_asked_for(
+    clock: Clock,
+) -> None:
+    """Who asks every ten minutes would get the answer of ten minutes ago, every time."""
+    book = Book(web=["10.0.0.1"])
+    resolver = stale(clock, book)
+    book.hosts["web"] = ["10.0.0.2"]
+    clock.now += 30
+
+    assert resolver.resolve("web:80").addresses == group("10.0.0.2")
+
+
+def test_a_stale_answer_serves_if_the_look_up_takes_too_long(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    book = Book(web=["10.0.0.1"])
+    resolver = stale(clock, book, timeout=None)
+    clock.now += 30
+    book.free.clear()
+
+    with gevent.Timeout(5):
+        assert resolver.resolve("web:80").addresses == group("10.0.0.1")
+    monkeypatch.setattr(module, "_PATIENCE", 60)
+    with gevent.Timeout(5):  # the next one does not wait at all
+        assert resolver.resolve("web:80").addresses == group("10.0.0.1")
+    book.free.set()
+    until(lambda: not resolver._under_way)
+    assert book.asked == ["web"]
+
+
+def test_a_stale_answer_outlives_a_failure_of_dns_up_to_max_stale(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = Book(web=["10.0.0.1"])
+    resolver = stale(clock, book, max_stale=100, negative_ttl=1)
+    book.hosts["web"] = socket.gaierror(socket.EAI_AGAIN, "try again")
+    clock.now += 30  # 65 s old: it has to wait for the look-up
+
+    assert resolver.resolve("web:80").addresses == group("10.0.0.1")
+    for _ in range(50):
+        resolver.resolve("web:80")
+    gevent.idle()
+    assert book.asked == ["web"]  # and not again before negative_ttl is over
+
+    clock.now += 1.1
+    book.free.clear()
+    with gevent.Timeout(5):  # now nobody waits for that
+        assert resolver.resolve("web:80").addresses == group("10.0.0.1")
+    book.free.set()
+    until(lambda: not resolver._under_way)
+    assert book.asked == ["web", "web"]
+    assert [r.levelname for r in caplog.records if r.name == "geventpool.resolver"] == ["WARNING"]
+
+    clock.now += 64  # 130.1 s: its time, and max_stale
+    with pytest.raises(NameNotFound, match="try again"):
+        resolver.resolve("web:80")
+
+
+def test_that_there_is_no_such_name_any_more_is_believed_at_once(clock: Clock) -> None:
+    book = Book(web=["10.0.0.1"])
+    resolver = stale(clock, book)
+    del book.hosts["web"]
+    resolver.resolve("web:80")
+    until(lambda: not resolver._under_way)
+
+    with pytest.raises(NameNotFound, match="no such name"):
+        resolver.resolve("web:80")
+
+
+def test_after_an_outage_the_new_answer_is_fresh(clock: Clock) -> None:
+    book = Book(web=["10.0.0.1"])
+    resolver = stale(clock, book)
+    book.hosts["web"] = OSError("away")
+    resolver.resolve("web:80")
+    until(lambda: not resolver._under_way)
+    clock.now += 2
+    book.hosts["web"] = ["10.0.0.2"]
+    resolver.resolve("web:80")
+    until(lambda: not resolver._under_way)
+    clock.now += 29
+
+    assert resolver.resolve("web:80").addresses == group("10.0.0.2")
+    assert not resolver._under_way
+
+
+def test_the_outage_of_a_real_server_goes_unnoticed(server: DnsServer, clock: Clock) -> None:
+    server.set("web.test", "SRV", "1 1 80 a.test.", ttl=10)
+    resolver = srv(server, clock=clock, attempt_timeout=0.05)
+    resolver.resolve("web.test")
+    server.stop()
+    clock.now += 1000
+
+    assert resolver.resolve("web.test") == AddressGroup.of(("a.test", 80))
+    server.start()
+    server.set("web.test", "SRV", "1 1 80 b.test.", ttl=10)
+    clock.now += 2
+    resolver.resolve("web.test")
+    until(lambda: not resolver._under_way)
+    assert resolver.resolve("web.test") == AddressGroup.of(("b.test", 80))
+
+
+# Negative answers
+
+
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN])
+def test_that_nothing_was_found_is_known_for_negative_ttl(clock: Clock, code: int) -> None:
+    book = Book(web=socket.gaierror(code, "not found"))
+    resolver = DnsResolver(resolver=book, negative_ttl=3, clock=clock)
+    for _ in range(10):
+        with pytest.raises(NameNotFound) as caught:
+            resolver.resolve("web:80")
+    assert caught.value.tried == ("A and AAAA of web",)
+    clock.now += 2.9
+    with pytest.raises(NameNotFound):
+        resolver.resolve("web:80")
+    assert book.asked == ["web"]
+    clock.now += 0.2
+    book.hosts["web"] = ["10.0.0.1"]
+
+    assert resolver.resolve("web:80").addresses == group("10.0.0.1")
+
+
+def test_a_zone_may_shorten_the_negative_ttl(server: DnsServer, clock: Clock) -> None:
+    server.negative_ttl = 2
+    resolver = srv(server, clock=clock, negative_ttl=60)
+    assert isinstance(outcome(resolver, "web.test"), NameNotFound)
+    clock.now += 1.9
+    assert isinstance(outcome(resolver, "web.test"), NameNotFound)
+    assert len(server.queries) == 1
+    clock.now += 0.2
+    server.set("web.test", "SRV", "1 1 80 a.test.")
+
+    assert resolver.resolve("web.test") == AddressGroup.of(("a.test", 80))
+
+
+# Bounds
+
+
+def test_no_more_names_are_kept_than_max_names() -> None:
+    hosts = {f"h{n}": ["10.0.0.1"] for n in range(30)}
+    book = Book(**hosts)
+    resolver = DnsResolver(resolver=book, max_names=10)
+    for host in hosts:
+        resolver.resolve(f"{host}:80")
+    for n in range(50):
+        resolver.resolve(f"10.0.0.{n}:80")  # numeric ones count, too
+        outcome(resolver, f"no{n}:80")
+
+    assert len(resolver._entries) == 10
+    assert not resolver._under_way
+
+
+def test_the_name_asked_for_longest_ago_is_forgotten_first(clock: Clock) -> None:
+    book = Book(**{f"h{n}": ["10.0.0.1"] for n in range(4)})
+    resolver = DnsResolver(resolver=book, max_names=3, ttl=10, clock=clock)
+    for n in range(3):
+        resolver.resolve(f"h{n}:80")
+    clock.now += 21
+    resolver.resolve("h0:80")
+    book.asked.clear()
+    resolver.resolve("h3:80")
+    resolver.resolve("h0:80")
+
+    assert book.asked == ["h3"]
+    assert list(resolver._entries) == ["h2:80", "h0:80", "h3:80"]
+
+
+# The end of a resolver, other threads, forks
+
+
+def test_a_dropped_resolver_is_collected_while_a_look_up_goes_on() -> None:
+    book = Book(web=["10.0.0.1"])
+    book.free.clear()
+    resolver = DnsResolver(resolver=book)
+    caller = spawn(resolver.resolve, "web:80")
+    book.someone.wait(10)
+    (look_up,) = [each.greenlet for each in resolver._under_way.values()]
+    caller.kill()
+    del caller
+    gevent.sleep(0)  # the hub lets go of the killed one
+    reference = weakref.ref(resolver)
+    del resolver
+    gc.collect()
+
+    assert reference() is None
+    book.free.set()
+    look_up.join(10)
+    assert look_up.ready()
+
+
+def test_a_kept_error_keeps_no_frame_alive() -> None:
+    class Thing:
+        pass
+
+    class Careless(Book):
+        def getaddrinfo(self, *args: Any) -> list[Any]:
+            thing = Thing()
+            things.append(weakref.ref(thing))
+            raise OSError("careless")
+
+    things: list[Any] = []
+    resolver = DnsResolver(resolver=Careless())
+    assert isinstance(outcome(resolver, "web:80"), NameNotFound)
+    gc.collect()
+
+    assert [each() for each in things] == [None]
+
+
+def test_threads_share_what_is_known_and_do_not_wait_for_each_others_greenlets() -> None:
+    book = Book(web=["10.0.0.1"], db=["10.0.0.2"])
+    resolver = DnsResolver(resolver=book)
+    resolver.resolve("web:80")
+    slow = Book(db=["10.0.0.2"])
+    slow.free.clear()
+    resolver._question.resolver = slow  # type: ignore[attr-defined]
+    waiting = spawn(resolver.resolve, "db:80")
+    slow.someone.wait(10)
+    resolver._question.resolver = Book(db=["10.0.0.2"])  # type: ignore[attr-defined]
+    found: list[Any] = []
+
+    def in_thread() -> None:
+        try:
+            found.append(resolver.resolve("web:80"))
+            found.append(resolver.resolve("db:80"))
+            gevent.get_hub().destroy(destroy_loop=True)
+        finally:
+            found.append(None)
+
+    monkey.get_original("_thread", "start_new_thread")(in_thread, ())
+    until(lambda: None in found, 20)
+
+    assert [each.addresses for each in found[:-1]] == [group("10.0.0.1"), group("10.0.0.2")]
+    assert not waiting.ready()
+    slow.free.set()
+    assert waiting.get(timeout=10).addresses == group("10.0.0.2")
+
+
+class Child:
+    """A forked child that runs *function*; ``result()`` is what that returned."""
+
+    def __init__(self, fork: Callable[[], int], function: Callable[[], Any]) -> None:
+        self._read, write = os.pipe()
+        self.pid = fork()
+        if not self.pid:
+            try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(30)
+                try:
+                    text = json.dumps(function())
+                except BaseException as error:
+                    text = json.dumps(repr(error))
+                os.write(write, text.encode())
+            finally:
+                os._exit(0)
+        monkey.get_original("os", "close")(write)
+
+    def result(self) -> Any:
+        text = b""
+        os.set_blocking(self._read, False)
+        with gevent.Timeout(40):
+            while data := gevent.os.nb_read(self._read, 65536):
+                text += data
+        monkey.get_original("os", "close")(self._read)
+        try:
+            monkey.get_original("os", "waitpid")(self.pid, 0)
+        except ChildProcessError:
+            pass
+        return json.loads(text)
+
+
+class ServerProcess:
+    """The DNS server in a process of its own: of one in this process, a child would have a copy."""
+
+    def __init__(self, *records: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "dns_server.py"), *records],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.port = int(self._line())
+
+    def tell(self, order: str) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write(order.encode() + b"\n")
+        self._process.stdin.flush()
+        return self._line()
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode().strip()
+
+
+def test_a_look_up_that_a_fork_left_behind_teaches_the_child_nothing() -> None:
+    """It may have had its answer already when the fork took it for the parent's."""
+    book = Book(web=["10.0.0.1"])
+    book.free.clear()
+    resolver = DnsResolver(resolver=book)
+    caller = spawn(resolver.resolve, "web:80")
+    book.someone.wait(10)
+    (copy,) = resolver._under_way.values()
+    resolver._forked(hub=None)  # as in a child, where the kill has not come yet
+    book.hosts["web"] = ["10.0.0.2"]
+    book.free.set()
+    copy.greenlet.join(10)
+
+    assert copy.outcome is None
+    assert caller.get(timeout=10).addresses == group("10.0.0.2")
+    assert book.asked == ["web", "web"]
+
+
+FORKS = pytest.mark.parametrize(
+    "fork",
+    [raw_fork, gevent.os.fork_gevent, os.fork],
+    ids=["raw os.fork", "gevent.fork", "os.fork as it is in this run"],
+)
+
+
+@FORKS
+def test_a_look_up_of_the_parent_hangs_no_child_and_is_answered_in_the_parent(
+    fork: Callable[[], int],
+) -> None:
+    server = ServerProcess("web.test SRV 1 1 80 a.test.", "held.test SRV 1 1 80 h.test.")
+    try:
+        resolver = SrvResolver(
+            nameservers=["127.0.0.1"], port=server.port, attempt_timeout=20, timeout=30
+        )
+        server.tell("hold")
+        waiting = spawn(resolver.resolve, "held.test")
+        gevent.sleep(0)
+        assert server.tell("wait") == "asked"
+
+        def in_child() -> list[Any]:
+            with gevent.Timeout(15):
+                server.tell("release")
+                found = [list(resolver.resolve(n)) for n in ("held.test", "web.test")]
+                return [*found, list(waiting.get())]
+
+        in_child_found = Child(fork, in_child).result()
+
+        assert in_child_found == [[["h.test", 80]], [["a.test", 80]], [["h.test", 80]]]
+        assert waiting.get(timeout=15) == AddressGroup.of(("h.test", 80))
+    finally:
+        server.stop()
+
+
+@FORKS
+def test_a_child_can_look_up_names_with_threads_that_the_parent_had(
+    fork: Callable[[], int],
+) -> None:
+    resolver = DnsResolver(ttl=0)
+    resolver.resolve("localhost:80")  # in a thread, which a child does not have
+
+    def in_child() -> Any:
+        with gevent.Timeout(15):
+            return list(resolver.resolve("localhost:81"))
+
+    assert ["127.0.0.1", 81] in Child(fork, in_child).result()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "named"),
+    [
+        ({"port": 0}, ValueError, "port"),
+        ({"port": "80"}, TypeError, "port"),
+        ({"ttl": -1}, ValueError, "ttl"),
+        ({"ttl": None}, TypeError, "ttl"),
+        ({"negative_ttl": float("nan")}, ValueError, "negative_ttl"),
+        ({"max_stale": "1"}, TypeError, "max_stale"),
+        ({"timeout": 0}, ValueError, "timeout"),
+        ({"max_names": 0}, ValueError, "max_names"),
+        ({"max_names": 1.5}, TypeError, "max_names"),
+        ({"family": 99}, ValueError, "family"),
+        ({"resolver": "127.0.0.1"}, TypeError, "resolver"),
+    ],
+)
+def test_a_bad_argument_of_a_dns_resolver_is_named(
+    settings: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=f"^{named} must be"):
+        DnsResolver(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "named"),
+    [
+        ({"nameservers": "127.0.0.1"}, TypeError, "nameservers"),
+        ({"nameservers": []}, ValueError, "nameservers"),
+        ({"nameservers": ["localhost"]}, ValueError, "nameservers"),
+        ({"nameservers": [53]}, TypeError, "nameservers"),
+        ({"port": 70000}, ValueError, "port"),
+        ({"min_ttl": -1}, ValueError, "min_ttl"),
+        ({"attempt_timeout": 0}, ValueError, "attempt_timeout"),
+    ],
+)
+def test_a_bad_argument_of_an_srv_resolver_is_named(
+    settings: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=f"^{named} must be"):
+        SrvResolver(**{"nameservers": ["127.0.0.1"], **settings})
+
+
+@pytest.mark.parametrize("name", [None, 80, ("web", 80), ["web"], b"web:80"])
+def test_a_name_that_is_no_string_is_a_type_error(server: DnsServer, name: Any) -> None:
+    for resolver in DnsResolver(resolver=Book()), srv(server):
+        with pytest.raises(TypeError, match="^name must be a string"):
+            resolver.resolve(name)
+
+
+def test_a_resolver_says_what_it_is(server: DnsServer) -> None:
+    resolver = DnsResolver(resolver=Book(web=["10.0.0.1"]))
+    resolver.resolve("web:80")
+
+    assert repr(resolver) == "<DnsResolver A and AAAA, 1 names known>"
+    assert repr(srv(server)) == f"<SrvResolver SRV at 127.0.0.1:{server.port}, 0 names known>"
