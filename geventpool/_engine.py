@@ -87,6 +87,7 @@ class Owner(Protocol):
     is_picky: bool  # whether a hand-out takes more than a look
     has_reset: bool
 
+    def _all_buckets(self) -> Sequence[Bucket]: ...
     def _new_connection(self, *key: Any) -> Any: ...
     def _keepalive(self, *key_and_conn: Any) -> object: ...
     def _close_connection(self, *key_and_conn: Any) -> object: ...
@@ -105,15 +106,47 @@ class _Watch(weakref.ref):  # type: ignore[type-arg]
 
 
 class _Keep:
-    """The same for a connection that cannot be weakly referenced; it is kept alive."""
+    """The same for what cannot be weakly referenced; it is kept alive."""
 
-    __slots__ = ("_conn",)
+    __slots__ = ("_kept",)
 
-    def __init__(self, conn: Any) -> None:
-        self._conn = conn
+    def __init__(self, kept: Any) -> None:
+        self._kept = kept
 
     def __call__(self) -> Any:
-        return self._conn
+        return self._kept
+
+
+class _WatchParts:
+    """The same for a tuple, such as a reader and a writer: its parts can be weakly referenced.
+
+    Leads to a tuple like the first, for which its holder may have no use once he has taken it
+    apart, with None for each part that has been collected; to None once all have been that can be.
+    """
+
+    __slots__ = ("_parts", "_type")
+
+    def __init__(self, conn: Any, parts: list[_Watch | _Keep]) -> None:
+        self._type = type(conn)
+        self._parts = parts
+
+    def __call__(self) -> Any:
+        found = tuple(part() for part in self._parts)
+        for part, each in zip(self._parts, found, strict=True):
+            if each is not None and type(part) is _Watch:
+                return tuple.__new__(self._type, found)
+        return None
+
+    def leads_to(self, conn: Any) -> bool:
+        """Whether *conn* is made of the same parts."""
+        return (
+            type(conn) is self._type
+            and len(conn) == len(self._parts)
+            and all(
+                part() is each and (each is not None or type(part) is _Keep)
+                for part, each in zip(self._parts, conn, strict=True)
+            )
+        )
 
 
 class _Crew:
@@ -646,10 +679,14 @@ class Engine:
             return slot
         if slot is None or not _holds(slot, conn):
             self.enter(owner)
-            # The same object may stand in several slots, if _new_connection returns it twice.
-            for bucket in {slot.bucket for slot in owner.index.values()}:
+            # The same object may stand in several slots, if _new_connection returns it twice; and
+            # a tuple may have been taken apart and put together again.
+            for bucket in owner._all_buckets():
                 for other in bucket.slots:
                     if _holds(other, conn):
+                        self._unindex(owner, other)
+                        other.ident = id(conn)
+                        owner.index[other.ident] = other
                         return other
             raise NotInUse(
                 f"pool {owner.name!r}: {conn!r} is not in use here: released twice, or not ours",
@@ -931,11 +968,12 @@ class Engine:
         slot.conn = conn
         slot.ident = id(conn)
         owner.index[slot.ident] = slot
-        try:
-            watch = slot.watch = _Watch(conn, self._when_collected)
-            watch.slot = slot
-        except TypeError:
-            slot.watch = _Keep(conn)
+        slot.watch = self._watch(slot, conn)
+        # A tuple with a __dict__ is more than its parts.
+        if type(slot.watch) is _Keep and isinstance(conn, tuple) and not hasattr(conn, "__dict__"):
+            parts = [self._watch(slot, part) for part in conn]
+            if any(type(part) is _Watch for part in parts):
+                slot.watch = _WatchParts(conn, parts)
         try:
             fd = owner._fileno(*slot.bucket.key, conn)
             if fd is not None and not (isinstance(fd, int) and fd >= 0):
@@ -951,13 +989,25 @@ class Engine:
             trouble = exc
         return trouble
 
+    def _watch(self, slot: Slot, target: Any) -> _Watch | _Keep:
+        try:
+            watch = _Watch(target, self._when_collected)
+        except TypeError:
+            return _Keep(target)
+        watch.slot = slot
+        return watch
+
     def _forget(self, owner: Owner | None, slot: Slot) -> None:
         """Undo ``_register``, before the connection is closed or let go."""
         if slot.fd is not None:
             self.sentinel.unwatch(slot.fd, slot)
             slot.fd = None
         slot.look = None
-        if owner is not None and owner.index.get(slot.ident) is slot:
+        if owner is not None:
+            self._unindex(owner, slot)
+
+    def _unindex(self, owner: Owner, slot: Slot) -> None:
+        if owner.index.get(slot.ident) is slot:
             del owner.index[slot.ident]
 
     # Closing
@@ -1232,7 +1282,10 @@ class Engine:
 
 def _holds(slot: Slot, conn: Any) -> bool:
     """Whether a caller holds *conn* in *slot*."""
-    return slot.state is IN_USE and slot.conn is None and slot.watch() is conn
+    if slot.state is not IN_USE or slot.conn is not None:
+        return False
+    watch = slot.watch
+    return watch.leads_to(conn) if type(watch) is _WatchParts else watch() is conn
 
 
 def _count_use(slot: Slot, now: float) -> float:

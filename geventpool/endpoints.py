@@ -54,6 +54,7 @@ class _LocalEndpointLease(_AtEndpoint, LocalLease[Any]):
 
 class EndpointPool(Face[C], Generic[E, C]):
     """A pool of connections to many endpoints: whatever is hashable and says where to connect to.
+    (None may be one, too; but a verb that can be asked of all endpoints takes it for all.)
 
     Override ``_new_connection(endpoint)``, or give *connect*, a callable that takes the endpoint.
     Nothing is opened before somebody asks for it.  An endpoint needs no introduction, and leaves
@@ -303,8 +304,6 @@ class EndpointPool(Face[C], Generic[E, C]):
             self._engine.enter(self)
         bucket = self._find(endpoint)
         if bucket is None:
-            if endpoint is None:
-                raise TypeError("endpoint must not be None, which stands for all of them")
             if self.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed", pool=self.name)
             bucket = self._make_bucket(endpoint)

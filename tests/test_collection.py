@@ -10,13 +10,13 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from geventpool import ConnectionPool, PoolListener, PoolTimeout, Reason, SocketFactory
+from geventpool import ConnectionPool, NotInUse, PoolListener, PoolTimeout, Reason, SocketFactory
 from geventpool._engine import Engine
 from geventpool.events import ConnectionLost
 from objects import Conn, Maker
@@ -470,6 +470,107 @@ def test_a_connection_that_cannot_be_weakly_referenced_is_never_taken_for_lost()
 
         pool.release(pool.holders()[0].connection)
         assert pool.stats().idle == 1
+
+
+# A tuple cannot be weakly referenced; what it is made of can
+
+
+class Half:
+    """One of two: a reader or a writer."""
+
+
+class Pair(NamedTuple):
+    number: int
+    reader: Half
+    writer: Half
+
+
+class Pairs:
+    def __init__(self) -> None:
+        self.dials = 0
+
+    def __call__(self) -> Pair:
+        self.dials += 1
+        return Pair(self.dials, Half(), Half())
+
+
+def test_a_tuple_collected_with_all_its_parts_gives_its_slot_back() -> None:
+    with ConnectionPool(1, connect=Pairs()) as pool:
+        pool.acquire()
+        collect()
+
+        with pool.get(timeout=5) as pair:
+            assert pair.number == 2
+        assert pool.stats().closed[Reason.LOST] == 1
+
+
+@pytest.mark.parametrize("kept", ["reader", "writer"])
+def test_one_who_keeps_a_part_of_a_tuple_keeps_the_slot(kept: str) -> None:
+    with ConnectionPool(1, connect=Pairs()) as pool:
+        half = getattr(pool.acquire(), kept)
+        collect()
+        assert pool.stats().in_use == 1
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.01)
+
+        del half
+        collect()
+        with pool.get(timeout=5) as pair:
+            assert pair.number == 2
+
+
+@pytest.mark.parametrize("leave", ["release", "discard", "detach"])
+def test_a_tuple_taken_apart_is_given_back_put_together(leave: str) -> None:
+    with ConnectionPool(3, connect=Pairs(), min_size=0) as pool:
+        for _ in range(2):
+            held = []
+            for _ in range(3):
+                number, reader, writer = pool.acquire(timeout=5)
+                held.append((number, reader, writer))
+            # Tuples made since may have the places in memory that those of the pool had.
+            for number, reader, writer in held:
+                with pytest.raises(NotInUse):
+                    pool.release((number, reader, writer))  # type: ignore[arg-type]
+                for wrong in (Pair(number, writer, reader), Pair(number, reader, Half())):
+                    with pytest.raises(NotInUse):
+                        pool.release(wrong)
+                getattr(pool, leave)(Pair(number, reader, writer))
+                with pytest.raises(NotInUse):
+                    pool.release(Pair(number, reader, writer))
+            assert pool.stats().in_use == 0
+            if leave == "release":
+                assert pool.stats().idle == 3
+                taken = [pool.acquire(timeout=5) for _ in range(3)]
+                assert {id(pair.reader) for pair in taken} == {id(pair[1]) for pair in held}
+                for pair in taken:
+                    pool.release(pair)
+
+
+def test_close_by_force_closes_what_is_left_of_a_tuple() -> None:
+    closed: list[Pair] = []
+
+    class Pool(ConnectionPool[Pair]):
+        def _close_connection(self, conn: Pair) -> None:
+            closed.append(conn)
+
+    pool = Pool(1, connect=Pairs())
+    writer = pool.acquire().writer
+    collect()
+    gevent.spawn(pool.close, timeout=0).join(5)  # by another, who does not hold it
+    assert closed == [(1, None, writer)]
+    assert pool.stats().in_use == 0
+
+
+def test_the_same_object_dialed_twice_is_released_twice_and_no_more() -> None:
+    shared = Half()
+    with ConnectionPool(2, connect=lambda: shared, min_size=0) as pool:
+        one, other = pool.acquire(), pool.acquire()
+        assert one is other is shared
+        pool.discard(shared)  # and with it goes the way from the object to a slot
+        pool.release(shared)
+        assert pool.stats().in_use == 0
+        with pytest.raises(NotInUse):
+            pool.release(shared)
 
 
 def test_a_detached_connection_is_not_missed_when_it_is_collected(maker: Maker) -> None:

@@ -1321,6 +1321,64 @@ def test_a_stream_taken_apart_is_given_back_put_together(server: IdServer) -> No
             assert again is reader
 
 
+def test_a_stream_that_was_forgotten_gives_its_place_back(server: IdServer) -> None:
+    with ConnectionPool[Any, Any](TcpStreamConnectionManager(), max_size=1) as pool:
+        for keep in range(2):
+            held = [pool.acquire(server.address, timeout=5)[keep]]
+            gc.collect()
+            gevent.idle()
+            assert pool.get_endpoint_pool_size(server.address, acquired=True) == 1
+            with pytest.warns(ResourceWarning):
+                held.clear()
+            wait_until(lambda: pool.get_size() == 0, timeout=3)
+        with pool.connection(server.address, timeout=5) as (reader, writer):
+            writer.write(b"hello\n")
+            assert reader.readline() == b"hello\n"
+        server.wait_open(1)
+
+
+def test_what_is_left_of_a_stream_is_closed_by_force(server: IdServer) -> None:
+    for keep in range(2):
+        pool = ConnectionPool[Any, Any](TcpStreamConnectionManager())
+        part = pool.acquire(server.address, timeout=5)[keep]
+        gc.collect()
+        gevent.spawn(pool.close, timeout=0).join(5)
+        assert part.sock.fileno() == -1
+    server.wait_open(0)
+
+
+def test_on_release_is_called_for_a_stream_that_was_put_together_again(server: IdServer) -> None:
+    class Manager(TcpStreamConnectionManager):
+        def on_release(self, endpoint: Any, conn: Any) -> None:
+            released.append(conn)
+
+    released: list[Any] = []
+    with ConnectionPool[Any, Any](Manager()) as pool:
+        for _ in range(3):
+            reader, writer = pool.acquire(server.address)
+            pool.release((reader, writer))
+    assert released == [(reader, writer)] * 3
+
+
+def test_one_endpoint_may_be_none_as_before(server: IdServer) -> None:
+    class Manager(BaseConnectionManager[None, Any]):
+        def create(self, endpoint: None, timeout: float | None = None) -> Any:
+            assert endpoint is None
+            return gevent.socket.create_connection(server.address, timeout)
+
+        def dispose(self, endpoint: None, conn: Any, timeout: float | None = None) -> None:
+            conn.close()
+
+    with ConnectionPool[None, Any](Manager()) as pool:
+        with pool.connection(None) as conn:
+            assert pool.get_endpoint_pool_size(None, acquired=True) == 1
+            conn.sendall(b"hello\n")
+            assert conn.recv(100) == b"hello\n"
+        pool.release(pool.acquire(None), None)
+        pool.release(pool.acquire(endpoint=None), endpoint=None)
+        assert pool.get_endpoint_pool_size(None) == 1
+
+
 def test_what_lies_unread_in_the_buffer_of_a_stream_is_read_by_nobody(server: IdServer) -> None:
     with ConnectionPool[Any, Any](TcpStreamConnectionManager()) as pool:
         with pool.connection(server.address) as (reader, writer):

@@ -167,15 +167,21 @@ def test_an_endpoint_that_cannot_be_hashed_is_refused_by_name(places: Places, ve
         assert pool.endpoints() == []
 
 
-@pytest.mark.parametrize("verb", ["get", "acquire", "execute", "fill"])
-def test_none_is_no_endpoint_as_it_stands_for_all(places: Places, verb: str) -> None:
-    with EndpointPool(connect=places) as pool:
+def test_none_is_an_endpoint_where_one_is_meant_and_all_of_them_where_all_can_be(
+    places: Places,
+) -> None:
+    with EndpointPool(connect=places, max_size=2) as pool:
         used(pool, "a")
-        with pytest.raises(TypeError, match="endpoint must not be None"):
-            BY_ENDPOINT[verb](pool, None)
-
-        assert places.asked == ["a"]
-        assert pool.endpoints() == ["a"]
+        used(pool, None)
+        pool.fill(None)
+        assert places.asked == ["a", None, None]
+        assert pool.endpoints() == ["a", None]
+        assert pool.stats(None) == pool.stats()
+        assert (pool.stats().idle, pool.stats("a").idle) == (3, 1)
+        pool.drain(None)
+        gevent.idle()
+        assert pool.endpoints() == []
+        assert pool.execute(None, lambda conn: conn.endpoint) is None
 
 
 def test_hooks_get_the_endpoint_first() -> None:

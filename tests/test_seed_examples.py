@@ -21,6 +21,8 @@ import logging
 import operator
 import os
 import ssl as stdlib_ssl
+import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -61,6 +63,7 @@ from geventpool.testing import FakeClock
 from servers import EchoServer, closed_port, require_server
 
 PATIENCE = 10.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -68,6 +71,58 @@ def at_end() -> Iterator[contextlib.ExitStack]:
     """Closes what the examples leave open."""
     with contextlib.ExitStack() as stack:
         yield stack
+
+
+# How programs import what the documents describe.  pycassa is gone from the package index.
+IMPORTS = """
+import gsocketpool
+import gsocketpool.exceptions
+from gsocketpool import Connection, ConnectionNotFoundError, Pool, PoolExhaustedError, TcpConnection
+from gsocketpool.connection import Connection, TcpConnection
+from gsocketpool.exceptions import ConnectionNotFoundError, PoolExhaustedError
+from gsocketpool.pool import ConnectionReaper, Pool
+import generic_connection_pool.threading
+import generic_connection_pool.contrib.socket as socket_managers
+from generic_connection_pool import BaseConnectionPool, ConnectionPoolClosedError
+from generic_connection_pool.asyncio import BaseConnectionManager, ConnectionPool
+from generic_connection_pool.asyncio.pool import ConnectionPool
+from generic_connection_pool.common import BaseConnectionPool, ConnectionT, EndpointT
+from generic_connection_pool.contrib import socket, socket_async, unix, unix_async
+from generic_connection_pool.contrib.socket import SocketAlivenessCheckingMixin
+from generic_connection_pool.contrib.socket import SslSocketAlivenessCheckingMixin
+from generic_connection_pool.contrib.socket import Hostname, IpAddress, Port
+from generic_connection_pool.contrib.socket import SslEndpoint, TcpEndpoint
+from generic_connection_pool.contrib.socket import SslSocketConnectionManager
+from generic_connection_pool.contrib.socket import TcpSocketConnectionManager
+from generic_connection_pool.contrib.socket_async import StreamAlivenessCheckingMixin
+from generic_connection_pool.contrib.socket_async import Stream, TcpStreamEndpoint
+from generic_connection_pool.contrib.socket_async import TcpSocketConnectionManager
+from generic_connection_pool.contrib.socket_async import TcpStreamConnectionManager
+from generic_connection_pool.contrib.unix import CheckSocketAlivenessMixin, UnixSocketEndpoint
+from generic_connection_pool.contrib.unix import UnixSocketConnectionManager
+from generic_connection_pool.contrib.unix_async import UnixSocketConnectionManager
+from generic_connection_pool.contrib.unix_async import UnixSocketStreamConnectionManager
+from generic_connection_pool.exceptions import BaseError, ConnectionPoolClosedError
+from generic_connection_pool.exceptions import ConnectionPoolIsFull, ConnectionPoolNotFound
+from generic_connection_pool.threading import BaseConnectionManager, ConnectionPool
+from generic_connection_pool.threading.pool import ConnectionPool
+import pycassa.pool
+from pycassa.logging.pool_logger import PoolLogger
+from pycassa.logging.pool_stats_logger import StatsLogger
+from pycassa.pool import AllServersUnavailable, ConnectionPool, ConnectionWrapper
+from pycassa.pool import InvalidRequestError, MaximumRetryException, NoConnectionAvailable
+from pycassa.pool import PoolListener, QueuePool
+"""
+
+
+@pytest.mark.parametrize("line", IMPORTS.strip().splitlines())
+def test_an_import_changes_by_its_prefix_alone(line: str) -> None:
+    if "pycassa" not in line:
+        exec(line, {})  # that of the library itself
+    keyword, module, rest = line.split(" ", 2) if " " in line[7:] else (*line.split(" "), "")
+    changed = f"{keyword} geventpool.compat.{module} {rest}"
+    # In an interpreter of its own, where no other line has made the modules known yet.
+    subprocess.run([sys.executable, "-c", changed], check=True, env={"PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture(scope="module")

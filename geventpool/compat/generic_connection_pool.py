@@ -67,9 +67,16 @@ __all__ = [
     "UnixSocketStreamConnectionManager",
 ]
 
-# The modules that generic-connection-pool is made of: all their names are here.
-threading = asyncio = common = exceptions = contrib = sys.modules[__name__]
+# The modules that generic-connection-pool is made of: all their names are here, and a line such as
+# ``from geventpool.compat.generic_connection_pool.contrib.socket import …`` finds them (as os.path
+# does it).
+threading = asyncio = common = exceptions = contrib = pool = sys.modules[__name__]
 socket = unix = socket_async = unix_async = contrib
+for _module in (
+    *("threading", "threading.pool", "asyncio", "asyncio.pool", "common", "exceptions", "contrib"),
+    *("contrib.socket", "contrib.unix", "contrib.socket_async", "contrib.unix_async"),
+):
+    sys.modules[f"{__name__}.{_module}"] = contrib
 
 logger = logging.getLogger("generic_connection_pool.threading")
 
@@ -244,7 +251,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             self.check_after = -1.0  # what goes from hand to hand without lying idle, too
         self._lease = _ManagedLease
         self.has_reset = _is_own(manager.on_release)
-        self._unreleased: set[int] = set()  # ids of what on_acquire was called with, on_release not
+        self._unreleased: set[Any] = set()  # what on_acquire was called with, on_release not
         if _is_own(manager.on_connection_dead):
             self.add_listener(_Mourner(manager))
 
@@ -281,7 +288,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
                 pool=self.name,
                 connection=conn,
             )
-        conn, exc = slot.watch(), sys.exc_info()[1]
+        exc = sys.exc_info()[1]
         if exc is not None and self._spoils(exc):
             self._engine.give_up(self, slot, conn, Reason.ERROR, exc)
         else:
@@ -308,10 +315,6 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         try:
             return self._engine.find(self, conn)
         except NotInUse as error:
-            if isinstance(conn, tuple):  # taken apart and put together again: a stream, perhaps
-                for slot in self.index.values():
-                    if slot.state is IN_USE and slot.watch() == conn:
-                        return slot
             if self.closed:
                 return None
             raise ConnectionNotAcquired(str(error), pool=self.name, connection=conn) from None
@@ -324,7 +327,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             raise TimeoutError(
                 f"pool {self.name!r}: no connection to {endpoint} within {seconds} s"
             ) from expired.__cause__
-        self._unreleased.discard(id(conn))  # that of one that was garbage collected
+        self._unreleased.discard(_ident(conn))  # that of one that was garbage collected
         return conn
 
     def _keepalive(self, endpoint: EndpointT, conn: ConnectionT) -> None:
@@ -336,8 +339,8 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             raise ConnectionError("check_aliveness says that it is dead")
 
     def _reset_connection(self, endpoint: EndpointT, conn: ConnectionT) -> None:
-        if id(conn) in self._unreleased:
-            self._unreleased.discard(id(conn))
+        if (ident := _ident(conn)) in self._unreleased:
+            self._unreleased.discard(ident)
             self._connection_manager.on_release(endpoint, conn)
 
     def _close_connection(self, endpoint: EndpointT, conn: ConnectionT) -> None:
@@ -381,7 +384,7 @@ class _ManagedLease(_EndpointLease):
                 pool._engine.give_up(pool, self._slot, conn, Reason.ERROR, exc)
             raise
         if pool.has_reset:
-            pool._unreleased.add(id(conn))
+            pool._unreleased.add(_ident(conn))
         return conn
 
 
@@ -511,10 +514,12 @@ Stream = tuple[StreamReader, StreamWriter]
 class _StreamManager(BaseConnectionManager[EndpointT, Stream]):
     def dispose(self, endpoint: EndpointT, conn: Stream, timeout: float | None = None) -> None:
         """Close both files and the socket.  Does not block."""
-        sock: Any = conn[0].sock
+        # One of them may be gone: a pool that is closed by force has what is left of a stream.
+        files: list[Any] = [file for file in reversed(conn) if file is not None]
+        sock = files[0].sock
         with suppress(OSError):
             sock.shutdown(SHUT_RDWR)  # what a write that was cut short has left is not sent now
-        for each in (*reversed(conn), sock):
+        for each in (*files, sock):
             with suppress(OSError):
                 each.close()
 
@@ -565,6 +570,11 @@ def _open(target: object, timeout: float | None, context: Any = False) -> Any:
 
 def _streams(sock: Any) -> Stream:
     return StreamReader(sock), StreamWriter(sock)
+
+
+def _ident(conn: Any) -> object:
+    """What is the same for a tuple that was taken apart and put together again."""
+    return tuple(map(id, conn)) if isinstance(conn, tuple) else id(conn)
 
 
 def _socket_of(conn: Any) -> Any:

@@ -37,8 +37,11 @@ __all__ = [
     "TcpConnection",
 ]
 
-# The modules that gsocketpool is made of: all their names are here.
+# The modules that gsocketpool is made of: all their names are here, and a line such as
+# ``from geventpool.compat.gsocketpool.exceptions import …`` finds them (as os.path does it).
 connection = exceptions = pool = sys.modules[__name__]
+for _module in ("connection", "exceptions", "pool"):
+    sys.modules[f"{__name__}.{_module}"] = pool
 
 
 class PoolExhaustedError(PoolError):

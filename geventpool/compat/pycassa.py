@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -46,6 +47,12 @@ __all__ = [
     "QueuePool",
     "StatsLogger",
 ]
+
+# The modules of pycassa that these names come from, for a line such as ``from
+# geventpool.compat.pycassa.pool import ConnectionPool`` (as os.path does it).
+pool = sys.modules[__name__]
+for _module in ("pool", "logging", "logging.pool_logger", "logging.pool_stats_logger"):
+    sys.modules[f"{__name__}.{_module}"] = pool
 
 CONNECT_TIMEOUT = 10.0  # seconds for one server to connect, log in and set the keyspace
 OPEN_TIMEOUT = 30.0  # seconds that a caller waits at least, where the pool may open one for him
