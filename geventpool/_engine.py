@@ -62,6 +62,7 @@ __all__ = ["Engine", "Owner", "get_ident"]
 get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
 CLOSE_TIMEOUT = 5.0  # seconds that one _close_connection may take
+_BREAK = 0.001  # seconds at least from one visit of the keepalive or the reaper to the next
 _MOST_CLOSERS = 64
 _MOST_CHECKERS = 16
 # A program that has set up no logging gets no lines of ours on its stderr.
@@ -195,7 +196,8 @@ class _Rounds:
     """A greenlet that visits the buckets of one pool, each when it is due.
 
     It runs while there are any.  *visit* returns when to come again, NEVER for not at all; it is
-    given *longest*, the seconds that no bucket may stay unvisited for.
+    given *longest*, the seconds that no bucket may stay unvisited for.  Others run between any two
+    visits: what is due may wait for them.
     """
 
     def __init__(
@@ -240,6 +242,7 @@ class _Rounds:
                 self._nap(at - now)
             else:
                 self._call_on_first(now)
+                gevent.sleep(0)
 
     def _call_on_first(self, now: float) -> None:
         # Not in _run, which would keep alive the bucket it has visited last while it sleeps.
@@ -280,7 +283,6 @@ class Engine:
         self._alarm: Any = None  # the timer of the next deadline of a waiter
         self._alarm_at = NEVER
         self._alarm_is_idle = False
-        self._leaving: Owner | None = None  # a collected pool, while its slots are put to close
         self._hire_crews()
         _engines.add(self)
 
@@ -344,16 +346,14 @@ class Engine:
 
     def orphan(self, buckets: Sequence[Bucket], owner: Owner) -> None:
         """The pool was collected: close what it left.  Safe in a finalizer, from any thread."""
+        for bucket in buckets:
+            bucket.late_owner = owner  # alive until its connections are closed
         if not self._hub_is_dead():
-            self.loop.run_callback_threadsafe(self._bury, buckets, owner)
+            self.loop.run_callback_threadsafe(self._bury, buckets)
 
-    def _bury(self, buckets: Sequence[Bucket], owner: Owner) -> None:
-        self._leaving = owner  # alive until its connections are closed: their items hold it
-        try:
-            for bucket in buckets:
-                self.shut(bucket)
-        finally:
-            self._leaving = None
+    def _bury(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            self.shut(bucket)
 
     def _hub_is_dead(self) -> bool:
         return self.hub.dead or not getattr(self.hub, "loop", None)
@@ -792,6 +792,8 @@ class Engine:
     def _changed(self, bucket: Bucket) -> None:
         if bucket.changed is not None:
             bucket.changed.set()
+        if bucket.late_owner is not None and not bucket.slots:
+            bucket.late_owner = None
         if bucket.many and not bucket.slots:
             self.forget_if_empty(bucket)
 
@@ -804,7 +806,7 @@ class Engine:
     def start_close(self, slot: Slot, reason: Reason) -> None:
         """Have a greenlet close the connection, alive or not."""
         bucket = slot.bucket
-        owner = self._leaving or bucket.owner()
+        owner = _last_owner(bucket)
         self._forget(owner, slot)
         if reason in _RECYCLED and owner is not None and "connection_recycled" in owner.listening:
             # Told by the dial that replaces it, the next one or the one that has just succeeded;
@@ -1055,12 +1057,12 @@ class Engine:
 
     # Checking
 
-    def _check(self, item: tuple[Slot, Owner]) -> None:
+    def _check(self, item: tuple[Slot, Owner | None]) -> None:
         slot, owner = item
         bucket = slot.bucket
         if slot.state is not CHECKING:
             return
-        if bucket.closed:
+        if bucket.closed or owner is None:  # None: collected just now, its _bury is on the way
             self.core.checked(slot, False, monotonic())
             return
         ok = False
@@ -1142,11 +1144,11 @@ class Engine:
 
     def _keep_alive(self, bucket: Bucket, now: float, longest: float) -> float:
         again = self.core.start_checks(bucket, longest, now)
-        return max(again, now + longest / 100)
+        return max(again, now + longest / 100, monotonic() + _BREAK)
 
     def _reap(self, bucket: Bucket, now: float, longest: float) -> float:
         again = self.core.reap(bucket, now)
-        return max(min(again, now + longest), now + 0.001)
+        return max(min(again, now + longest), monotonic() + _BREAK)
 
     # News from outside: the hub tells, so nothing here may switch
 
@@ -1278,6 +1280,12 @@ class Engine:
             endpoint = slot.bucket.endpoint
             found.append(Holder(slot.watch(), greenlet, age, where, stack, endpoint))
         return tuple(sorted(found, key=lambda holder: -holder.age))
+
+
+def _last_owner(bucket: Bucket) -> Any:
+    """The pool, even if it has been collected and its connections wait to be closed; or None."""
+    owner = bucket.owner()
+    return bucket.late_owner if owner is None else owner
 
 
 def _holds(slot: Slot, conn: Any) -> bool:

@@ -338,6 +338,7 @@ class Bucket:
 
         # The engine's business.
         self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
+        self.late_owner: Any = None  # that pool once it was collected, as long as there are slots
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
         self.hurry_timer: Any = None  # runs while a caller waits for a check
