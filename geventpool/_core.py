@@ -118,12 +118,22 @@ class Core:
         self.dispose(bucket, Reason.POOL_CLOSED, now)
         self._forget_if_gone(bucket)
 
-    def resize(self, bucket: Bucket, size: int, min_size: int, now: float) -> None:
-        """Keep *size* connections at most and *min_size* at least from now on.  ValueError if a
-        larger minimum than before cannot fit."""
+    def resize(
+        self,
+        bucket: Bucket,
+        size: int,
+        min_size: int,
+        now: float,
+        max_overflow: float | None = None,
+    ) -> None:
+        """Keep *size* connections at most and *min_size* at least from now on, and open
+        *max_overflow* more than *size* (None: as before) at most.  ValueError if a larger minimum
+        than before cannot fit."""
         if min_size > bucket.min_size:
             self._check_minimum(bucket, min_size)
         bucket.size, bucket.min_size = size, min_size
+        if max_overflow is not None:
+            bucket.max_overflow = max_overflow
         bucket.own._maximum = size + bucket.max_overflow
         self.settle(bucket, now)
 

@@ -30,10 +30,10 @@ from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub, get_hub
 
 from geventpool import events
-from geventpool._core import Core
+from geventpool._core import Core, copy_of
+from geventpool._crew import Crew, Rounds
 from geventpool._sentinel import Sentinel
 from geventpool._slots import (
-    AT_ONCE,
     CHECKING,
     CLOSED,
     CONNECTING,
@@ -41,11 +41,11 @@ from geventpool._slots import (
     IN_USE,
     NEVER,
     Bucket,
-    Heap,
     Limit,
     Slot,
     Waiter,
 )
+from geventpool._watch import watch
 from geventpool.errors import (
     ConnectError,
     NotInUse,
@@ -99,173 +99,6 @@ class Owner(Protocol):
     def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]: ...
 
 
-class _Watch(weakref.ref):  # type: ignore[type-arg]
-    """Leads from a slot to its connection without keeping it alive."""
-
-    __slots__ = ("slot",)
-    slot: Slot
-
-
-class _Keep:
-    """The same for what cannot be weakly referenced; it is kept alive."""
-
-    __slots__ = ("_kept",)
-
-    def __init__(self, kept: Any) -> None:
-        self._kept = kept
-
-    def __call__(self) -> Any:
-        return self._kept
-
-
-class _WatchParts:
-    """The same for a tuple, such as a reader and a writer: its parts can be weakly referenced.
-
-    Leads to a tuple like the first, for which its holder may have no use once he has taken it
-    apart, with None for each part that has been collected; to None once all have been that can be.
-    """
-
-    __slots__ = ("_parts", "_type")
-
-    def __init__(self, conn: Any, parts: list[_Watch | _Keep]) -> None:
-        self._type = type(conn)
-        self._parts = parts
-
-    def __call__(self) -> Any:
-        found = tuple(part() for part in self._parts)
-        for part, each in zip(self._parts, found, strict=True):
-            if each is not None and type(part) is _Watch:
-                return tuple.__new__(self._type, found)
-        return None
-
-    def leads_to(self, conn: Any) -> bool:
-        """Whether *conn* is made of the same parts."""
-        return (
-            type(conn) is self._type
-            and len(conn) == len(self._parts)
-            and all(
-                part() is each and (each is not None or type(part) is _Keep)
-                for part, each in zip(self._parts, conn, strict=True)
-            )
-        )
-
-
-class _Crew:
-    """Greenlets that work off a queue, at most *most* at a time; idle ones end."""
-
-    def __init__(self, work: Callable[[Any], None], most: float = NEVER) -> None:
-        self.queue: deque[Any] = deque()
-        self.working: dict[Any, Any] = {}  # greenlet -> what it works on
-        self.returning = 0  # 1 while one of them is about to look at the queue again
-        self._work = work
-        self._most = most
-
-    def put(self, item: Any) -> None:
-        self.queue.append(item)
-        if self.returning:
-            self.returning = 0
-        else:
-            self._hire()
-
-    def _hire(self) -> None:
-        if len(self.working) < self._most:
-            greenlet = gevent.spawn(self._run)
-            self.working[greenlet] = None
-            greenlet.rawlink(self._left)
-
-    def _run(self) -> None:
-        me = getcurrent()
-        try:
-            while self.queue:
-                self.working[me] = self.queue.popleft()
-                self._work(self.working[me])
-        finally:
-            del self.working[me]
-
-    def _left(self, greenlet: Any) -> None:
-        """One has ended; if it was killed, perhaps before it began, its work goes on."""
-        self.working.pop(greenlet, None)
-        if self.queue:
-            # Those that work may be long at it: only who has not begun yet will take what is left.
-            fresh = sum(item is None for item in self.working.values())
-            if len(self.queue) > fresh:
-                self._hire()
-
-
-class _Rounds:
-    """A greenlet that visits the buckets of one pool, each when it is due.
-
-    It runs while there are any.  *visit* returns when to come again, NEVER for not at all; it is
-    given *longest*, the seconds that no bucket may stay unvisited for.  Others run between any two
-    visits: what is due may wait for them.
-    """
-
-    def __init__(
-        self, hub: Hub, visit: Callable[[Bucket, float, float], float], longest: float
-    ) -> None:
-        self.longest = longest
-        self.buckets: Heap[Bucket] = Heap()  # by when they are due
-        self.greenlet: Any = None
-        self._hub = hub
-        self._visit = visit
-        self._until = NEVER  # when the greenlet looks again
-
-    def add(self, bucket: Bucket, at: float) -> None:
-        """Visit *bucket* at that time, and then whenever it is due."""
-        if at == NEVER:
-            return
-        self.buckets.put(bucket, at)
-        if self.greenlet is not None and at < self._until:
-            greenlet, self.greenlet = self.greenlet, None
-            greenlet.kill(block=False)
-        self._start()
-
-    def discard(self, bucket: Bucket) -> None:
-        """Do not visit *bucket* any more."""
-        if bucket in self.buckets:
-            self.buckets.discard(bucket)
-            if not self.buckets and self.greenlet is not None:
-                self.greenlet.kill(block=False)
-
-    def _start(self) -> None:
-        if self.greenlet is None and self.buckets:
-            self._until = AT_ONCE
-            self.greenlet = gevent.spawn(self._run)
-            self.greenlet.rawlink(self._left)
-
-    def _run(self) -> None:
-        while self.buckets:
-            now = monotonic()
-            at = self.buckets.first()[0]
-            if at > now:
-                self._until = at
-                self._nap(at - now)
-            else:
-                self._call_on_first(now)
-                gevent.sleep(0)
-
-    def _call_on_first(self, now: float) -> None:
-        # Not in _run, which would keep alive the bucket it has visited last while it sleeps.
-        bucket = self.buckets.first()[1]
-        self.buckets.discard(bucket)
-        self.add(bucket, self._visit(bucket, now, self.longest))
-
-    def _left(self, greenlet: Any) -> None:
-        """It has ended; if it was killed, and not by the pool, its work goes on."""
-        if greenlet is self.greenlet:
-            self.greenlet = None
-            self._start()
-
-    def _nap(self, seconds: float) -> None:
-        """Sleep without keeping a program alive that has nothing else to do."""
-        timer = self._hub.loop.timer(seconds, ref=False)
-        try:
-            self._hub.wait(timer)
-        finally:
-            timer.stop()
-            timer.close()
-
-
 class Engine:
     """Everything that runs for the pools of one hub."""
 
@@ -297,10 +130,10 @@ class Engine:
         return engine
 
     def _hire_crews(self) -> None:
-        self.dialers = _Crew(self._dial)
-        self.closers = _Crew(self._close, _MOST_CLOSERS)
-        self.checkers = _Crew(self._check, _MOST_CHECKERS)
-        self.tellers = _Crew(self._tell_later, 1)
+        self.dialers = Crew(self._dial)
+        self.closers = Crew(self._close, _MOST_CLOSERS)
+        self.checkers = Crew(self._check, _MOST_CHECKERS)
+        self.tellers = Crew(self._tell_later, 1)
 
     # Pools come and go
 
@@ -702,12 +535,15 @@ class Engine:
         self.enter(bucket)
         began = monotonic()
         deadline = None if timeout is None else began + timeout
+        failed = bucket.dial_failed
         bucket.filling += 1
         try:
             self.core.settle(bucket, began)
             while bucket.open < max(bucket.size, bucket.min_size):
                 if bucket.closed:
                     raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
+                if bucket.fail_fast and bucket.dial_failed > failed and bucket.last_error:
+                    raise copy_of(bucket.last_error)
                 if not self._wait_for_change(bucket, deadline):
                     raise PoolTimeout(
                         f"pool {bucket.name!r}: {bucket.open} of {bucket.size} connections are"
@@ -722,10 +558,12 @@ class Engine:
         finally:
             bucket.filling -= 1
 
-    def resize(self, bucket: Bucket, size: int, min_size: int) -> None:
-        """Set how many connections to keep."""
+    def resize(
+        self, bucket: Bucket, size: int, min_size: int, max_overflow: float | None = None
+    ) -> None:
+        """Set how many connections to keep, and how many more there may be (None: as before)."""
         self.enter(bucket)
-        self.core.resize(bucket, size, min_size, monotonic())
+        self.core.resize(bucket, size, min_size, monotonic(), max_overflow)
 
     def drain(self, bucket: Bucket, over: float) -> None:
         """Have every connection opened so far replaced within *over* seconds."""
@@ -970,12 +808,7 @@ class Engine:
         slot.conn = conn
         slot.ident = id(conn)
         owner.index[slot.ident] = slot
-        slot.watch = self._watch(slot, conn)
-        # A tuple with a __dict__ is more than its parts.
-        if type(slot.watch) is _Keep and isinstance(conn, tuple) and not hasattr(conn, "__dict__"):
-            parts = [self._watch(slot, part) for part in conn]
-            if any(type(part) is _Watch for part in parts):
-                slot.watch = _WatchParts(conn, parts)
+        slot.watch = watch(slot, conn, self._when_collected)
         try:
             fd = owner._fileno(*slot.bucket.key, conn)
             if fd is not None and not (isinstance(fd, int) and fd >= 0):
@@ -990,14 +823,6 @@ class Engine:
             slot.fd = slot.look = None
             trouble = exc
         return trouble
-
-    def _watch(self, slot: Slot, target: Any) -> _Watch | _Keep:
-        try:
-            watch = _Watch(target, self._when_collected)
-        except TypeError:
-            return _Keep(target)
-        watch.slot = slot
-        return watch
 
     def _forget(self, owner: Owner | None, slot: Slot) -> None:
         """Undo ``_register``, before the connection is closed or let go."""
@@ -1120,8 +945,8 @@ class Engine:
             return
         if owner.rounds is None:
             owner.rounds = (
-                _Rounds(self.hub, self._keep_alive, owner.keepalive or NEVER),
-                _Rounds(self.hub, self._reap, NEVER),
+                Rounds(self.hub, self._keep_alive, owner.keepalive or NEVER),
+                Rounds(self.hub, self._reap, NEVER),
             )
         bucket.rounds = owner.rounds
         keepalive, reaper = owner.rounds
@@ -1290,10 +1115,7 @@ def _last_owner(bucket: Bucket) -> Any:
 
 def _holds(slot: Slot, conn: Any) -> bool:
     """Whether a caller holds *conn* in *slot*."""
-    if slot.state is not IN_USE or slot.conn is not None:
-        return False
-    watch = slot.watch
-    return watch.leads_to(conn) if type(watch) is _WatchParts else watch() is conn
+    return slot.state is IN_USE and slot.conn is None and slot.watch.leads_to(conn)
 
 
 def _count_use(slot: Slot, now: float) -> float:

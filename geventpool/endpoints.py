@@ -198,9 +198,8 @@ class EndpointPool(Face[C], Generic[E, C]):
     def fill(self, endpoint: E, timeout: float | None = DEFAULT) -> None:
         """Wait until *max_size* connections to *endpoint* are open.
 
-        Other endpoints keep theirs: at *total_max_size* it waits for a place.  Raises PoolTimeout,
-        with the last dial error as its cause, if that takes longer than *timeout* seconds; what is
-        open by then stays open.
+        Other endpoints keep theirs: at *total_max_size* it waits for a place.  Raises what
+        ``ConnectionPool.fill`` does.
         """
         patience = self._patience(timeout)
         bucket = self._expect(endpoint)

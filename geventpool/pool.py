@@ -89,8 +89,7 @@ class ConnectionPool(Face[C]):
     ) -> None:
         check_whole("size", size, least=1)
         min_size = _check_min_size(size, min_size)
-        if max_overflow is not None:
-            check_whole("max_overflow", max_overflow)
+        overflow = _overflow(max_overflow)
         super().__init__(
             exc_classes,
             keepalive,
@@ -120,7 +119,7 @@ class ConnectionPool(Face[C]):
             self.name,
             size=size,
             min_size=min_size,
-            max_overflow=math.inf if max_overflow is None else max_overflow,
+            max_overflow=overflow,
             limits=self._limits,
             lifo=order == "lifo" or (order is None and min_size < size),
         )
@@ -204,21 +203,27 @@ class ConnectionPool(Face[C]):
         """Wait until *size* connections are open, in an elastic pool too.
 
         Raises PoolTimeout, with the last dial error as its cause, if that takes longer than
-        *timeout* seconds; what is open by then stays open.
+        *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; what is
+        open by then stays open.
         """
         self._engine.fill(self, self._bucket, self._patience(timeout))
 
-    def resize(self, size: int, min_size: int | None = None) -> None:
+    def resize(
+        self, size: int, min_size: int | None = None, *, max_overflow: int | None = DEFAULT
+    ) -> None:
         """Keep *size* connections from now on, and at least *min_size*.
 
         Without *min_size* a fixed pool stays fixed, and an elastic one keeps its minimum as far as
-        *size* allows.  What is too many is closed: idle ones now, the others on return.
+        *size* allows; *max_overflow* stays as it is if it is not given.  What is too many is
+        closed: idle ones now, the others on return.
         """
         check_whole("size", size, least=1)
         bucket = self._bucket
         if min_size is None and bucket.min_size < bucket.size:
             min_size = min(bucket.min_size, size)
-        self._engine.resize(bucket, size, _check_min_size(size, min_size))
+        min_size = _check_min_size(size, min_size)
+        overflow = bucket.max_overflow if max_overflow is DEFAULT else _overflow(max_overflow)
+        self._engine.resize(bucket, size, min_size, overflow)
 
     def drain(self, over: float = 0.0) -> None:
         """Replace every connection opened so far, each at a random moment of *over* seconds.
@@ -282,3 +287,10 @@ def _check_min_size(size: int, min_size: int | None) -> int:
     if min_size > size:
         raise ValueError(f"min_size ({min_size}) is more than size ({size})")
     return min_size
+
+
+def _overflow(max_overflow: int | None) -> float:
+    if max_overflow is None:
+        return math.inf
+    check_whole("max_overflow", max_overflow)
+    return max_overflow

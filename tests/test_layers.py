@@ -18,7 +18,7 @@ PACKAGE = ROOT / "geventpool"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "events"),
     ("_slots",),
-    ("_core", "addresses", "_sentinel", "_eyeballs", "_look"),
+    ("_core", "_crew", "_watch", "addresses", "_sentinel", "_eyeballs", "_look"),
     ("_engine", "sockets", "resolver", "health", "monitored", "retry"),
     ("_face",),
     ("pool", "endpoints"),

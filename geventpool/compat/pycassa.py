@@ -31,7 +31,7 @@ from geventpool._face import check_seconds, check_whole
 from geventpool._slots import CLOSED, Slot
 from geventpool.addresses import Address, address
 from geventpool.backoff import Backoff
-from geventpool.errors import ConnectError, NotInUse, PoolClosed, PoolError, PoolTimeout
+from geventpool.errors import ConnectError, NotInUse, PoolError, PoolTimeout
 from geventpool.events import Reason
 from geventpool.pool import ConnectionPool as SingleServerPool
 
@@ -361,15 +361,10 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         Others are served meanwhile.  Raises AllServersUnavailable, or what else a dial raised, as
         soon as one fails; what is open by then stays open.
         """
-        bucket, kept, failed = self._bucket, self._bucket.min_size, self._bucket.dial_failed
+        bucket, kept = self._bucket, self._bucket.min_size
         self.resize(bucket.size, bucket.size)
         try:
-            while bucket.open < bucket.size:
-                if bucket.closed:
-                    raise PoolClosed(f"pool {self.name!r} is closed", pool=self.name)
-                if bucket.dial_failed > failed and bucket.last_error is not None:
-                    raise copy_of(bucket.last_error)
-                self._engine._wait_for_change(bucket, None)
+            super().fill(timeout=None)
         except BaseException:
             self.resize(bucket.size, kept)
             raise
@@ -430,9 +425,8 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
     @max_overflow.setter
     def max_overflow(self, max_overflow: int) -> None:
         check_whole("max_overflow", max_overflow, -1)
-        bucket = self._bucket
-        bucket.max_overflow = float("inf") if max_overflow == -1 else max_overflow
-        self._engine.resize(bucket, bucket.size, bucket.min_size)
+        size, min_size = self._bucket.size, self._bucket.min_size
+        self.resize(size, min_size, max_overflow=None if max_overflow == -1 else max_overflow)
 
     def size(self) -> int:  # type: ignore[override]
         """How many connections the pool keeps at most."""

@@ -1,0 +1,132 @@
+"""Standing greenlets: a Crew works off a queue, Rounds visits buckets when they are due."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import getcurrent
+from gevent.hub import Hub
+
+from geventpool._slots import AT_ONCE, NEVER, Bucket, Heap
+
+__all__ = ["Crew", "Rounds"]
+
+
+class Crew:
+    """Greenlets that work off a queue, at most *most* at a time; idle ones end."""
+
+    def __init__(self, work: Callable[[Any], None], most: float = NEVER) -> None:
+        self.queue: deque[Any] = deque()
+        self.working: dict[Any, Any] = {}  # greenlet -> what it works on
+        self.returning = 0  # 1 while one of them is about to look at the queue again
+        self._work = work
+        self._most = most
+
+    def put(self, item: Any) -> None:
+        self.queue.append(item)
+        if self.returning:
+            self.returning = 0
+        else:
+            self._hire()
+
+    def _hire(self) -> None:
+        if len(self.working) < self._most:
+            greenlet = gevent.spawn(self._run)
+            self.working[greenlet] = None
+            greenlet.rawlink(self._left)
+
+    def _run(self) -> None:
+        me = getcurrent()
+        try:
+            while self.queue:
+                self.working[me] = self.queue.popleft()
+                self._work(self.working[me])
+        finally:
+            del self.working[me]
+
+    def _left(self, greenlet: Any) -> None:
+        """One has ended; if it was killed, perhaps before it began, its work goes on."""
+        self.working.pop(greenlet, None)
+        if self.queue:
+            # Those that work may be long at it: only who has not begun yet will take what is left.
+            fresh = sum(item is None for item in self.working.values())
+            if len(self.queue) > fresh:
+                self._hire()
+
+
+class Rounds:
+    """A greenlet that visits the buckets of one pool, each when it is due.
+
+    It runs while there are any.  *visit* returns when to come again, NEVER for not at all; it is
+    given *longest*, the seconds that no bucket may stay unvisited for.  Others run between any two
+    visits: what is due may wait for them.
+    """
+
+    def __init__(
+        self, hub: Hub, visit: Callable[[Bucket, float, float], float], longest: float
+    ) -> None:
+        self.longest = longest
+        self.buckets: Heap[Bucket] = Heap()  # by when they are due
+        self.greenlet: Any = None
+        self._hub = hub
+        self._visit = visit
+        self._until = NEVER  # when the greenlet looks again
+
+    def add(self, bucket: Bucket, at: float) -> None:
+        """Visit *bucket* at that time, and then whenever it is due."""
+        if at == NEVER:
+            return
+        self.buckets.put(bucket, at)
+        if self.greenlet is not None and at < self._until:
+            greenlet, self.greenlet = self.greenlet, None
+            greenlet.kill(block=False)
+        self._start()
+
+    def discard(self, bucket: Bucket) -> None:
+        """Do not visit *bucket* any more."""
+        if bucket in self.buckets:
+            self.buckets.discard(bucket)
+            if not self.buckets and self.greenlet is not None:
+                self.greenlet.kill(block=False)
+
+    def _start(self) -> None:
+        if self.greenlet is None and self.buckets:
+            self._until = AT_ONCE
+            self.greenlet = gevent.spawn(self._run)
+            self.greenlet.rawlink(self._left)
+
+    def _run(self) -> None:
+        while self.buckets:
+            now = monotonic()
+            at = self.buckets.first()[0]
+            if at > now:
+                self._until = at
+                self._nap(at - now)
+            else:
+                self._call_on_first(now)
+                gevent.sleep(0)
+
+    def _call_on_first(self, now: float) -> None:
+        # Not in _run, which would keep alive the bucket it has visited last while it sleeps.
+        bucket = self.buckets.first()[1]
+        self.buckets.discard(bucket)
+        self.add(bucket, self._visit(bucket, now, self.longest))
+
+    def _left(self, greenlet: Any) -> None:
+        """It has ended; if it was killed, and not by the pool, its work goes on."""
+        if greenlet is self.greenlet:
+            self.greenlet = None
+            self._start()
+
+    def _nap(self, seconds: float) -> None:
+        """Sleep without keeping a program alive that has nothing else to do."""
+        timer = self._hub.loop.timer(seconds, ref=False)
+        try:
+            self._hub.wait(timer)
+        finally:
+            timer.stop()
+            timer.close()
