@@ -187,6 +187,7 @@ class Engine:
     def _bury(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
             self.shut(bucket)
+            self._changed(bucket)
 
     def _hub_is_dead(self) -> bool:
         return self.hub.dead or not getattr(self.hub, "loop", None)
