@@ -507,27 +507,28 @@ class Engine:
         self._tell_disposed(owner, slot.bucket, conn, Reason.DETACHED)
 
     def find(self, owner: Owner, conn: Any) -> Slot:
-        """The slot in which the caller holds *conn*; NotInUse if there is none."""
+        """The slot of *conn*, which the caller has; NotInUse if there is none.
+
+        It is CLOSED if he has had it since before a fork: it is the parent's.
+        """
         slot = owner.index.get(id(conn))
-        if slot is not None and slot.state is CLOSED and slot.forked:
+        if slot is not None and _has_out(slot, conn):
             return slot
-        if slot is None or not _holds(slot, conn):
-            self.enter(owner)
-            # The same object may stand in several slots, if _new_connection returns it twice; and
-            # a tuple may have been taken apart and put together again.
-            for bucket in owner._all_buckets():
-                for other in bucket.slots:
-                    if _holds(other, conn):
-                        self._unindex(owner, other)
-                        other.ident = id(conn)
-                        owner.index[other.ident] = other
-                        return other
-            raise NotInUse(
-                f"pool {owner.name!r}: {conn!r} is not in use here: released twice, or not ours",
-                pool=owner.name,
-                connection=conn,
-            )
-        return slot
+        self.enter(owner)
+        # The same object may stand in several slots, if _new_connection returns it twice; and a
+        # tuple may have been taken apart and put together again.
+        slots = [slot for bucket in owner._all_buckets() for slot in bucket.slots]
+        for slot in (*slots, *owner.index.values()):
+            if _has_out(slot, conn):
+                self._unindex(owner, slot)
+                slot.ident = id(conn)
+                owner.index[slot.ident] = slot
+                return slot
+        raise NotInUse(
+            f"pool {owner.name!r}: {conn!r} is not in use here: released twice, or not ours",
+            pool=owner.name,
+            connection=conn,
+        )
 
     # Verbs of the whole pool
 
@@ -1114,9 +1115,11 @@ def _last_owner(bucket: Bucket) -> Any:
     return bucket.late_owner if owner is None else owner
 
 
-def _holds(slot: Slot, conn: Any) -> bool:
-    """Whether a caller holds *conn* in *slot*."""
-    return slot.state is IN_USE and slot.conn is None and slot.watch.leads_to(conn)
+def _has_out(slot: Slot, conn: Any) -> bool:
+    """Whether a caller has *conn* of *slot*; perhaps since before a fork, as a copy."""
+    if slot.state is IN_USE:
+        return slot.conn is None and slot.watch.leads_to(conn)
+    return slot.state is CLOSED and slot.forked and slot.watch.leads_to(conn)
 
 
 def _count_use(slot: Slot, now: float) -> float:
