@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
 from geventpool._engine import get_ident
@@ -28,6 +28,7 @@ __all__ = ["EndpointPool"]
 
 E = TypeVar("E", bound=Hashable)
 C = TypeVar("C")
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -188,7 +189,15 @@ class EndpointPool(Face[C], Generic[E, C]):
         conn: C = self._acquire(endpoint, self._patience(timeout))[1]
         return conn
 
-    def execute(self, endpoint: E, f: Callable[..., R] | str, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    def execute(
+        self, endpoint: E, f: Callable[Concatenate[C, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    def execute(self, endpoint: E, f: str, *args: Any, **kwargs: Any) -> Any: ...
+
+    def execute(self, endpoint: E, f: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
         """Return ``f(conn, *args, **kwargs)``, or that of the connection's method named *f*."""
         with self.get(endpoint) as conn:
             if callable(f):

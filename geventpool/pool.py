@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
 from geventpool._face import (
@@ -23,6 +23,7 @@ from geventpool.events import Holder, PoolStats
 __all__ = ["ConnectionPool", "Lease"]
 
 C = TypeVar("C")
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -192,7 +193,15 @@ class ConnectionPool(Face[C]):
         conn: C = self._engine.acquire(self, self._bucket, self._patience(timeout))[1]
         return conn
 
-    def execute(self, f: Callable[..., R] | str, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    def execute(
+        self, f: Callable[Concatenate[C, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    def execute(self, f: str, *args: Any, **kwargs: Any) -> Any: ...
+
+    def execute(self, f: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
         """Return ``f(conn, *args, **kwargs)``, or that of the connection's method named *f*."""
         with self.get() as conn:
             if callable(f):
