@@ -223,8 +223,8 @@ class Core:
             older = list(itertools.takewhile(lambda w: w.turn < waiter.turn, line))
             for other in (waiter, *reversed(older)):
                 line.move_to_end(other, last=False)
-        if bucket.shared and (again or len(line) == 1):
-            for limit in bucket.shared:
+        for limit in bucket.shared:
+            if again or bucket not in limit._queue:
                 limit._enqueue(bucket)
         deadline = waiter.deadline
         if deadline is None:
@@ -534,14 +534,15 @@ class Core:
         """Do for the waiters of *bucket*, and of those it shares limits with, what can be done.
 
         It looks at them in the order of their turns, and no further than there are places: a
-        thousand buckets that wait for the same full limit cost no more than one.
+        thousand buckets that wait for the same full limit cost no more than one.  Those that a
+        place would be of no use to are not in a limit's queue: see ``_wants_place``.
         """
         promised: dict[Bucket, int] = {}  # looked at -> waiters for whom a place comes free
         spoken: dict[Limit, int] = {}  # -> places, free or coming free, that are theirs
         barren: set[Limit] = set()  # have nothing idle left
+        seen: set[Limit] = set()
         held_up: dict[Bucket, list[Limit]] = {}
         queues = dict.fromkeys(bucket.shared)  # where others stand whom this may concern
-        called: list[tuple[Limit, Bucket]] = []  # out of these
         ahead: list[tuple[int, Bucket]] = []  # turns are unique: buckets are never compared
         if bucket.line:
             promised[bucket] = 0
@@ -549,12 +550,17 @@ class Core:
                 ahead.append((turn, bucket))
         while True:
             for limit in list(queues):
+                if limit not in seen:
+                    seen.add(limit)
+                    # Nothing can be done for anybody here.  (Who waits for no place, though, must
+                    # know whether those that come free are others'.)
+                    if not bucket.prompt and limit.full and limit._longest_idle() is None:
+                        barren.add(limit)
                 while limit._queue and limit not in barren:
                     since, other = limit._queue.first()
                     if ahead and since >= ahead[0][0]:
                         break
                     limit._queue.discard(other)
-                    called.append((limit, other))
                     if other not in promised:
                         promised[other] = 0
                         queues.update(dict.fromkeys(other.shared))
@@ -592,11 +598,13 @@ class Core:
                     spoken[limit] = spoken.get(limit, 0) + 1
             if turn := _turn(first, promised[first]):
                 heapq.heappush(ahead, (turn, first))
-        for limit, other in called:
-            if other.line:
-                limit._enqueue(other)
         for other in promised:
+            wants = _wants_place(other, now)
             for limit in other.shared:
+                if not wants:
+                    limit._queue.discard(other)
+                elif other not in limit._queue:
+                    limit._enqueue(other)
                 self._note_held_up(other, limit, limit in held_up.get(other, ()))
 
     def _give_up(self, bucket: Bucket, error: BaseException, promised: int = 0) -> None:
@@ -953,6 +961,14 @@ def _waits(waiter: Waiter) -> bool:
 
 def _deadline(waiter: Waiter) -> float:
     return NEVER if waiter.deadline is None else waiter.deadline
+
+
+def _wants_place(bucket: Bucket, now: float) -> bool:
+    """Whether a waiter of *bucket* could use a place: not if dials under way will serve them all,
+    nor while no more may be dialed.  The end of any of that settles *bucket* itself."""
+    if _turn(bucket, 0) is None:
+        return False
+    return bucket.prompt or not (now < bucket.retry_at or bucket.connecting >= bucket.window)
 
 
 def _turn(bucket: Bucket, promised: int) -> int | None:

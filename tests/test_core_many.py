@@ -262,7 +262,9 @@ def test_to_evict_costs_the_same_however_many_have_something_idle() -> None:
     def cost(buckets: int) -> int:
         world = World()
         total, slots = full_limit(world, buckets)
-        world.release(*slots)
+        for slot in slots:
+            world.now += 1.0
+            world.release(slot)
         bucket = one_of_many(world, total)
         waiter = Waiter(bucket, world.core.draw_turn(), None, None)
         steps = Steps().of(lambda: world.core.join(waiter, world.now))

@@ -526,7 +526,11 @@ class Machine(RuleBasedStateMachine):
                     assert limit not in b.limits or not b.idle, "idle in a limit it overfills"
             for b in self.buckets:
                 assert (b in limit._hungry) == bool(b.line and limit in b.shared)
-                assert (b in limit._queue) == (b in limit._hungry), "who is in line is in order"
+                if b in limit._queue:
+                    assert b in limit._hungry
+                elif b in limit._hungry:
+                    served = len(b.line) <= b.connecting
+                    assert served or b.failing or b.connecting >= b.window, "he is overlooked"
                 assert b not in limit._held_up or b.line
             keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
             assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
