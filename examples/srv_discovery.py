@@ -15,8 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.server import DatagramServer, StreamServer
 
-from geventpool import ConnectionPool, SocketFactory
-from geventpool.resolver import SrvResolver, Watcher
+from geventpool import ConnectionPool, SocketFactory, SrvResolver, Watcher
 
 logging.basicConfig(format="The log says: %(message)s", stream=sys.stdout)
 

@@ -20,6 +20,7 @@ from weakref import proxy
 from gevent import getcurrent
 
 from geventpool import sockets
+from geventpool._arguments import check_seconds, check_text, check_whole
 from geventpool._engine import Engine, get_ident
 from geventpool._slots import (
     CLOSED,
@@ -34,12 +35,11 @@ from geventpool.backoff import Backoff
 from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 
-__all__ = ["DEFAULT", "Face", "Lease", "LocalLease", "check_seconds", "check_whole", "stats_of"]
+__all__ = ["DEFAULT", "Face", "Lease", "LocalLease", "stats_of"]
 
 C = TypeVar("C")
 R = TypeVar("R")
 DEFAULT: Any = object()  # "the pool's own timeout", as None means "no bound"
-_LONGEST = 1e9  # seconds: 30 years; timers and sums of times stay well within their ranges
 _numbers = itertools.count(1)
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
@@ -237,8 +237,8 @@ class Face(Generic[C]):
         for label, seconds in (("keepalive", keepalive), ("check_after", check_after)):
             if seconds is not None and not self._overrides("_keepalive"):
                 raise ValueError(f"{label} is set, but _keepalive is not overridden")
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a string, not {name!r}")
+        if name is not None:
+            check_text("name", name)
 
         self.name = name if name is not None else f"pool-{next(_numbers)}"
         self.exc_classes = _exception_classes(exc_classes)
@@ -428,24 +428,6 @@ def stats_of(
         connect=duration("connect"),
         last_error=next((b.last_error for b in buckets if b.last_error is not None), None),
     )
-
-
-def check_whole(name: str, value: object, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
-
-
-def check_seconds(name: str, value: object, zero: bool = False, none: bool = True) -> None:
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not (0 <= value <= _LONGEST) or (value == 0 and not zero):
-        least = "0 or more" if zero else "more than 0"
-        no_bound = "; None means no bound" if none else ""
-        raise ValueError(f"{name} must be {least} (seconds{no_bound}), not {value!r}")
 
 
 def _several(name: str, values: Iterable[R]) -> tuple[R, ...]:

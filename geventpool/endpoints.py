@@ -9,16 +9,9 @@ from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
+from geventpool._arguments import check_seconds, check_whole
 from geventpool._engine import get_ident
-from geventpool._face import (
-    DEFAULT,
-    Face,
-    Lease,
-    LocalLease,
-    check_seconds,
-    check_whole,
-    stats_of,
-)
+from geventpool._face import DEFAULT, Face, Lease, LocalLease, stats_of
 from geventpool._slots import Bucket, Limit, Slot
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed

@@ -7,15 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
-from geventpool._face import (
-    DEFAULT,
-    Face,
-    Lease,
-    LocalLease,
-    check_seconds,
-    check_whole,
-    stats_of,
-)
+from geventpool._arguments import check_seconds, check_whole
+from geventpool._face import DEFAULT, Face, Lease, LocalLease, stats_of
 from geventpool._slots import NEVER, Bucket, Limit
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats

@@ -16,12 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "geventpool"
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "events"),
+    ("errors", "backoff", "events", "_arguments", "_log"),
     ("_slots",),
     ("_core", "_crew", "_watch", "addresses", "_sentinel", "_eyeballs", "_look"),
+    ("_cache", "watcher"),
+    ("_dns",),
     ("_engine", "sockets", "resolver", "health", "monitored", "retry"),
     ("_face",),
-    ("pool", "endpoints"),
+    ("pool", "endpoints", "names"),
+    ("_socket_pool",),
     ("manager",),
     ("status", "metrics", "testing", "__main__", "contrib", "compat"),
 )
@@ -32,7 +35,7 @@ ALLOWED = {"gevent", "greenlet", "geventpool"}
 
 # An optional client that one file alone imports, as in {"contrib/redis.py": {"redis"}}.
 CLIENTS: dict[str, set[str]] = {
-    "resolver.py": {"dns"},
+    "_dns.py": {"dns"},
     "testing/fixtures.py": {"pytest"},
 }
 

@@ -26,8 +26,8 @@ import gevent
 from gevent.local import local
 
 from geventpool import events, sockets
+from geventpool._arguments import check_seconds, check_whole
 from geventpool._core import copy_of
-from geventpool._face import check_seconds, check_whole
 from geventpool._slots import CLOSED, Slot
 from geventpool.addresses import Address, address
 from geventpool.backoff import Backoff

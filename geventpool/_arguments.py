@@ -1,0 +1,37 @@
+"""What an argument may be; each error begins with its name, and says what is expected."""
+
+from __future__ import annotations
+
+__all__ = ["check_port", "check_seconds", "check_text", "check_whole"]
+
+_LONGEST = 1e9  # seconds: 30 years; timers and sums of times stay well within their ranges
+
+
+def check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {value!r}")
+
+
+def check_whole(name: str, value: object, least: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+
+
+def check_port(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a port number, not {value!r}")
+    if not 0 < value < 65536:
+        raise ValueError(f"{name} must be from 1 to 65535, not {value!r}")
+
+
+def check_seconds(name: str, value: object, zero: bool = False, none: bool = True) -> None:
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (0 <= value <= _LONGEST) or (value == 0 and not zero):
+        least = "0 or more" if zero else "more than 0"
+        no_bound = "; None means no bound" if none else ""
+        raise ValueError(f"{name} must be {least} (seconds{no_bound}), not {value!r}")

@@ -1,0 +1,276 @@
+"""A question about a name: asked once for all who want to know, and its answer kept for a while.
+
+It is asked in a greenlet of its own, so that a caller who is killed or timed out takes the answer
+from nobody.  What is asked, and whom, is for others to say: resolver.py and _dns.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import gevent
+import gevent.hub
+from gevent import Timeout
+
+from geventpool._arguments import check_seconds, check_text, check_whole
+from geventpool._log import say
+from geventpool.addresses import AddressGroup
+from geventpool.errors import NameNotFound
+
+__all__ = ["Absent", "CachingResolver", "Failed", "Found", "Question", "not_found", "reason"]
+
+_log = logging.getLogger("geventpool.resolver")
+
+#: Seconds that a caller waits for a look-up when there is a stale answer to give him instead: the
+#: "client response timer" of RFC 8767.
+_PATIENCE = 1.8
+
+
+# What there is to say about a name
+
+
+class Found(NamedTuple):
+    """The answer, which may be kept for *ttl* seconds."""
+
+    group: AddressGroup
+    ttl: float
+
+
+class Nothing(Exception):
+    """There is no answer; *tried* says what was asked."""
+
+    def __init__(self, why: str, tried: Sequence[str]) -> None:
+        super().__init__(why)
+        self.tried = tuple(tried)
+
+
+class Absent(Nothing):
+    """There is no such name, on the authority of who was asked; kept for at most *ttl* seconds."""
+
+    def __init__(self, why: str, tried: Sequence[str], ttl: float = math.inf) -> None:
+        super().__init__(why, tried)
+        self.ttl = ttl
+
+
+class Failed(Nothing):
+    """Nobody could say whether there is such a name."""
+
+
+class Question(Protocol):
+    """What to ask about a name.  Must not hold the resolver that it is for."""
+
+    def without_asking(self, name: str) -> AddressGroup | None:
+        """The addresses, if *name* itself says them.  Raises ValueError if it can be no name."""
+
+    def ask(self, name: str) -> Found:
+        """The answer.  Raises Absent or Failed; any other Exception is a failure, too."""
+
+
+def not_found(name: str, why: str, tried: Sequence[str]) -> NameNotFound:
+    message = f"{name!r} was not found: {why} (tried {'; '.join(tried)})"
+    return NameNotFound(message, name=name, tried=tried)
+
+
+def reason(failure: Exception) -> str:
+    return str(failure) or repr(failure)
+
+
+@dataclass
+class _Entry:
+    """What is known of a name: its addresses, or why there are none, or no newer ones.
+
+    Until *fresh_until* that is the answer.  Until *prompt_until* it still is, while a look-up goes
+    on in the background; until *stale_until* it is if that look-up fails, or takes too long.
+    """
+
+    group: AddressGroup | None
+    fresh_until: float
+    prompt_until: float
+    stale_until: float
+    why: str = ""
+    tried: Sequence[str] = ()
+    cause: BaseException | None = None
+
+    def give(self, name: str) -> AddressGroup:
+        if self.group is None:
+            raise not_found(name, self.why, self.tried) from self.cause
+        return self.group
+
+
+class CachingResolver:
+    """Keeps what a question brought, and asks again when it is old: DnsResolver and SrvResolver.
+
+    An answer older than its time to live is stale.  For as long again it is given out at once,
+    while one look-up goes on in the background.  After that callers wait for the look-up; a stale
+    answer is what they get if it fails or takes longer than 1.8 s, up to *max_stale* seconds after
+    its time (RFC 8767).  That there is no such name, or that nobody could say so, is kept for
+    *negative_ttl* seconds.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        *,
+        negative_ttl: float,
+        max_stale: float,
+        timeout: float | None,
+        max_names: int,
+        clock: Callable[[], float],
+    ) -> None:
+        check_seconds("negative_ttl", negative_ttl, zero=True, none=False)
+        check_seconds("max_stale", max_stale, zero=True, none=False)
+        check_seconds("timeout", timeout)
+        check_whole("max_names", max_names, least=1)
+        self._question = question
+        self.negative_ttl = negative_ttl
+        self.max_stale = max_stale
+        self.timeout = timeout
+        self.max_names = max_names
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+        # By hub, too: a greenlet cannot well wait for one of another thread.
+        self._under_way: dict[tuple[Any, str], gevent.Greenlet[..., Any]] = {}
+        _resolvers.add(self)
+
+    def resolve(self, name: str, /) -> AddressGroup:
+        """The addresses of *name*, those known already if they are not too old.
+
+        Else blocks until the look-up has ended, for at most *timeout* seconds, and raises
+        NameNotFound, whose ``__cause__`` is the error of the look-up, if it brought nothing.
+        A caller who does not want to wait that long may have a ``gevent.Timeout``, or be killed:
+        the look-up goes on for the others.  Raises ValueError at once if *name* can be no name.
+        """
+        check_text("name", name)
+        entry = self._entries.get(name)
+        now = self._clock()
+        if entry is not None and now < entry.fresh_until:
+            return entry.give(name)
+        if entry is None:
+            group = self._question.without_asking(name)
+            if group is not None:
+                self._keep(name, _Entry(group, math.inf, math.inf, math.inf))
+                return group
+        return self._ask(name, entry, now)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._question}, {len(self._entries)} names known>"
+
+    def _ask(self, name: str, entry: _Entry | None, now: float) -> AddressGroup:
+        stale = entry if entry is not None and entry.group and now < entry.stale_until else None
+        while True:
+            look_up = self._start_or_join(name)
+            if stale is not None and now < stale.prompt_until:
+                return stale.give(name)
+            look_up.join(None if stale is None else _PATIENCE)
+            learned = look_up.value
+            if isinstance(learned, _Entry):
+                return learned.give(name)
+            if stale is not None:
+                if not look_up.ready():
+                    stale.prompt_until = stale.stale_until  # one caller who waited is enough
+                return stale.give(name)
+            # Somebody killed the look-up: ask again.
+
+    def _start_or_join(self, name: str) -> gevent.Greenlet[..., Any]:
+        key = gevent.get_hub(), name
+        look_up = self._under_way.get(key)
+        if look_up is None or look_up.ready():
+            look_up = gevent.spawn(_look_up, weakref.ref(self), self._question, self.timeout, key)
+            self._under_way[key] = look_up
+        return look_up
+
+    def _learn(self, key: tuple[Any, str], answer: Found | Nothing) -> _Entry | None:
+        """Keep what this greenlet has brought."""
+        if self._under_way.get(key) is not gevent.getcurrent():
+            return None  # a fork has made this greenlet a copy of the parent's
+        name = key[1]
+        now = self._clock()
+        old = self._entries.get(name)
+        if isinstance(answer, Found):
+            end = now + answer.ttl
+            prompt = min(answer.ttl, self.max_stale)
+            entry = _Entry(answer.group, end, end + prompt, end + self.max_stale)
+        elif isinstance(answer, Failed) and old and old.group and now < old.stale_until:
+            # Not asked again before negative_ttl is over; nor does anybody wait for that then.
+            again = min(now + self.negative_ttl, old.stale_until)
+            entry = _Entry(old.group, again, old.stale_until, old.stale_until, reason(answer))
+        else:
+            ttl = answer.ttl if isinstance(answer, Absent) else math.inf
+            end = now + min(ttl, self.negative_ttl)
+            cause = _bare(answer.__cause__)
+            entry = _Entry(None, end, end, end, reason(answer), answer.tried, cause)
+        self._keep(name, entry)
+        del self._under_way[key]
+        if entry.group and entry.why and old and not old.why:  # once for each outage
+            say(_log, logging.WARNING, "%r: %s; its last addresses serve on", name, entry.why)
+        return entry
+
+    def _keep(self, name: str, entry: _Entry) -> None:
+        # Put at the end: the first is the one whose look-up is longest ago.
+        self._entries.pop(name, None)
+        self._entries[name] = entry
+        while len(self._entries) > self.max_names:
+            try:
+                del self._entries[next(iter(self._entries))]
+            except (KeyError, RuntimeError):
+                pass  # another thread was quicker
+
+    def _forked(self, hub: Any) -> None:
+        """In a child: look-ups of the parent bring nothing here, and must not read its answers."""
+        strays, self._under_way = self._under_way, {}
+        for (its_hub, _), stray in strays.items():
+            if its_hub is hub:
+                stray.kill(block=False)
+
+
+def _look_up(
+    reference: weakref.ref[CachingResolver],
+    question: Question,
+    timeout: float | None,
+    key: tuple[Any, str],
+) -> _Entry | None:
+    """Ask, and tell the resolver, unless nobody has it any more."""
+    answer: Found | Nothing
+    try:
+        with Timeout(timeout):
+            answer = question.ask(key[1])
+    except Nothing as nothing:
+        answer = nothing
+    except (Exception, Timeout) as error:  # nobody else has this greenlet, so no Timeout is his
+        why = f"no answer in {error}" if isinstance(error, Timeout) else reason(error)
+        answer = Failed(why, (f"{question}: {key[1]}",))
+        answer.__cause__ = error
+    resolver = reference()
+    return None if resolver is None else resolver._learn(key, answer)
+
+
+def _bare(error: BaseException | None) -> BaseException | None:
+    """*error* without its traceback: kept, that would keep alive every frame of the look-up."""
+    if error is not None:
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
+_resolvers: weakref.WeakSet[CachingResolver] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    hub: Any = gevent.hub._get_hub()  # type: ignore[attr-defined]
+    resolvers = list(_resolvers)
+    if not resolvers or getattr(hub, "loop", None) is None:
+        return
+    # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll, and the
+    # first look-up of a name wait for threads that are not here.
+    gevent.reinit(hub)
+    for resolver in resolvers:
+        resolver._forked(hub)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,241 @@
+"""Who looks at names again and again, and tells of what has changed behind them.
+
+A Watcher looks by way of any resolver, and knows nothing of how that finds what it says.  Must
+never be done here: act on a change.  The manager does (``manager.py``), or the program itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import Timeout
+from gevent.event import Event
+
+from geventpool._arguments import check_seconds, check_text
+from geventpool._log import say
+from geventpool.addresses import AddressGroup, AnyAddress, Resolver
+
+__all__ = ["Watcher"]
+
+_log = logging.getLogger("geventpool.watcher")
+
+Placement = tuple[tuple[int, float], ...]  # the tiers that an address is in, and its weight there
+OnChange = Callable[[str, frozenset[AnyAddress], frozenset[AnyAddress], AddressGroup], object]
+
+
+class Watcher:
+    """Looks at names every *interval* seconds, and tells of what has changed.
+
+    ``on_change(name, added, removed, group)`` gets two frozensets of addresses, and an AddressGroup
+    of all that is known now; both sets are empty if only weights or tiers have changed.  Each
+    address counts for itself: it is added, or removed, once it has been there, or gone, at every
+    look of *hold* seconds.  One that comes and goes is left as it was, and holds up no other.  A
+    look-up that fails, or finds no such name, says nothing and removes nothing.
+
+    It is called in the watcher's own greenlet, one for all names, which looks at one after the
+    other; while *on_change*, or a look-up, blocks, no other is looked at.  What it raises is
+    logged.  If it is a method, its object is held weakly.  When that is gone, or the watcher is,
+    or on ``close()``, the greenlet ends.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        on_change: OnChange,
+        *,
+        interval: float = 1.0,
+        hold: float = 5.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        if not callable(getattr(resolver, "resolve", None)):
+            raise TypeError(f"resolver must have a resolve(name), not {resolver!r}")
+        if not callable(on_change):
+            raise TypeError(f"on_change must be callable, not {on_change!r}")
+        check_seconds("interval", interval, none=False)
+        check_seconds("hold", hold, zero=True, none=False)
+        self.resolver = resolver
+        self.interval = interval
+        self.hold = hold
+        self.closed = False
+        self._clock = clock
+        self._names: dict[str, _Watched] = {}
+        self._bell = _Bell()
+        self._asked: list[Event] = []  # who waits in look()
+        self._telling = False
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+        self._on_change: Callable[[], OnChange | None]
+        if inspect.ismethod(on_change):
+            self._on_change = weakref.WeakMethod(on_change, self._bell.ring)
+        else:
+            self._on_change = lambda: on_change
+
+    def add(self, name: str, group: AddressGroup | None = None) -> None:
+        """Watch *name*, too.  Does not block; nothing happens if it is watched already.
+
+        *group* is what the caller knows of it; by default, what the first look-up finds is taken
+        for known.  Raises RuntimeError after ``close()``.
+        """
+        if self.closed:
+            raise RuntimeError("the watcher is closed")
+        check_text("name", name)
+        if name in self._names:
+            return
+        self._names[name] = _Watched(None if group is None else _placements(group))
+        self._wake()
+
+    def discard(self, name: str) -> None:
+        """Watch *name* no longer, if it was watched; nothing more is told of it."""
+        self._names.pop(name, None)
+
+    def look(self) -> None:
+        """Look at every name now, not only when the interval is over; blocks until that is done."""
+        if gevent.getcurrent() is self._greenlet:
+            raise RuntimeError("on_change must not wait for the next look: it is in the way")
+        if self.closed or not self._names:
+            return
+        done = Event()
+        self._asked.append(done)
+        awaited: list[Any] = [done, self._wake()]  # the greenlet, too: it may be killed
+        gevent.wait(awaited, count=1)
+
+    def close(self) -> None:
+        """Tell nothing more.  Does not block; a call of *on_change* under way is not cut short."""
+        self.closed = True
+        self._names.clear()
+        self._bell.event.set()
+        # In the middle of a look-up it would go on for as long as that takes.
+        if self._greenlet not in (None, gevent.getcurrent()) and not self._telling:
+            self._greenlet.kill(block=False)
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._names)} names"
+        return f"<{type(self).__name__} {state}, {self.resolver!r}>"
+
+    # What its greenlet does
+
+    def _wake(self) -> gevent.Greenlet[..., None]:
+        """Have the greenlet look now.  There is none before the first name, nor after a kill."""
+        if self._greenlet is None or self._greenlet.ready():
+            self._bell.hub = gevent.get_hub()
+            self._greenlet = gevent.spawn(_watch, weakref.ref(self, self._bell.ring), self._bell)
+        self._bell.event.set()
+        return self._greenlet
+
+    def _round(self) -> bool:
+        """Look at every name once.  False if that was the last time."""
+        if self._on_change() is None:
+            self.close()
+        asked, self._asked = self._asked, []
+        for name in list(self._names):
+            self._look_at(name)
+        for done in asked:
+            done.set()
+        return not self.closed
+
+    def _look_at(self, name: str) -> None:
+        watched = self._names.get(name)
+        if watched is None:
+            return
+        try:
+            group = self.resolver.resolve(name)
+            if self._names.get(name) is not watched:
+                return  # discarded meanwhile
+            change = watched.changed(group, self._clock(), self.hold)
+        except (Exception, Timeout) as error:
+            # A Timeout, too: in this greenlet it can only be the resolver's.
+            say(_log, logging.DEBUG, "watching %r: %r", name, error)
+            return
+        on_change = self._on_change()
+        if change is None or on_change is None:
+            return
+        self._telling = True
+        try:
+            on_change(name, *change)
+        except (Exception, Timeout):
+            say(_log, logging.ERROR, "on_change raised, told of %r", name, exc_info=True)
+        finally:
+            self._telling = False
+
+
+class _Bell:
+    """Wakes the greenlet of a watcher; may be rung by the garbage collector, in any thread."""
+
+    def __init__(self) -> None:
+        self.event = Event()
+        self.hub: Any = None
+
+    def ring(self, reference: object) -> None:
+        loop = getattr(self.hub, "loop", None)
+        if loop is not None:
+            loop.run_callback_threadsafe(self.event.set)
+
+
+def _watch(reference: weakref.ref[Watcher], bell: _Bell) -> None:
+    """The greenlet of a watcher, which is held only while it looks."""
+    while True:
+        watcher = reference()
+        if watcher is None or not watcher._round():
+            return
+        interval = watcher.interval
+        del watcher
+        bell.event.wait(interval)
+        bell.event.clear()
+
+
+class _Watched:
+    """What was told of a name, and what is yet to hold."""
+
+    def __init__(self, told: dict[AnyAddress, Placement] | None) -> None:
+        self.told = told
+        self.since: dict[AnyAddress, tuple[Placement | None, float]] = {}
+
+    def changed(
+        self, group: AddressGroup, now: float, hold: float
+    ) -> tuple[frozenset[AnyAddress], frozenset[AnyAddress], AddressGroup] | None:
+        """What to tell now that *group* is seen: (added, removed, group); None if nothing."""
+        seen = _placements(group)
+        if self.told is None:
+            self.told = seen
+        told = self.told
+        differing = {a: seen.get(a) for a in [*told, *seen] if told.get(a) != seen.get(a)}
+        self.since = {
+            a: self.since[a] if a in self.since and self.since[a][0] == place else (place, now)
+            for a, place in differing.items()
+        }
+        held = {a: place for a, (place, since) in self.since.items() if now - since >= hold}
+        placed = {a: place for a, place in {**told, **held}.items() if place is not None}
+        if not held or not placed:  # the last one stays until another has held
+            return None
+        self.told = placed
+        current = group if placed == seen else _placed(placed)
+        added, removed = placed.keys() - told.keys(), told.keys() - placed.keys()
+        return frozenset(added), frozenset(removed), current
+
+
+def _placements(group: AddressGroup) -> dict[AnyAddress, Placement]:
+    found: dict[AnyAddress, Placement] = {}
+    for number, tier in enumerate(group.tiers):
+        for weight, target in tier:
+            found[target] = (*found.get(target, ()), (number, weight))
+    return found
+
+
+def _placed(placements: Mapping[AnyAddress, Placement]) -> AddressGroup:
+    """The group whose placements these are, without its empty tiers."""
+    tiers: dict[int, list[tuple[float, AnyAddress]]] = {}
+    for target, place in placements.items():
+        for number, weight in place:
+            tiers.setdefault(number, []).append((weight, target))
+    return AddressGroup([tiers[number] for number in sorted(tiers)])
