@@ -88,11 +88,11 @@ class Sentinel:
 
     def _start(self) -> bool:
         try:
-            epoll = monkey.get_original("select", "epoll")  # patch_all() takes it out of select
-        except AttributeError:
+            # patch_all() takes it out of select; of descriptors there may be none left.
+            self._epoll = monkey.get_original("select", "epoll")()
+        except (AttributeError, OSError):
             return False
         loop: Any = self._hub.loop
-        self._epoll = epoll()
         self._watcher = loop.io(self._epoll.fileno(), 1, ref=False, priority=loop.MAXPRI)
         self._watcher.start(self.look)
         return True

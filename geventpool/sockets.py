@@ -42,6 +42,7 @@ from gevent.socket import (
 )
 from gevent.ssl import SSLSocket, create_default_context
 
+from geventpool._arguments import check_seconds
 from geventpool._eyeballs import Candidate, connect, interleaved
 from geventpool._look import close, fileno, look, look_at_descriptor
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
@@ -109,13 +110,15 @@ class SocketFactory:
     ) -> None:
         self._servers, known, self._name = _servers(target, resolver)
         self._asks = known is None
-        self.verified = tls != "unverified"
         self.context = _context(tls)
         self.server_hostname = server_hostname
-        self.connect_timeout = _seconds("connect_timeout", connect_timeout)
-        self.read_timeout = _seconds("read_timeout", read_timeout)
+        check_seconds("connect_timeout", connect_timeout)
+        check_seconds("read_timeout", read_timeout)
+        check_seconds("user_timeout", user_timeout)
+        self.connect_timeout = connect_timeout
+        self.read_timeout = read_timeout
         self._family, self._source = _source(source_address)
-        self._tcp_options = _tcp_options(keepalive, _seconds("user_timeout", user_timeout))
+        self._tcp_options = _tcp_options(keepalive, user_timeout)
         self._options = _options(options)
         self._memories: dict[object, _Memory] = {}
         if self.context is None and server_hostname is not None:
@@ -157,7 +160,9 @@ class SocketFactory:
         return sock
 
     def __repr__(self) -> str:
-        tls = "" if self.context is None else " TLS" if self.verified else " TLS unverified"
+        tls = ""
+        if self.context is not None:
+            tls = " TLS unverified" if self.context.verify_mode == ssl.CERT_NONE else " TLS"
         return f"<{type(self).__name__} {self._name}{tls}>"
 
     # From here on None means: no socket, and dial.failed knows why.  What the system has to say is
@@ -412,16 +417,6 @@ def _options(given: object) -> tuple[_Option, ...]:
     return options
 
 
-def _seconds(name: str, value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be more than 0 seconds (None: no bound), not {value!r}")
-    return value
-
-
 # How a socket is opened.
 
 
@@ -529,6 +524,9 @@ def _wrap(
     secured: Any, sock: socket, context: ssl.SSLContext | None, server_hostname: str | None
 ) -> OSError | None:
     """Make *secured* the TLS socket on the connection of *sock*; does not switch."""
+    if server_hostname is not None:
+        # An international name: ssl does this itself, gevent.ssl would raise UnicodeEncodeError.
+        server_hostname = server_hostname.encode("idna").decode("ascii")
     try:
         SSLSocket.__init__(
             secured,

@@ -1,4 +1,4 @@
-"""A private certificate authority and one server certificate, made by the openssl command."""
+"""A private certificate authority and what it has signed, made by the openssl command."""
 
 from __future__ import annotations
 
@@ -38,15 +38,25 @@ def make_certificates(directory: Path) -> Certificates:
     config = directory / "openssl.cnf"
     config.write_text(CONFIG)
     made = Certificates(directory / "ca.pem", directory / "server.pem", directory / "server.key")
+    new = ["req", "-x509", "-config", config, "-days", 2, "-nodes"]
+    new += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     authority_key = directory / "ca.key"
-    _openssl_req(config, "authority", made.authority, authority_key)
-    signer = ["-CA", str(made.authority), "-CAkey", str(authority_key)]
-    _openssl_req(config, "server", made.certificate, made.key, *signer)
+    _openssl(*new, "-extensions", "authority", "-keyout", authority_key, "-out", made.authority)
+    signed = ["-CA", made.authority, "-CAkey", authority_key]
+    _openssl(*new, "-extensions", "server", *signed, "-keyout", made.key, "-out", made.certificate)
     return made
 
 
-def _openssl_req(config: Path, section: str, out: Path, key: Path, *more: str) -> None:
-    command = ["openssl", "req", "-x509", "-config", str(config), "-extensions", section]
-    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-out", str(out), "-keyout", str(key), *more]
-    subprocess.run(command, check=True, capture_output=True)
+def make_expired(made: Certificates) -> Path:
+    """Make a certificate of the same authority, for the same name and key, that is over."""
+    directory = made.key.parent
+    config, request, out = (directory / each for each in ("openssl.cnf", "server.csr", "old.pem"))
+    _openssl("req", "-new", "-config", config, "-key", made.key, "-out", request)
+    signed = ["-CA", made.authority, "-CAkey", directory / "ca.key", "-CAcreateserial"]
+    signed += ["-extfile", config, "-extensions", "server"]
+    _openssl("x509", "-req", "-in", request, *signed, "-days", -1, "-out", out)
+    return out
+
+
+def _openssl(*command: object) -> None:
+    subprocess.run(["openssl", *map(str, command)], check=True, capture_output=True)

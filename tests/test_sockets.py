@@ -11,7 +11,6 @@ import os
 import re
 import resource
 import select
-import signal
 import socket
 import ssl
 import struct
@@ -20,6 +19,7 @@ import warnings
 import weakref
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import gevent
@@ -31,11 +31,12 @@ import pytest
 from gevent.monkey import get_original
 
 import geventpool.sockets
-from certificates import make_certificates
+from certificates import make_certificates, make_expired
+from geventpool._sentinel import Sentinel
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, look
-from servers import EchoServer
+from servers import EchoServer, closed_port
 from switching import STRIKES, Stage
 
 LINGER_0 = struct.pack("ii", 1, 0)  # close() sends RST
@@ -46,20 +47,6 @@ KINDS = ["TCP", "Unix", *TLS_VERSIONS]
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory):
     return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(autouse=True)
-def watchdog():
-    """A look that blocks stops the whole process, gevent's timers too: only a signal helps."""
-
-    def bark(*_):
-        raise AssertionError("blocked for 20 s")
-
-    before = signal.signal(signal.SIGALRM, bark)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -208,6 +195,54 @@ def resolve(monkeypatch):
     return use
 
 
+class Clock:
+    """The time of dials, which stands still; *alarms* are those of their Timeouts that run."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.alarms = []
+
+    def advance(self, seconds):
+        """Let time pass: what it makes due goes off, in its order, and has gone when it returns."""
+        ends_at = self.now + seconds
+        while alarm := min((a for a in self.alarms if a.due <= ends_at), key=_due, default=None):
+            self.now = max(self.now, alarm.due)
+            gevent.get_hub().loop.run_callback(alarm.owner.throw, alarm)
+            wait_until(lambda alarm=alarm: alarm not in self.alarms)
+        self.now = ends_at
+
+
+def _due(alarm):
+    return alarm.due
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+
+    class Alarm(gevent.Timeout):
+        def start(self):
+            self.owner = gevent.getcurrent()
+            self.due = clock.now + self.seconds
+            clock.alarms.append(self)
+
+        def close(self):
+            clock.alarms.remove(self)
+            super().close()
+
+    monkeypatch.setattr("geventpool.sockets.Timeout", Alarm)
+    monkeypatch.setattr("geventpool.sockets.monotonic", lambda: clock.now)
+    return clock
+
+
+def outcome(call):
+    """What *call* returns or raises, whatever it is: nothing of it reaches the hub."""
+    try:
+        return call()
+    except BaseException as error:
+        return error
+
+
 def open_sockets():
     """What this process has open: compared before and after, it shows a leak at once."""
     links = set()
@@ -228,6 +263,10 @@ def fill_backlog(listener, keep):
         except TimeoutError:
             return
     raise AssertionError("the listener takes any number of connections")
+
+
+def reset_on_close(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
 
 
 def wait_until(condition):
@@ -301,12 +340,10 @@ def test_read_timeout_is_the_timeout_of_the_returned_socket(
 
 
 def test_addresses_are_tried_one_after_the_other(listener, keep, resolve):
-    nobody = listening("127.0.0.1")
-    refusing = nobody.getsockname()
-    nobody.close()
-    resolve(refusing, listener.getsockname())
+    with closed_port() as refusing:
+        resolve(refusing, listener.getsockname())
 
-    client = keep(SocketFactory("two.test:80")())
+        client = keep(SocketFactory("two.test:80")())
 
     assert listener.getsockname() == client.getpeername()
 
@@ -319,16 +356,15 @@ def test_an_address_of_a_family_the_machine_lacks_is_passed_over(listener, keep,
     assert keep(SocketFactory("two.test:80")()).getpeername() == listener.getsockname()
 
 
-def test_a_refused_connection_stays_connection_refused(listener):
-    address = listener.getsockname()
-    listener.close()
-    before = open_sockets()
+def test_a_refused_connection_stays_connection_refused():
+    with closed_port() as (host, port):
+        before = open_sockets()
 
-    with pytest.raises(ConnectionRefusedError, match=f"refused .127.0.0.1:{address[1]}") as caught:
-        SocketFactory(address)()
+        with pytest.raises(ConnectionRefusedError, match=f"refused .{host}:{port}") as caught:
+            SocketFactory((host, port))()
 
-    assert caught.value.errno == errno.ECONNREFUSED
-    assert before == open_sockets()
+        assert caught.value.errno == errno.ECONNREFUSED
+        assert before == open_sockets()
 
 
 def test_an_error_is_gone_as_soon_as_nobody_has_it(stuck):
@@ -464,6 +500,29 @@ def test_tls_true_refuses_an_unknown_authority(listener, serve_tls):
     assert before == open_sockets()
 
 
+def test_a_certificate_that_has_expired_is_refused(certificates, trusting):
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(make_expired(certificates), certificates.key)
+    with EchoServer(ssl_context=context) as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+
+        with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            factory()
+
+        server.wait_open(0)
+
+
+def test_an_international_name_is_verified_as_it_stands_in_certificates(
+    tls_server, resolve, trusting
+):
+    """In its ASCII form: RFC 5890."""
+    with tls_server() as server:
+        resolve(server.address)
+
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"'xn--bcher-kva\.test'"):
+            SocketFactory("bücher.test:443", tls=trusting())()
+
+
 def test_only_unverified_talks_to_anybody(listener, keep, serve_tls):
     server = serve_tls()
 
@@ -495,9 +554,13 @@ class Servers:
 
     def __init__(self, keep):
         self.keep = keep
+        self.listeners = {}
 
     def live(self):
-        return Address(*self.keep(listening("127.0.0.1")).getsockname())
+        listener = self.keep(listening("127.0.0.1"))
+        address = Address(*listener.getsockname())
+        self.listeners[address] = listener
+        return address
 
     def dead(self):
         holder = self.keep(gevent.socket.socket())
@@ -505,9 +568,9 @@ class Servers:
         return Address(*holder.getsockname())
 
     def silent(self):
-        listener = self.keep(listening("127.0.0.1"))
-        fill_backlog(listener, self.keep)
-        return Address(*listener.getsockname())
+        address = self.live()
+        fill_backlog(self.listeners[address], self.keep)
+        return address
 
 
 @pytest.fixture
@@ -673,49 +736,61 @@ def test_a_silent_address_of_a_host_costs_a_quarter_of_a_second(servers, keep, r
     assert 0.2 < time.monotonic() - began < 5
 
 
-def test_a_silent_server_does_not_use_up_the_time_of_the_next_one(servers, keep):
+def test_a_silent_server_does_not_use_up_the_time_of_the_next_one(servers, keep, clock):
+    silent, live = servers.silent(), servers.live()
+
+    dialer = gevent.spawn(SocketFactory(in_order(silent, live), connect_timeout=8))
+    wait_until(lambda: len(clock.alarms) == 2)  # the deadline, and that of the first server
+    clock.advance(3.9)
+    assert not dialer.ready()
+    clock.advance(0.1)
+
+    assert keep(dialer.get(timeout=10)).getpeername() == live
+
+
+def test_real_time_passes_too(servers, keep):
     silent, live = servers.silent(), servers.live()
     began = time.monotonic()
 
-    client = keep(SocketFactory(in_order(silent, live), connect_timeout=0.6)())
+    client = keep(SocketFactory(in_order(silent, live), connect_timeout=3)())
 
     assert client.getpeername() == live
-    assert 0.25 < time.monotonic() - began < 0.6
+    assert time.monotonic() - began >= 1.5
 
 
-def test_each_server_gets_its_part_of_what_is_left_and_the_last_one_the_rest(servers):
+def test_each_server_gets_its_part_of_what_is_left_and_the_last_one_the_rest(servers, clock):
     silent = [servers.silent() for _ in range(3)]
-    began = time.monotonic()
     before = open_sockets()
 
-    with pytest.raises(MultiConnectFailure) as caught:
-        SocketFactory(in_order(*silent), connect_timeout=0.8)()
+    dialer = gevent.spawn(outcome, SocketFactory(in_order(*silent), connect_timeout=0.8))
+    wait_until(lambda: clock.alarms)
+    clock.advance(0.8)
+    failure = dialer.get(timeout=10)
 
     assert open_sockets() == before
-    assert 0.75 < time.monotonic() - began < 4
-    assert [address for address, _ in caught.value.errors] == silent
-    took = [float(re.search(r"to \S+ (\S+) s$", str(e))[1]) for _, e in caught.value.errors]
+    assert type(failure) is MultiConnectFailure
+    assert [address for address, _ in failure.errors] == silent
     # Half of it as long as that is less than 2 s: a server that gets 0.1 s of 1 is not tried.
-    assert took == [pytest.approx(0.4, abs=0.1), *[pytest.approx(0.2, abs=0.1)] * 2]
+    assert [str(error) for _, error in failure.errors] == [
+        f"{silent[0]}: not open after 0.4 s: connecting to {silent[0]} 0.400 s",
+        f"{silent[1]}: not open after 0.2 s: connecting to {silent[1]} 0.200 s",
+        f"{silent[2]}: not open after 0.8 s: connecting to {silent[0]} 0.400 s,"
+        f" connecting to {silent[1]} 0.200 s, connecting to {silent[2]} 0.200 s",
+    ]
 
 
-def test_many_servers_get_two_seconds_or_more_while_they_last(monkeypatch):
-    now = 100.0
-    monkeypatch.setattr("geventpool.sockets.monotonic", lambda: now)
+@pytest.mark.parametrize(
+    ("seconds", "parts"), [(20, [2.5] * 8), (10, [2, 2, 2, 2, 1, 0.5, 0.25, 0.25])]
+)
+def test_many_servers_get_two_seconds_or_more_while_they_last(clock, seconds, parts):
     dial = geventpool.sockets._Dial("many")
-    parts = []
+    began, ends = clock.now, []
     for share in range(8, 0, -1):
-        with dial.part("one", share, 120.0) as ends_at:
-            parts.append(ends_at - now)
-        now = ends_at
+        with dial.part("one", share, began + seconds) as ends_at:
+            ends.append(ends_at)
+        clock.now = ends_at
 
-    assert parts == [2.5] * 8
-    now, parts = 100.0, []
-    for share in range(8, 0, -1):
-        with dial.part("one", share, 110.0) as ends_at:
-            parts.append(ends_at - now)
-        now = ends_at
-    assert parts == [2, 2, 2, 2, 1, 0.5, 0.25, 0.25]
+    assert [after - before for before, after in pairwise([began, *ends])] == parts
 
 
 def test_without_a_bound_nobody_is_cut_short():
@@ -725,16 +800,18 @@ def test_without_a_bound_nobody_is_cut_short():
         assert ends_at == float("inf")
 
 
-def test_when_the_time_is_over_the_failures_before_are_told_too(servers):
+def test_when_the_time_is_over_the_failures_before_are_told_too(servers, clock):
     dead, silent = servers.dead(), servers.silent()
 
-    with pytest.raises(MultiConnectFailure) as caught:
-        SocketFactory(in_order(dead, silent), connect_timeout=0.1)()
+    dialer = gevent.spawn(outcome, SocketFactory(in_order(dead, silent), connect_timeout=5))
+    wait_until(lambda: len(clock.alarms) == 1)  # that of the first server is over
+    clock.advance(5)
 
-    (first, refused), (second, late) = caught.value.errors
+    (first, refused), (second, late) = dialer.get(timeout=10).errors
     assert (first, second) == (dead, silent)
     assert isinstance(refused, ConnectionRefusedError)
-    assert re.search(rf"not open after 0\.1 s: .*connecting to {silent} 0\.[01]\d+ s", str(late))
+    assert str(late).startswith(f"{silent}: not open after 5 s: ")
+    assert str(late).endswith(f"connecting to {silent} 5.000 s")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -835,7 +912,7 @@ def test_a_source_address_that_is_not_ours_is_an_error_of_the_system(listener):
     before = open_sockets()
 
     with pytest.raises(OSError) as caught:
-        SocketFactory(listener.getsockname(), source_address="192.0.2.1")()
+        SocketFactory(listener.getsockname(), source_address="240.0.0.1")()
 
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert open_sockets() == before
@@ -878,6 +955,95 @@ def test_where_tls_fails_the_next_one_is_tried(tls_server, keep, resolve, trusti
         plain.wait_open(0)
 
 
+class Peer(EchoServer):
+    """Does one thing instead of a handshake, and hangs up."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.serve = act
+
+
+def hang_up(sock):
+    pass
+
+
+def hang_up_after_the_hello(sock):
+    sock.recv(65536)
+
+
+def reset_after_the_hello(sock):
+    sock.recv(65536)
+    reset_on_close(sock)
+
+
+def send_garbage(sock):
+    sock.sendall(bytes(range(256)) * 20)
+
+
+def send_an_alert(sock):
+    sock.recv(65536)
+    sock.sendall(b"\x15\x03\x03\x00\x02\x02\x28")  # fatal, handshake_failure
+
+
+def send_half_a_hello(sock):
+    sock.recv(65536)
+    sock.sendall(b"\x16\x03\x03\x00\x7a\x02\x00")
+
+
+def send_garbage_and_reset(sock):
+    send_garbage(sock)
+    reset_on_close(sock)
+
+
+UNWILLING = [hang_up, reset_on_close, hang_up_after_the_hello, reset_after_the_hello]
+UNWILLING += [send_garbage, send_an_alert, send_half_a_hello]
+
+
+@pytest.mark.parametrize("act", UNWILLING)
+def test_a_handshake_that_the_peer_does_not_finish_is_an_error_and_leaves_nothing(act, trusting):
+    with Peer(act) as peer:
+        before = open_sockets()
+
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            SocketFactory(peer.address, tls=trusting(), server_hostname="localhost")()
+
+        peer.wait_open(0)
+        assert open_sockets() == before
+
+
+@pytest.mark.parametrize("act", [hang_up, reset_on_close, send_garbage, send_garbage_and_reset])
+def test_after_a_connection_that_was_over_before_its_handshake_the_next_one_is_tried(
+    act, tls_server, keep, resolve, trusting, monkeypatch
+):
+    connect = geventpool.sockets.connect
+    is_connected = gevent.event.Event()
+
+    def connect_and_wait(*args):
+        connected = connect(*args)
+        if not is_connected.is_set():
+            is_connected.set()
+            peer.wait_opened(1)
+            peer.wait_open(0)
+            arrived(connected[0])
+        return connected
+
+    def act_when_it_is_connected(sock):
+        is_connected.wait()
+        act(sock)
+
+    monkeypatch.setattr("geventpool.sockets.connect", connect_and_wait)
+    with Peer(act_when_it_is_connected) as peer, tls_server() as secure:
+        resolve(peer.address, secure.address)
+        factory = SocketFactory("two.test:443", tls=trusting(), server_hostname="localhost")
+        before = open_sockets()
+
+        client = keep(factory())
+
+        assert client.getpeername() == secure.address
+        secure.wait_open(1)
+        assert len(open_sockets() - before) == 2  # both ends
+
+
 def test_what_tls_had_to_say_is_kept_with_the_address(keep, resolve, trusting, tls_server):
     with NoTLS() as plain, tls_server() as secure:
         resolve(plain.address, secure.address)
@@ -897,17 +1063,22 @@ def test_what_tls_had_to_say_is_kept_with_the_address(keep, resolve, trusting, t
 
 @pytest.mark.parametrize("several", ["servers", "addresses"])
 def test_a_handshake_that_hangs_gets_a_part_of_the_time(
-    servers, tls_server, keep, resolve, trusting, several
+    listener, tls_server, keep, resolve, trusting, clock, several
 ):
-    mute = servers.live()
+    mute = listener.getsockname()
     with tls_server() as secure:
         resolve(mute, secure.address)
         target = in_order(mute, secure.address) if several == "servers" else "two.test:443"
         factory = SocketFactory(
-            target, tls=trusting(), server_hostname="localhost", connect_timeout=2
+            target, tls=trusting(), server_hostname="localhost", connect_timeout=4
         )
 
-        assert keep(factory()).getpeername() == secure.address
+        dialer = gevent.spawn(factory)
+        hello = keep(listener.accept()[0])
+        assert hello.recv(1)
+        clock.advance(2)
+
+        assert keep(dialer.get(timeout=10)).getpeername() == secure.address
 
 
 def test_each_server_must_have_the_certificate_of_its_own_host(tls_server, keep, resolve, trusting):
@@ -1237,6 +1408,10 @@ def test_the_repr_says_the_target_and_how_it_is_secured(trusting):
         repr(SocketFactory("host:443", tls="unverified"))
         == "<SocketFactory host:443 TLS unverified>"
     )
+    lax = trusting()
+    lax.check_hostname = False
+    lax.verify_mode = ssl.CERT_NONE
+    assert repr(SocketFactory("host:443", tls=lax)) == "<SocketFactory host:443 TLS unverified>"
     assert repr(SocketFactory(["a:1", "b:2"])) == "<SocketFactory a:1, b:2>"
     assert repr(SocketFactory(Path("/x"))) == "<SocketFactory unix:/x>"
     five = AddressGroup.of(*(f"{letter}:1" for letter in "abcde"))
@@ -1286,38 +1461,47 @@ class Stuck:
                     pass
 
 
-@pytest.fixture(params=["resolving", "connecting", "TLS handshake"])
+PHASES = ["resolving", "connecting", "TLS handshake"]
+
+
+@pytest.fixture(params=PHASES)
 def stuck(request, listener, keep, resolve, trusting):
     return Stuck(request.param, listener, keep, resolve, trusting())
 
 
-def test_the_deadline_ends_every_phase_and_says_which_took_the_time(stuck):
-    with pytest.raises(ConnectError) as caught:
-        stuck.factory(connect_timeout=0.1)()
+def test_the_deadline_ends_every_phase_and_says_which_took_the_time(stuck, clock):
+    dialer = gevent.spawn(outcome, stuck.factory(connect_timeout=5))
+    server = stuck.reached()
 
-    stuck.assert_nothing_is_left()
-    message = str(caught.value)
-    assert message.startswith("stuck.test:80: not open after 0.1 s: resolving ")
-    phases = message.split(" s: ")[1].split(", ")
-    took = {phase: float(phase.split()[-2]) for phase in phases}
-    longest = max(took, key=took.get)
-    assert longest.startswith(stuck.phase)
-    assert took[longest] >= 0.09
+    clock.advance(5)
+    failure = dialer.get(timeout=10)
+
+    stuck.assert_nothing_is_left(server)
+    assert type(failure) is ConnectError
+    address = "{}:{}".format(*stuck.listener.getsockname())
+    told = ["resolving stuck.test", f"connecting to {address}", f"TLS handshake with {address}"]
+    *earlier, last = told[: PHASES.index(stuck.phase) + 1]
+    spent = ", ".join([*(f"{phase} 0.000 s" for phase in earlier), f"{last} 5.000 s"])
+    assert str(failure) == f"stuck.test:80: not open after 5 s: {spent}"
 
 
-def test_the_deadline_is_never_started_again(listener, keep, resolve):
+def test_the_deadline_is_never_started_again(listener, keep, resolve, clock):
     fill_backlog(listener, keep)
     resolver = resolve(listener.getsockname(), hangs=True)
-    timer = gevent.spawn_later(0.3, resolver.answer.set)
-    began = time.monotonic()
+    before = open_sockets()
 
-    with pytest.raises(
-        ConnectError, match=r"resolving slow.test 0\.[23].*connecting to 127.0.0.1.* 0\.[01]"
-    ):
-        SocketFactory("slow.test:80", connect_timeout=0.4)()
+    dialer = gevent.spawn(outcome, SocketFactory("slow.test:80", connect_timeout=4))
+    assert resolver.asked.wait(10)
+    clock.advance(3)
+    resolver.answer.set()
+    wait_until(lambda: len(open_sockets() - before) == 1)
+    clock.advance(0.9)
+    gevent.sleep(0)
+    assert not dialer.ready()
+    clock.advance(0.1)
 
-    assert time.monotonic() - began < 0.6
-    timer.join()
+    told = r"resolving slow\.test 3\.000 s, connecting to 127\.0\.0\.1:\d+ 1\.000 s$"
+    assert re.search(told, str(dialer.get(timeout=10)))
 
 
 def test_a_kill_in_any_phase_leaves_nothing_open(stuck):
@@ -1341,26 +1525,29 @@ def test_a_timeout_of_the_caller_passes_through_every_phase(stuck, servers, exce
     stuck.resolver.answers += (dead,)
     stuck.before |= open_sockets()
     factory = stuck.factory(connect_timeout=50, target=in_order("stuck.test:80", live))
+    timeout = exception or gevent.Timeout()
 
-    with (
-        pytest.raises(type(exception) if exception else gevent.Timeout) as caught,
-        gevent.Timeout(0.05, exception) as timeout,
-    ):
-        factory()
+    dialer = gevent.spawn(outcome, factory)
+    server = stuck.reached()
+    dialer.kill(timeout)
 
-    assert caught.value is (exception or timeout)
-    stuck.assert_nothing_is_left()
+    assert dialer.value is timeout
+    stuck.assert_nothing_is_left(server)
 
 
 def test_a_timeout_that_is_not_ours_learns_what_took_the_time(stuck):
     """A pool's connect_timeout, above all: it is set before ours and would know nothing."""
-    with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.1):
-        stuck.factory(connect_timeout=5)()
+    timeout = gevent.Timeout()
 
-    stuck.assert_nothing_is_left()
-    cause = caught.value.__cause__
+    dialer = gevent.spawn(outcome, stuck.factory(connect_timeout=50))
+    server = stuck.reached()
+    dialer.kill(timeout)
+
+    assert dialer.value is timeout
+    stuck.assert_nothing_is_left(server)
+    cause = timeout.__cause__
     assert type(cause) is ConnectError
-    assert re.search(rf"not open after 0\.\d+ s: .*{stuck.phase}.* 0\.\d+ s$", str(cause))
+    assert re.search(rf"not open after \S+ s: .*{stuck.phase} [^,]* \d+\.\d+ s$", str(cause))
     assert cause.__traceback__ is None
 
 
@@ -1396,36 +1583,43 @@ def test_nothing_is_open_wherever_a_dial_is_cancelled(
             return sock
 
         factory._make = make_and_note
-        for nth in range(1, 100):
-            stage = Stage("caller", strike, nth)
-            left_open = []
+        assert strike_everywhere(strike, factory, lambda: len(open_sockets() & mine)) > 6
 
-            def dial(left_open=left_open):
-                opened = None
+
+def strike_everywhere(strike, dial, count_open):
+    """Have *strike* fall at each switch of *dial*, one after the other, and return how many it has.
+
+    Fails unless the socket that *dial* returns, if it does, is all that is open afterwards.
+    """
+    for nth in range(1, 100):
+        stage = Stage("caller", strike, nth)
+        left_open = []
+
+        def act(left_open=left_open):
+            with contextlib.ExitStack() as opened:
                 try:
-                    opened = factory()
-                finally:
-                    left_open.append(len(open_sockets() & mine) - (opened is not None))
-                    if opened is not None:
-                        opened.close()
+                    opened.callback(dial().close)
+                    left_open.append(count_open() - 1)
+                except BaseException:
+                    left_open.append(count_open())
+                    raise
 
-            def scenario(stage, dial=dial):
-                stage._armed = True
-                stage.act(dial)
+        def scenario(stage, act=act):
+            stage._armed = True
+            stage.act(act)
 
-            stage.play(scenario)
+        stage.play(scenario)
 
-            assert left_open == [0]
-            if stage.switches < nth:
-                break
+        assert left_open == [0]
+        if stage.switches < nth:
+            return nth - 1
+    raise AssertionError("it has no end")
 
-        assert nth > 6
 
+def test_a_deadline_that_is_kept_does_not_fire_later(listener, keep, clock):
+    keep(SocketFactory(listener.getsockname(), connect_timeout=5)())
 
-def test_a_deadline_that_is_kept_does_not_fire_later(listener, keep):
-    keep(SocketFactory(listener.getsockname(), connect_timeout=0.02)())
-
-    gevent.sleep(0.04)
+    assert clock.alarms == []
 
 
 # Looking.
@@ -1460,7 +1654,7 @@ def bytes_then_end(client, server):
 def reset(client, server):
     if client.family == socket.AF_UNIX:
         client.sendall(b"never read")
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+    reset_on_close(server)
     server.close()
     arrived(client)
 
@@ -1660,6 +1854,35 @@ def test_a_socket_closed_before_gets_a_look_that_says_so(keep):
 @pytest.mark.parametrize("thing", [None, object(), 3, "socket"])
 def test_there_is_no_look_for_what_is_not_a_socket(thing):
     assert look(thing) is None
+
+
+@contextlib.contextmanager
+def no_descriptor_left():
+    """Nothing can be opened in it, until somebody closes something."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_a_descriptor_left_the_sentinel_is_blind_until_there_is_one(connect):
+    client, server = connect("TCP")
+    told = []
+    sentinel = Sentinel(gevent.get_hub(), told.append)
+    with no_descriptor_left():
+        assert not sentinel.watch(client.fileno(), "client")
+        assert sentinel.blind
+
+    assert sentinel.watch(client.fileno(), "client")
+    end(client, server)
+    sentinel.look()
+    sentinel.abandon()
+
+    assert told == ["client"]
 
 
 # The descriptor, and closing.

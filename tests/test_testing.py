@@ -9,7 +9,7 @@ import importlib
 import re
 import socket as stdlib_socket
 import ssl
-import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +21,9 @@ import gevent.socket
 import gevent.ssl
 import pytest
 from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.server import StreamServer
+from test_sockets import no_descriptor_left, reset_on_close
 
 from certificates import make_certificates
 from geventpool.backoff import Backoff
@@ -31,9 +33,9 @@ from geventpool.pool import ConnectionPool
 from geventpool.retry import RetryBudget, retry
 from geventpool.sockets import SocketFactory
 from geventpool.testing import ChaosProxy, EchoServer, FakeClock, closed_port, no_retry_delays
+from geventpool.testing.ports import listen
 
 ROOT = Path(__file__).resolve().parent.parent
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 ProxyMaker = Callable[[object], ChaosProxy]
 
 retry_module = importlib.import_module("geventpool.retry")
@@ -63,6 +65,15 @@ def read(sock: Any, size: int) -> bytes:
     while len(answer) < size and (data := sock.recv(65536)):
         answer += data
     return answer
+
+
+def assert_silent(sock: Any) -> None:
+    """Nothing comes, for a while."""
+    __tracebackhide__ = True
+    sock.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        sock.recv(100)
+    sock.settimeout(10)
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -101,11 +112,10 @@ def test_a_unix_socket_is_a_target_too(
         assert server.open == 1
 
 
-def test_tls_goes_through(tmp_path: Path, chaos_proxy: ProxyMaker) -> None:
-    made = make_certificates(tmp_path)
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made.certificate, made.key)
-    with EchoServer(ssl_context=context) as server:
+def test_tls_goes_through(
+    server_context: Callable[[Any], Any], chaos_proxy: ProxyMaker
+) -> None:
+    with EchoServer(ssl_context=server_context(gevent.ssl)) as server:
         proxy = chaos_proxy(server.address)
         factory = SocketFactory(proxy.address, tls="unverified")
         with contextlib.closing(factory()) as sock:
@@ -172,7 +182,7 @@ def test_how_the_target_ends_is_how_the_client_sees_it_end(
 ) -> None:
     def serve(sock: Any) -> None:
         if resets:
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, RESET_ON_CLOSE)
+            reset_on_close(sock)
 
     with Script(serve) as server:
         client = connect(chaos_proxy(server.address).address)
@@ -187,14 +197,20 @@ def test_how_the_target_ends_is_how_the_client_sees_it_end(
 def test_how_the_client_ends_is_how_the_target_sees_it_end(
     resets: bool, chaos_proxy: ProxyMaker, connect: Callable[[Any], Any]
 ) -> None:
-    with Script(lambda sock: [sock.recv(100), sock.recv(100)]) as server:
+    arrived = Event()
+
+    def serve(sock: Any) -> list[bytes]:
+        hello = sock.recv(100)
+        arrived.set()
+        return [hello, sock.recv(100)]
+
+    with Script(serve) as server:
         proxy = chaos_proxy(server.address)
         client = connect(proxy.address)
         client.sendall(b"hello")
-        until(lambda: proxy.connections and not server.result.ready())
-        gevent.sleep(0.05)  # hello arrives: a reset would overtake it
+        assert arrived.wait(10)  # a reset would overtake it
         if resets:
-            client.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, RESET_ON_CLOSE)
+            reset_on_close(client)
         client.close()
         seen = server.result.get(timeout=10)
         proxy.wait_connections(0)
@@ -282,6 +298,7 @@ def test_fin_is_no_reset_even_if_the_client_has_sent_what_nobody_read(
 
     assert proxy.fin() == 1
     assert client.recv(100) == b""
+    client.sendall(b"and more")  # after a reset it could not
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -356,18 +373,103 @@ def test_nothing_comes_out_of_a_black_hole_until_it_ends(
     later = connect(proxy.address)
     for sock in (client, later):
         sock.sendall(b"hello")
-        sock.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            sock.recv(100)
-    echo_server.fin_all()  # not even that
-    with pytest.raises(TimeoutError):
-        client.recv(100)
+        assert_silent(sock)
+    echo_server.fin_all()
+    assert_silent(client)  # not even that
 
     proxy.normal()
-    client.settimeout(10)
     with contextlib.suppress(ConnectionResetError):  # the server has left, and we had sent more
         assert client.recv(100) == b""
     assert echo(connect(proxy.address), b"after") == b"after"
+
+
+def test_a_reset_by_the_target_does_not_come_out_of_a_black_hole_until_it_ends(
+    chaos_proxy: ProxyMaker, connect: Callable[[Any], Any]
+) -> None:
+    go = Event()
+
+    def serve(sock: Any) -> None:
+        sock.sendall(b"hello")
+        go.wait(10)
+        reset_on_close(sock)
+
+    with Script(serve) as server:
+        proxy = chaos_proxy(server.address)
+        client = connect(proxy.address)
+        assert client.recv(100) == b"hello"
+        proxy.black_hole()
+        go.set()
+        server.result.get(timeout=10)
+        assert_silent(client)
+        proxy.normal()
+
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
+def test_a_reset_by_the_client_does_not_come_out_of_a_black_hole_until_it_ends(
+    chaos_proxy: ProxyMaker, connect: Callable[[Any], Any]
+) -> None:
+    def serve(sock: Any) -> bytes:
+        sock.sendall(b"hello")
+        data: bytes = sock.recv(100)
+        return data
+
+    with Script(serve) as server:
+        proxy = chaos_proxy(server.address)
+        client = connect(proxy.address)
+        assert client.recv(100) == b"hello"
+        proxy.black_hole()
+        reset_on_close(client)
+        client.close()
+        server.result.wait(timeout=0.1)
+        assert not server.result.ready()
+        assert proxy.connections == 1
+        proxy.normal()
+
+        assert isinstance(server.result.get(timeout=10), ConnectionResetError)
+        proxy.wait_connections(0)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_black_hole_keeps_a_new_connection_and_its_target_from_each_other(
+    is_there: bool, proxy: ChaosProxy, echo_server: EchoServer, connect: Callable[[Any], Any]
+) -> None:
+    if not is_there:
+        echo_server.stop()
+    proxy.black_hole()
+    client = connect(proxy.address)
+    assert_silent(client)
+
+    assert echo_server.opened == 0
+    proxy.normal()
+    if is_there:
+        assert echo(client, b"hello") == b"hello"
+    else:
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
+def test_that_the_target_is_not_there_does_not_come_out_of_a_black_hole_either(
+    proxy: ChaosProxy, connect: Callable[[Any], Any]
+) -> None:
+    entered, go = Event(), Event()
+
+    def dial() -> Any:
+        entered.set()
+        go.wait(10)
+        raise ConnectionRefusedError
+
+    proxy._dial = dial  # type: ignore[assignment]
+    client = connect(proxy.address)
+    assert entered.wait(10)
+    proxy.black_hole()
+    go.set()
+    assert_silent(client)
+
+    proxy.normal()
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
 
 
 def test_what_went_into_a_black_hole_arrives_when_it_ends(
@@ -376,11 +478,8 @@ def test_what_went_into_a_black_hole_arrives_when_it_ends(
     client = connect(proxy.address)
     proxy.black_hole()
     client.sendall(b"hello")
-    client.settimeout(0.1)
-    with pytest.raises(TimeoutError):
-        client.recv(100)
+    assert_silent(client)
     proxy.normal()
-    client.settimeout(10)
 
     assert read(client, 5) == b"hello"
 
@@ -388,11 +487,11 @@ def test_what_went_into_a_black_hole_arrives_when_it_ends(
 def test_an_answer_is_delayed_once(proxy: ChaosProxy, connect: Callable[[Any], Any]) -> None:
     client = connect(proxy.address)
     assert echo(client, b"before") == b"before"
-    proxy.delay(0.2)
+    proxy.delay(1.5)
     began = time.monotonic()
 
     assert echo(client, b"hello") == b"hello"
-    assert 0.2 <= time.monotonic() - began < 2.0
+    assert 1.5 <= time.monotonic() - began < 3.0
 
 
 def test_a_delay_ends_for_what_is_held_back_too(
@@ -401,11 +500,8 @@ def test_a_delay_ends_for_what_is_held_back_too(
     client = connect(proxy.address)
     proxy.delay(3600)
     client.sendall(b"hello")
-    client.settimeout(0.1)
-    with pytest.raises(TimeoutError):
-        client.recv(100)
+    assert_silent(client)
     proxy.normal()
-    client.settimeout(10)
 
     assert read(client, 5) == b"hello"
 
@@ -471,13 +567,22 @@ def test_who_is_connected_before_the_refusal_is_served(proxy: ChaosProxy) -> Non
         assert echo(client, b"hello") == b"hello"
 
 
-def test_nobody_takes_the_port_while_connections_are_refused(proxy: ChaosProxy) -> None:
+def test_nobody_takes_the_port_while_connections_are_refused(
+    proxy: ChaosProxy, connect: Callable[[Any], Any]
+) -> None:
+    client = connect(proxy.address)
+    assert echo(client, b"before") == b"before"
     proxy.refuse()
-    with contextlib.closing(stdlib_socket.socket()) as other:
-        with pytest.raises(OSError) as caught:
-            other.bind(proxy.address)
+    with pytest.raises(OSError) as caught:
+        listen(proxy.address)
 
     assert caught.value.errno == errno.EADDRINUSE
+    with contextlib.closing(stdlib_socket.socket()) as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(proxy.address)
+    proxy.normal()
+    assert echo(connect(proxy.address), b"after") == b"after"
+    assert echo(client, b"after") == b"after"
 
 
 # ChaosProxy: the end
@@ -538,6 +643,31 @@ def test_a_proxy_that_is_closed_during_its_dial_leaves_nothing_behind(
     assert client.recv(100) == b""
 
 
+def test_a_proxy_that_is_closed_just_as_its_dial_succeeds_leaves_nothing_behind(
+    proxy: ChaosProxy, echo_server: EchoServer, connect: Callable[[Any], Any]
+) -> None:
+    reach = proxy._dial
+
+    def dial() -> Any:
+        # What fin() does, while who dials has been woken and cannot be told any more.
+        [link] = links = list(proxy._links)
+        target = reach()
+        link.end(reset=False)
+        link.greenlets[0].kill(block=False)
+        links_seen.extend(links)
+        return target
+
+    links_seen: list[Any] = []
+    proxy._dial = dial  # type: ignore[assignment]
+    client = connect(proxy.address)
+
+    assert client.recv(100) == b""
+    [link] = links_seen
+    link.greenlets[0].join(timeout=10)
+    assert link._target.closed
+    echo_server.wait_open(0)
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [
@@ -575,6 +705,90 @@ def test_waiting_for_what_does_not_come_fails_the_test(echo_server: EchoServer) 
         echo_server.wait_open(1, timeout=0.01)
     with pytest.raises(AssertionError, match="1 opened"):
         echo_server.wait_opened(1, timeout=0.01)
+
+
+@pytest.mark.parametrize("end", [EchoServer.fin_all, EchoServer.stop])
+def test_an_orderly_end_is_no_reset_even_if_the_client_has_sent_what_nobody_read(
+    end: Callable[[EchoServer], object], echo_server: EchoServer, connect: Callable[[Any], Any]
+) -> None:
+    client = connect(echo_server.address)
+    assert echo(client, b"hello") == b"hello"
+    client.sendall(b"unread")  # without a switch
+    end(echo_server)
+
+    assert client.recv(100) == b""
+    client.sendall(b"and more")  # after a reset it could not
+
+
+@pytest.fixture
+def server_context(tmp_path: Path) -> Callable[[Any], Any]:
+    """Makes a context for a server, by the module that it is given."""
+
+    def make(module: Any) -> Any:
+        made = make_certificates(tmp_path)
+        context = module.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(made.certificate, made.key)
+        return context
+
+    return make
+
+
+@pytest.mark.parametrize("module", [ssl, gevent.ssl], ids=["ssl", "gevent.ssl"])
+def test_a_tls_server_is_cooperative_whatever_made_its_context(
+    module: Any, server_context: Callable[[Any], Any]
+) -> None:
+    with EchoServer(ssl_context=server_context(module)) as server:
+        with contextlib.closing(SocketFactory(server.address, tls="unverified")()) as sock:
+            assert echo(sock, b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("end", [EchoServer.fin_all, EchoServer.rst_all, EchoServer.stop])
+def test_a_tls_handshake_is_cut_short_in_whatever_moment(
+    end: Callable[[EchoServer], object],
+    server_context: Callable[[Any], Any],
+    connect: Callable[[Any], Any],
+) -> None:
+    def send_and_keep_the_hub_from_seeing_it() -> None:
+        client.sendall(b"\x03\x01")
+        get_original("time", "sleep")(0.05)
+
+    with EchoServer(ssl_context=server_context(gevent.ssl)) as server:
+        client = connect(server.address)
+        client.sendall(b"\x16")
+        server.wait_open(1)
+        gevent.idle()
+        gevent.spawn(send_and_keep_the_hub_from_seeing_it)
+        gevent.sleep(0.02)  # over in the same loop pass in which the two bytes are seen, and first
+        end(server)
+
+        assert server.open == 0
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100) == b""
+
+
+def test_a_server_without_a_descriptor_left_says_so_and_goes_on_when_there_is_one(
+    echo_server: EchoServer, hub_errors: list[BaseException]
+) -> None:
+    raw = _socket.socket()
+    raw.connect(echo_server.address)  # without a switch, so nobody has accepted it
+    with no_descriptor_left():
+        until(lambda: hub_errors)
+        for _ in range(200):
+            gevent.sleep(0.001)  # 0 would not let the hub look at its sockets
+
+    assert {getattr(error, "errno", None) for error in hub_errors} == {errno.EMFILE}
+    assert len(hub_errors) < 100
+    hub_errors.clear()
+    with gevent.socket.socket(fileno=raw.detach()) as client:
+        client.settimeout(10)
+        assert echo(client, b"hello") == b"hello"
+
+
+def test_a_server_whose_path_is_gone_stops(tmp_path: Path) -> None:
+    with EchoServer(path=tmp_path / "socket") as server:
+        (tmp_path / "socket").unlink()
+
+    assert "stopped" in repr(server)
 
 
 def test_a_server_that_runs_is_not_started_again(echo_server: EchoServer) -> None:
@@ -639,6 +853,32 @@ def test_delays_are_back_after_the_with() -> None:
         assert retry_module._sleep is not before[0]
     with pytest.raises(KeyError), no_retry_delays():
         raise KeyError
+
+    assert (retry_module._sleep, retry_module._clock) == before
+
+
+def test_delays_are_skipped_in_all_threads(no_retry_delays: None) -> None:
+    def call() -> list[float]:
+        return failing(max_failures=2, interval=3600)
+
+    assert gevent.get_hub().threadpool.spawn(call).get(timeout=10) == [3600] * 2
+
+
+@pytest.mark.parametrize("others", [no_retry_delays, FakeClock])
+def test_delays_are_skipped_until_the_last_with_is_left_in_whatever_order(
+    others: Callable[[], Any],
+) -> None:
+    """Those of two threads, say."""
+    before = retry_module._sleep, retry_module._clock
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(others())
+        second.enter_context(no_retry_delays())
+        first.close()
+
+        assert failing(max_failures=2, interval=3600) == [3600] * 2
+        first.enter_context(others())
+        second.close()
+        assert (retry_module._sleep, retry_module._clock) != before
 
     assert (retry_module._sleep, retry_module._clock) == before
 
@@ -819,6 +1059,19 @@ def test_the_jumps_are_taken_back_at_the_end_of_the_with() -> None:
         assert retry_module._clock() < time.monotonic() + 1e5
 
 
+def test_clocks_may_overlap_and_their_jumps_add_up() -> None:
+    before = retry_module._clock, retry_module._sleep
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        one, other = first.enter_context(FakeClock()), second.enter_context(FakeClock())
+        one.advance(1e6)
+        other.advance(1e8)
+        assert retry_module._clock() - time.monotonic() == pytest.approx(1.01e8, abs=1e4)
+        first.close()
+        assert retry_module._clock() - time.monotonic() == pytest.approx(1e8, abs=1e4)
+
+    assert (retry_module._clock, retry_module._sleep) == before
+
+
 def test_a_jump_does_not_switch(echo_server: EchoServer) -> None:
     ran: list[int] = []
     connect = SocketFactory(echo_server.address)
@@ -840,6 +1093,14 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest("pytest_plugins = ['geventpool.testing.fixtures']\n")
     return pytester
+
+
+def run(suite: pytest.Pytester, *options: str, runner: str = "pytest") -> pytest.RunResult:
+    program = "import gevent.monkey, pytest, sys; "
+    if runner == "pytest-gevent":  # what that does, without having to know where it is
+        program += "gevent.monkey.patch_all(); "
+    program += "sys.exit(pytest.main())"
+    return suite.run(sys.executable, "-c", program, "-p", "no:cacheprovider", "-rE", *options)
 
 
 LEAKS = """
@@ -877,9 +1138,12 @@ def test_innocent_afterwards():
 """
 
 
-def test_each_kind_of_leak_fails_a_test_and_the_message_says_which(suite: pytest.Pytester) -> None:
+@pytest.mark.parametrize("runner", ["pytest", "pytest-gevent"])
+def test_each_kind_of_leak_fails_a_test_and_the_message_says_which(
+    suite: pytest.Pytester, runner: str
+) -> None:
     suite.makepyfile(LEAKS)
-    result = suite.runpytest_subprocess("-p", "no:cacheprovider", "-rE")
+    result = run(suite, runner=runner)
 
     result.assert_outcomes(passed=6, errors=5)
     text = result.stdout.str()
@@ -943,9 +1207,10 @@ def test_an_error_is_never_fine():
 """
 
 
-def test_who_may_leak_or_failed_anyway_is_left_alone(suite: pytest.Pytester) -> None:
+@pytest.mark.parametrize("runner", ["pytest", "pytest-gevent"])
+def test_who_may_leak_or_failed_anyway_is_left_alone(suite: pytest.Pytester, runner: str) -> None:
     suite.makepyfile(NO_LEAKS)
-    result = suite.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers", "-rE")
+    result = run(suite, "--strict-markers", runner=runner)
 
     result.assert_outcomes(passed=5, failed=1, skipped=1, errors=1)
     result.stdout.fnmatch_lines(["ERROR *test_an_error_is_never_fine*"])
@@ -954,7 +1219,43 @@ def test_who_may_leak_or_failed_anyway_is_left_alone(suite: pytest.Pytester) -> 
 def test_the_fixtures_do_not_disturb_a_suite_that_does_not_ask(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_plain(): pass")
 
-    suite.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error").assert_outcomes(passed=1)
+    run(suite, "-W", "error").assert_outcomes(passed=1)
+
+
+LATE = """
+import gc, gevent, gevent.socket, pytest
+import geventpool.testing.fixtures
+
+@pytest.mark.usefixtures("no_leaks")
+def test_that_got_no_processor_for_a_second_when_it_was_about_to_finish(monkeypatch):
+    def close():
+        for _ in range(10):
+            gevent.sleep(0)
+        sock.close()
+
+    sock = gevent.socket.socket()
+    gevent.spawn(close)
+    geventpool.testing.fixtures._PATIENCE = 0.0  # as if it were over at the first look
+
+@pytest.mark.may_leak
+@pytest.mark.usefixtures("no_leaks")
+def test_whose_garbage_complains():
+    cycle = [gevent.socket.socket()]
+    cycle.append(cycle)
+
+def test_that_collects_the_garbage_of_others():
+    gc.collect()
+"""
+
+
+def test_nobody_is_blamed_for_a_busy_machine_or_for_the_garbage_of_others(
+    suite: pytest.Pytester,
+) -> None:
+    suite.makepyfile(LATE)
+    result = run(suite, "-W", "error")
+
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["ERROR *test_whose_garbage_complains*"])
 
 
 def test_the_page_about_testing_works(
@@ -965,6 +1266,6 @@ def test_the_page_about_testing_works(
     conftest, tests = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     pytester.makeconftest(conftest)
     pytester.makepyfile(tests)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    result = run(pytester, "-W", "error")
 
     result.assert_outcomes(passed=tests.count("def test_"))

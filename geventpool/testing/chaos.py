@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import _socket
-import errno
 import math
-import struct
-from collections.abc import Callable
 from time import monotonic
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import gevent
-import gevent.socket
 from gevent.event import Event
 
+from geventpool._arguments import check_seconds
 from geventpool.addresses import address
 from geventpool.sockets import SocketFactory
-from geventpool.testing.ports import anywhere
+from geventpool.testing.ends import hang_up, wait_closed
+from geventpool.testing.ports import Listener
 from geventpool.testing.watched import Watched
 
 __all__ = ["ChaosProxy"]
 
 _PIECE = 65536  # bytes that a direction of a connection holds at most
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class _Flow(NamedTuple):
@@ -70,27 +66,19 @@ class ChaosProxy(Watched):
         self._flow = _NORMAL
         self._news = Event()  # set, and replaced, when the flow changes
         self._links: dict[_Link, None] = {}
-        self._loop = gevent.get_hub().loop
-        self._listener = anywhere(_bind_and_listen)
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self._watcher: Any = None
+        self._listener = Listener(None, self._accepted)
+        self.address: tuple[str, int] = self._listener.address
         self._is_closed = False
-        self._listen()
 
     def __enter__(self) -> ChaosProxy:
         return self
 
-    def __exit__(
-        self,
-        exc_class: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         host, port = self.address
-        state = self._flow.name if self._watcher is not None else f"{self._flow.name}, refusing"
+        state = self._flow.name + (", refusing" if self._listener.is_refusing else "")
         if self._is_closed:
             state = "closed"
         return (
@@ -106,7 +94,7 @@ class ChaosProxy(Watched):
         if self._is_closed:
             return
         self._is_closed = True
-        self._stop_listening()
+        self._listener.close()
         self.fin()
 
     # Looking
@@ -116,7 +104,7 @@ class ChaosProxy(Watched):
         """The number of connections of clients that are open now."""
         return len(self._links)
 
-    def wait_connections(self, count: int, timeout: float = 5.0) -> None:
+    def wait_connections(self, count: int, timeout: float = 10.0) -> None:
         """Wait until exactly *count* connections are open; AssertionError after *timeout* s."""
         __tracebackhide__ = True
         self.wait_until(lambda: self.connections == count, timeout, f"{count} connections")
@@ -145,7 +133,8 @@ class ChaosProxy(Watched):
         """Let nothing through, either way, without a sign: neither data nor a FIN or a reset.
 
         As with a cable that was pulled, nobody is told.  New connections are accepted, and nothing
-        ever comes from them.  What was sent meanwhile arrives after the end of it, as far as the
+        ever comes from them; the target does not see them.  Nor does it, or *connections*, see that
+        a client has left.  What was sent meanwhile arrives after the end of it, as far as the
         buffers of the kernel can hold it; a client that sends more than that will wait.
         """
         self._set_flow(_Flow("black hole", to_target=math.inf, to_client=math.inf))
@@ -156,15 +145,16 @@ class ChaosProxy(Watched):
         An answer comes that much later; requests are not held back.  A long answer is delayed once
         for every 64 KiB.
         """
-        held = _seconds("seconds", seconds)
-        self._set_flow(_Flow(f"delay {held:g} s", to_client=held))
+        check_seconds("seconds", seconds, zero=True, none=False)
+        self._set_flow(_Flow(f"delay {seconds:g} s", to_client=seconds))
 
     def dribble(self, pause: float = 0.001) -> None:
         """Pass on what comes from the target one byte at a time, *pause* seconds apart.
 
         So a client finds out that an answer may come in any number of pieces.
         """
-        self._set_flow(_Flow("dribble", pause=_seconds("pause", pause)))
+        check_seconds("pause", pause, zero=True, none=False)
+        self._set_flow(_Flow("dribble", pause=pause))
 
     # New connections
 
@@ -174,12 +164,7 @@ class ChaosProxy(Watched):
         Nobody listens any more.  The port stays ours.  Connections that are open stay open.
         """
         self._check_open()
-        if self._watcher is None:
-            return
-        self._accept()  # those that are connected already are not new
-        self._stop_listening()
-        # Bound, and not listening.  There is no switch since the close, so nobody else took it.
-        self._listener = _bind(self.address)
+        self._listener.refuse()
 
     def normal(self) -> None:
         """Pass everything on again, at once, and accept new connections.
@@ -187,9 +172,7 @@ class ChaosProxy(Watched):
         What was held back goes on its way now.
         """
         self._check_open()
-        if self._watcher is None:
-            self._listener.listen(4096)
-            self._listen()
+        self._listener.welcome()
         self._set_flow(_NORMAL)
 
     # Machinery
@@ -204,68 +187,57 @@ class ChaosProxy(Watched):
         news, self._news = self._news, Event()
         news.set()
 
-    def _listen(self) -> None:
-        self._watcher = self._loop.io(self._listener.fileno(), 1)
-        self._watcher.start(self._accept)
-
-    def _stop_listening(self) -> None:
-        if self._watcher is not None:
-            self._watcher.stop()
-            self._watcher.close()
-            self._watcher = None
-        # A socket of the interpreter, not of gevent: it is closed now, not in the next loop pass.
-        self._listener.close()
-
-    def _accept(self) -> None:
-        """Take in everybody who is connected.  In the hub: nothing here may switch."""
-        while True:
-            try:
-                fd, _ = self._listener._accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue  # left before we came to it
-                raise
-            client = gevent.socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=fd)
-            client.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-            link = _Link(client, self._dial, self._pass_on, self._forget)
-            self._links[link] = None
-            self.accepted += 1
-            link.start()
-            self._changed()
-
-    def _forget(self, link: _Link) -> None:
-        if link in self._links:
-            del self._links[link]
-            self._changed()
+    def _accepted(self, client: Any) -> None:
+        client.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+        link = _Link(client, self)
+        self._links[link] = None
+        self.accepted += 1
+        link.start()
+        self._changed()
 
     def _cut(self, reset: bool) -> int:
         links = list(self._links)
         for link in links:
             link.end(reset)
         gevent.killall([greenlet for link in links for greenlet in link.greenlets])
-        # gevent closes the file descriptor of a closed socket in a callback of the next loop pass.
-        gevent.sleep(0)
-        gevent.sleep(0)
+        wait_closed()
         return len(links)
+
+    def _reach_target(self) -> Any:
+        self._hold_back(to_client=False)
+        try:
+            return self._dial()
+        except OSError:
+            self._hold_back(to_client=True)
+            raise
+
+    def _forget(self, link: _Link) -> None:
+        if link in self._links:
+            del self._links[link]
+            self._changed()
 
     def _pass_on(self, source: Any, sink: Any, to_client: bool) -> bool:
         """Carry what comes from *source* to *sink* up to its end; False if one of them broke."""
+        unbroken = False
         try:
             while data := source.recv(_PIECE):
                 self._deliver(sink, data, to_client)
-            self._hold_back(monotonic(), to_client)
-            sink.shutdown(_socket.SHUT_WR)
+            unbroken = True
         except OSError:
-            return False
-        return True
+            pass
+        self._hold_back(to_client)  # the end, too, be it a FIN or a reset
+        if unbroken:
+            try:
+                sink.shutdown(_socket.SHUT_WR)
+            except OSError:
+                unbroken = False
+        return unbroken
 
     def _deliver(self, sink: Any, data: bytes, to_client: bool) -> None:
         read_at = monotonic()
         rest = memoryview(data)
         while rest:
-            self._hold_back(read_at, to_client)
+            self._hold_back(to_client, read_at)
             pause = self._flow.pause if to_client else None
             size = len(rest) if pause is None else 1
             sink.sendall(rest[:size])
@@ -273,8 +245,9 @@ class ChaosProxy(Watched):
             if rest:
                 self._news.wait(pause)
 
-    def _hold_back(self, read_at: float, to_client: bool) -> None:
+    def _hold_back(self, to_client: bool, read_at: float | None = None) -> None:
         """Wait as long as what was read then is held back by the flow, even as that changes."""
+        read_at = monotonic() if read_at is None else read_at
         while True:
             held = self._flow.to_client if to_client else self._flow.to_target
             left = read_at + held - monotonic()
@@ -289,21 +262,12 @@ class _Link:
     One greenlet for each direction, and one that waits for the end of both.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        dial: Callable[[], Any],
-        pass_on: Callable[[Any, Any, bool], bool],
-        forget: Callable[[_Link], None],
-    ) -> None:
+    def __init__(self, client: Any, proxy: ChaosProxy) -> None:
         self._client = client
         self._target: Any = None
-        self._dial = dial
-        self._pass_on = pass_on
-        self._forget = forget
+        self._proxy = proxy
         self._answers: Any = None
         self._is_half_closed = False
-        self._has_ended = False
         self.greenlets: list[Any] = [gevent.Greenlet(self._run)]
 
     def start(self) -> None:
@@ -311,7 +275,7 @@ class _Link:
 
     def half_close(self) -> bool:
         """Send the client a FIN; whether that was news to it."""
-        if self._is_half_closed or self._has_ended:
+        if self._is_half_closed:
             return False
         self._is_half_closed = True
         gevent.killall([] if self._answers is None else [self._answers])
@@ -323,18 +287,15 @@ class _Link:
 
     def end(self, reset: bool) -> None:
         """Close both connections, without waiting; their greenlets find out."""
-        if self._has_ended:
-            return
-        self._has_ended = True
         for sock in (self._client, self._target):
             if sock is not None:
-                _close(sock, reset)
-        self._forget(self)
+                hang_up(sock, reset)
+        self._proxy._forget(self)
 
     def _run(self) -> None:
         unbroken = False
         try:
-            self._target = self._dial()
+            self._target = self._proxy._reach_target()
             unbroken = self._carry()
         except OSError:
             pass  # there is no target: what the client makes of a reset is up to it
@@ -344,61 +305,9 @@ class _Link:
 
     def _carry(self) -> bool:
         """Carry data both ways up to both ends; False if a connection broke."""
-        ways = [gevent.spawn(self._pass_on, self._client, self._target, False)]
+        ways = [gevent.spawn(self._proxy._pass_on, self._client, self._target, False)]
         if not self._is_half_closed:
-            self._answers = gevent.spawn(self._pass_on, self._target, self._client, True)
+            self._answers = gevent.spawn(self._proxy._pass_on, self._target, self._client, True)
             ways.append(self._answers)
         self.greenlets += ways
         return all(way.get() for way in gevent.iwait(ways))
-
-
-def _close(sock: Any, reset: bool) -> None:
-    try:
-        if reset:
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET_ON_CLOSE)
-        else:
-            _read_what_is_there(sock)  # unread bytes would make a reset of it
-    except OSError:
-        pass  # it is broken already
-    sock.close()
-
-
-def _read_what_is_there(sock: Any) -> None:
-    sock.shutdown(_socket.SHUT_WR)
-    try:
-        # Not for ever: a client of another process may send faster than we read.
-        for _ in range(1000):
-            if not sock._sock.recv(_PIECE, _socket.MSG_DONTWAIT):
-                return
-    except BlockingIOError:
-        pass
-
-
-def _bind(where: tuple[str, int]) -> Any:
-    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _bind_and_listen(where: tuple[str, int]) -> Any:
-    sock = _bind(where)
-    try:
-        sock.listen(4096)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _seconds(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, not {value!r}")
-    return float(value)

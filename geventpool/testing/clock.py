@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gevent
 import gevent.local
 from gevent.event import Event
+from gevent.monkey import get_original
 
 from geventpool import _engine
+from geventpool._arguments import check_seconds
 from geventpool._slots import AT_ONCE
 
 __all__ = ["FakeClock", "no_retry_delays"]
-
-# These wait for servers, which are as fast as they are: what a dial may take stays real.
-_REAL = frozenset({"geventpool.resolver", "geventpool.sockets", "geventpool._eyeballs"})
 
 
 @contextlib.contextmanager
@@ -34,25 +31,16 @@ def no_retry_delays() -> Iterator[None]:
 
     A function that retries for ever does so without a pause, until its server is back.
 
-    For all threads of the process.  It may stand inside another one, or a FakeClock, or round it.
+    For all threads of the process, until the last one has left such a ``with``.  It may stand
+    inside another one, or a FakeClock, or round it.
     """
-    retry = _retry_module()
-    sleep, clock = retry._sleep, retry._clock
-    skipped = gevent.local.local()  # of each greenlet, as several may retry at once
-
-    def skip(seconds: float) -> None:
-        skipped.seconds = getattr(skipped, "seconds", 0.0) + seconds
-        gevent.sleep(0)
-
-    def later() -> float:
-        now: float = clock() + getattr(skipped, "seconds", 0.0)
-        return now
-
-    retry._sleep, retry._clock = skip, later
+    this = object()
+    _skipping.append(this)
     try:
-        yield
+        with _retry_bent:
+            yield
     finally:
-        retry._sleep, retry._clock = sleep, clock
+        _skipping.remove(this)
 
 
 class FakeClock:
@@ -71,25 +59,23 @@ class FakeClock:
             clock.advance(3600)
 
     There the time goes on as ever, and each ``advance`` is a jump of it: *keepalive*,
-    *idle_timeout*, *max_lifetime*, *check_after*, the back-off after a failed dial, the ages in
-    ``stats()`` and ``holders()``, the deadlines of callers who wait in line and the waits and
-    deadlines of ``@retry`` all see it.  What it makes due begins as soon as other greenlets run:
+    *idle_timeout*, *max_lifetime*, *check_after*, ``drain(over)``, the back-off after a failed
+    dial, the ages in ``stats()`` and ``holders()``, the deadlines of callers who wait in line and
+    the waits and deadlines of ``@retry`` all see it.  What it makes due begins as soon as other greenlets run:
     ``advance`` itself does not switch.  As ever, of the connections that are due for a *keepalive*
     every other one is checked first: advance once more for the rest.
 
     What is limited because a server may be slow stays in real time: *connect_timeout*,
-    *keepalive_timeout*, a SocketFactory, a look-up of a name; so do gevent.sleep and
-    gevent.Timeout.
+    *keepalive_timeout*, the *timeout* of ``close()``, a SocketFactory, a look-up of a name; so do
+    gevent.sleep and gevent.Timeout.
 
     At the end of the ``with`` the jumps are taken back.  So close in it the pools that it has made
     older, as in the example; one that lives on will live longer than it says.
     """
 
     def __init__(self, start: float = 0.0) -> None:
-        self._now = _number("start", start)
-        self._ahead = 0.0  # by how much the time has jumped, in all the ``with``s so far
-        self._jumped = Event()  # set, and replaced, at each jump
-        self._patches: contextlib.ExitStack | None = None
+        self._now = float(start)
+        self._ahead = 0.0  # by how much the time has jumped in this ``with``
 
     def __call__(self) -> float:
         return self._now
@@ -99,53 +85,106 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass at once; raises ValueError if they are negative."""
-        if _number("seconds", seconds) < 0:
-            raise ValueError(f"seconds must not be negative, as no clock goes back: {seconds!r}")
+        check_seconds("seconds", seconds, zero=True, none=False)
         self._now += seconds
-        if self._patches is None:
-            return
-        self._ahead += seconds
-        jumped, self._jumped = self._jumped, Event()
-        jumped.set()
-        _catch_up()
+        if self in _jumping:
+            self._ahead += seconds
+            _jump()
+            _catch_up()
 
     def __enter__(self) -> FakeClock:
-        if self._patches is not None:
+        if self in _jumping:
             raise RuntimeError(f"{self!r} is in a with already")
-        retry = _retry_module()
-        with contextlib.ExitStack() as patches:
-            for module in _modules_with_a_clock():
-                patches.enter_context(
-                    _replaced(module, "monotonic", self._jumper(module.monotonic))
-                )
-            patches.enter_context(_replaced(retry, "_clock", self._jumper(retry._clock)))
-            if retry._sleep is gevent.sleep:  # else no_retry_delays() is round this
-                patches.enter_context(_replaced(retry, "_sleep", self._sleep))
-            self._patches = patches.pop_all()
+        self._ahead = 0.0
+        _jumping.append(self)
+        _retry_bent.__enter__()
+        _pools_bent.__enter__()
         return self
 
-    def __exit__(
-        self,
-        exc_class: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        patches, self._patches = self._patches, None
-        assert patches is not None
-        patches.close()
+    def __exit__(self, *exc_info: object) -> None:
+        _jumping.remove(self)
+        _pools_bent.__exit__()
+        _retry_bent.__exit__()
 
-    def _jumper(self, clock: Callable[[], float]) -> Callable[[], float]:
-        """*clock*, with the jumps from now on."""
-        began = self._ahead
-        return lambda: clock() + (self._ahead - began)
 
-    def _sleep(self, seconds: float) -> None:
-        """gevent.sleep, shortened by the jumps."""
-        if seconds <= 0:
-            gevent.sleep(0)
-        ends_at = time.monotonic() + self._ahead + seconds
-        while (left := ends_at - self._ahead - time.monotonic()) > 0:
-            self._jumped.wait(left)
+# What is read for the time while somebody bends it.  The ``with``s of several threads or greenlets
+# may overlap in any way, so none of them puts back what it has found.
+
+_jumping: list[FakeClock] = []  # in their ``with``
+_skipping: list[object] = []  # the ``with``s of no_retry_delays()
+_skipped = gevent.local.local()  # seconds, of each greenlet, as several may retry at once
+_jumped = Event()  # set, and replaced, at each jump
+
+
+def _now() -> float:
+    return time.monotonic() + sum(clock._ahead for clock in _jumping)
+
+
+def _now_for_retry() -> float:
+    return _now() + (getattr(_skipped, "seconds", 0.0) if _skipping else 0.0)
+
+
+def _sleep_for_retry(seconds: float) -> None:
+    """Skipped, or gevent.sleep, shortened by the jumps."""
+    if _skipping:
+        _skipped.seconds = getattr(_skipped, "seconds", 0.0) + seconds
+    if _skipping or seconds <= 0:
+        gevent.sleep(0)
+        return
+    ends_at = _now() + seconds
+    while (left := ends_at - _now()) > 0:
+        _jumped.wait(left)
+
+
+def _jump() -> None:
+    global _jumped
+    jumped, _jumped = _jumped, Event()
+    jumped.set()
+
+
+class _Replaced:
+    """Modules have other functions as long as somebody is in the ``with`` of this."""
+
+    def __init__(self, find: Callable[[], Iterable[tuple[Any, str, object]]]) -> None:
+        self._find = find
+        self._inside = 0
+        self._originals: list[tuple[Any, str, object]] = []
+        self._lock = get_original("_thread", "allocate_lock")()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                for module, name, function in self._find():
+                    self._originals.append((module, name, getattr(module, name)))
+                    setattr(module, name, function)
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            while self._originals and not self._inside:
+                setattr(*self._originals.pop())
+
+
+def _of_retry() -> Iterable[tuple[Any, str, object]]:
+    # As an attribute of the package it is the decorator.
+    module = importlib.import_module("geventpool.retry")
+    return [(module, "_sleep", _sleep_for_retry), (module, "_clock", _now_for_retry)]
+
+
+def _of_pools() -> Iterable[tuple[Any, str, object]]:
+    # A dial waits for a server, which is as fast as it is: what it may take stays real.
+    real = ("geventpool.sockets", "geventpool.testing")
+    ours = {name: module for name, module in sys.modules.items() if name.startswith("geventpool.")}
+    return [
+        (module, "monotonic", _now)
+        for name, module in ours.items()
+        if "monotonic" in vars(module) and not name.startswith(real)
+    ]
+
+
+_retry_bent = _Replaced(_of_retry)
+_pools_bent = _Replaced(_of_pools)
 
 
 def _catch_up() -> None:
@@ -153,44 +192,10 @@ def _catch_up() -> None:
     engine: _engine.Engine | None = getattr(gevent.get_hub(), "_geventpool_engine", None)
     if engine is None:
         return
-    now: float = vars(_engine)["monotonic"]()  # as the engine reads it in the ``with``
+    now = _now()
     engine.core.expire(now)
     for bucket in list(engine.buckets):
         engine.core.settle(bucket, now)
         for rounds in bucket.rounds:
             if bucket in rounds.buckets:
                 rounds.add(bucket, AT_ONCE)
-
-
-def _modules_with_a_clock() -> list[Any]:
-    return [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith("geventpool.")
-        and not name.startswith("geventpool.testing")
-        and name not in _REAL
-        and callable(vars(module).get("monotonic"))
-    ]
-
-
-def _retry_module() -> Any:
-    # As an attribute of the package it is the decorator.
-    return importlib.import_module("geventpool.retry")
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value!r}")
-    return float(value)

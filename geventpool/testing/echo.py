@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-import socket as stdlib_socket
 import ssl
-import struct
-from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 import gevent
-import gevent.server
+import gevent.ssl
 from gevent.monkey import get_original
 
-from geventpool.testing.ports import anywhere, listen
+from geventpool.testing.ends import hang_up, wait_closed
+from geventpool.testing.ports import Listener
 from geventpool.testing.watched import Watched
 
 __all__ = ["EchoServer"]
@@ -23,7 +21,6 @@ __all__ = ["EchoServer"]
 Self = TypeVar("Self", bound="EchoServer")
 
 _poll = get_original("select", "poll")  # the patched one switches
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class EchoServer(Watched):
@@ -51,22 +48,17 @@ class EchoServer(Watched):
         self.peak = 0
         self._ssl_context = ssl_context
         self._sockets: dict[gevent.Greenlet[..., None], Any] = {}
-        self._server: _Listener | None = None
+        self._listener: Listener | None = None
 
     def __enter__(self: Self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        exc_class: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:
-        state = "stopped" if self._server is None else f"{self.open} open"
+        state = "stopped" if self._listener is None else f"{self.open} open"
         return f"<{type(self).__name__} {self.address} {state}, {self.opened} opened>"
 
     # Up and down
@@ -76,22 +68,21 @@ class EchoServer(Watched):
 
         Raises RuntimeError if it is running, and OSError if the address has been taken.
         """
-        if self._server is not None:
+        if self._listener is not None:
             raise RuntimeError(f"{self!r} is running")
-        listener = anywhere(listen) if self.address is None else listen(self.address)
-        self.address = listener.getsockname()
-        self._server = _Listener(listener, self._accepted)
-        self._server.start()
+        self._listener = Listener(self.address, self._accepted)
+        self.address = self._listener.address
 
     def stop(self) -> None:
         """Refuse new connections and close all that are open; no greenlet is left."""
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.stop()
-        self._server = None
+        self._listener.close()
+        self._listener = None
         self.fin_all()
         if isinstance(self.address, str):
-            os.unlink(self.address)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address)
 
     def fin_all(self) -> int:
         """Close every open connection in an orderly way; return how many.
@@ -110,12 +101,12 @@ class EchoServer(Watched):
     def open(self) -> int:
         return len(self._sockets)
 
-    def wait_open(self, count: int, timeout: float = 5.0) -> None:
+    def wait_open(self, count: int, timeout: float = 10.0) -> None:
         """Wait until exactly *count* connections are open; AssertionError after *timeout* s."""
         __tracebackhide__ = True
         self.wait_until(lambda: self.open == count, timeout, f"{count} open")
 
-    def wait_opened(self, count: int, timeout: float = 5.0) -> None:
+    def wait_opened(self, count: int, timeout: float = 10.0) -> None:
         """Wait until at least *count* connections have been accepted, ever."""
         __tracebackhide__ = True
         self.wait_until(lambda: self.opened >= count, timeout, f"{count} opened")
@@ -154,42 +145,29 @@ class EchoServer(Watched):
         me: Any = gevent.getcurrent()
         try:
             if self._ssl_context is not None:
-                sock = self._sockets[me] = self._ssl_context.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False
+                # Not by the context: what that of the standard library wraps blocks the hub.
+                sock = self._sockets[me] = gevent.ssl.SSLSocket(
+                    sock,
+                    server_side=True,
+                    do_handshake_on_connect=False,
+                    _context=self._ssl_context,
                 )
                 sock.do_handshake()
             self.serve(sock)
         except OSError:
             pass  # the client left in the middle, or failed the handshake
         finally:
-            self._forget(me)
-
-    def _forget(self, greenlet: Any) -> None:
-        sock = self._sockets.pop(greenlet, None)
-        if sock is not None:
-            sock.close()
-            self._changed()
+            sock = self._sockets.pop(me, None)
+            if sock is not None:  # else it is being cut
+                sock.close()
+                self._changed()
 
     def _cut(self, reset: bool) -> int:
-        cut = dict(self._sockets)
-        for sock in cut.values():
-            if reset:
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET_ON_CLOSE)
+        cut, self._sockets = self._sockets, {}
+        # First, as gevent's TLS breaks in the hands of a greenlet if another one closes it.
         gevent.killall(list(cut))
-        for greenlet in cut:
-            self._forget(greenlet)  # if it was killed before its first switch
-        # gevent closes the file descriptor of a closed socket in a callback of the next loop pass.
-        gevent.sleep(0)
-        gevent.sleep(0)
+        for sock in cut.values():
+            hang_up(sock, reset)
+        wait_closed()
+        self._changed()
         return len(cut)
-
-
-class _Listener(gevent.server.StreamServer):
-    """Accepts, and leaves the greenlets to the EchoServer."""
-
-    def __init__(self, listener: Any, accepted: Callable[[Any], None]) -> None:
-        super().__init__(listener, self.do_handle)
-        self._accepted = accepted
-
-    def do_handle(self, *args: Any) -> None:
-        self._accepted(args[0])

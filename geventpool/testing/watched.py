@@ -16,7 +16,7 @@ class Watched:
         self._waiting: list[tuple[Callable[[], bool], Event]] = []
 
     def wait_until(
-        self, condition: Callable[[], bool], timeout: float = 5.0, wanted: str = "the condition"
+        self, condition: Callable[[], bool], timeout: float = 10.0, wanted: str = "the condition"
     ) -> None:
         """Wait until *condition* holds; it is asked whenever a counter changes.
 
