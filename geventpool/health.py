@@ -51,6 +51,7 @@ from time import monotonic
 from typing import Any, Literal, TypeAlias, get_args
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from geventpool._arguments import check_seconds, check_whole
 from geventpool.addresses import AddressGroup, AnyAddress, Tier, address, weighted_order
 from geventpool.backoff import Backoff
 from geventpool.errors import MarkedDownError
@@ -111,21 +112,17 @@ class HealthPolicy:
     failure_latency: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.failures is not None and (
-            isinstance(self.failures, bool) or not isinstance(self.failures, int)
-        ):
-            raise TypeError(f"failures must be a whole number or None, not {self.failures!r}")
-        if self.failures is not None and self.failures < 1:
-            raise ValueError(f"failures must be at least 1 (None: never), not {self.failures!r}")
+        if self.failures is not None:
+            check_whole("failures", self.failures, least=1)
         if not isinstance(self.backoff, Backoff):
             raise TypeError(f"backoff must be a Backoff, not {self.backoff!r}")
-        for name in ("forget_after", "probe_timeout", "max_down", "slow_start", "decay"):
-            _number(name, getattr(self, name))
-        _number("failure_latency", self.failure_latency)
         for name in ("forget_after", "probe_timeout", "decay"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must be more than 0 seconds")
-        if self.max_down > 1:
+            check_seconds(name, getattr(self, name), none=False)
+        for name in ("slow_start", "failure_latency"):
+            check_seconds(name, getattr(self, name), zero=True, none=False)
+        if isinstance(self.max_down, bool) or not isinstance(self.max_down, (int, float)):
+            raise TypeError(f"max_down must be a number, not {self.max_down!r}")
+        if not 0 <= self.max_down <= 1:
             raise ValueError(f"max_down must be a share between 0 and 1, not {self.max_down!r}")
 
 
@@ -337,7 +334,8 @@ class ServerModel:
 
         No success and no panic ends that.
         """
-        self._enter(now + (math.inf if seconds is None else _number("seconds", seconds)))
+        check_seconds("seconds", seconds, zero=True)
+        self._enter(now + (math.inf if seconds is None else seconds))
         self._by_hand = True
 
     def mark_up(self, now: float) -> None:
@@ -531,7 +529,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         None if nobody is left: each of *group* was tried, is marked down by hand or, without
         *panic*, is down.
         """
-        for server, usable in self._ranked(group, now, tried, avoid):
+        for server, usable in self.ranked(group, now, tried, avoid):
             attempt = server.admit(now, panic=usable or panic)
             if attempt is not None:
                 return attempt
@@ -551,30 +549,19 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         is down, the one first that failed longest ago.  To try them, ask ``attempt()`` for one
         after the other instead: it has an eye on what happens in the meantime.
         """
-        return [server.address for server, _ in self._ranked(group, now, tried, avoid)]
+        return [server.address for server, _ in self.ranked(group, now, tried, avoid)]
 
-    def down(self, group: AddressGroup, now: float) -> list[ServerModel]:
-        """The servers of *group* that are not up."""
-        servers = map(self.__getitem__, sorted(group.addresses))
-        return [server for server in servers if server.state(now) != "up"]
-
-    def forget(self, now: float) -> None:
-        """Let go of what nobody needs; done by itself as the directory grows."""
-        for server in list(self.values()):
-            if server._is_forgettable(now):
-                del self[server.address]
-        self._tidy_at = max(2 * len(self), _SMALL)
-
-    # How it chooses.
-
-    def _ranked(
+    def ranked(
         self,
         group: AddressGroup,
         now: float,
-        tried: Collection[AnyAddress],
-        avoid: Collection[AnyAddress],
+        tried: Collection[AnyAddress] = (),
+        avoid: Collection[AnyAddress] = (),
     ) -> Iterator[tuple[ServerModel, bool]]:
-        """Each server once, best first; and whether it may be used without a panic."""
+        """Each server as in ``order()``; and whether it may be used without a panic.
+
+        Lazily: the second-best of a thousand is not looked for until somebody asks for it.
+        """
         if len(self) > self._tidy_at:
             self.forget(now)
         seen = set(tried)
@@ -593,6 +580,20 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
                 yield server, True
         for server in sorted(last, key=_longest_ago):
             yield server, False
+
+    def down(self, group: AddressGroup, now: float) -> list[ServerModel]:
+        """The servers of *group* that are not up."""
+        servers = map(self.__getitem__, sorted(group.addresses))
+        return [server for server in servers if server.state(now) != "up"]
+
+    def forget(self, now: float) -> None:
+        """Let go of what nobody needs; done by itself as the directory grows."""
+        for server in list(self.values()):
+            if server._is_forgettable(now):
+                del self[server.address]
+        self._tidy_at = max(2 * len(self), _SMALL)
+
+    # How it chooses.
 
     def _shares(self, tier: Tier, now: float) -> list[tuple[float | None, ServerModel]]:
         """Each server of *tier* with its weight, as it counts now; None if it is down."""
@@ -618,7 +619,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         if len(down) == len(candidates):
             return ()
         may_be_down = max(int(self.policy.max_down * len(candidates) + 1e-9), 1)
-        return sorted(down, key=_longest_ago)[: max(len(down) - may_be_down, 0)]
+        return set(sorted(down, key=_longest_ago)[: max(len(down) - may_be_down, 0)])
 
     def _balanced(
         self, usable: list[tuple[float, ServerModel]], now: float
@@ -649,11 +650,3 @@ def _longest_ago(server: ServerModel) -> tuple[bool, float]:
     """Sorts those that are up first, and then by how long ago they failed."""
     failed_at = -math.inf if server.last_error is None else server.last_error
     return server.down_until is not None, failed_at
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and not negative, not {value!r}")
-    return value

@@ -1,10 +1,9 @@
 """ConnectionManager: from a name to an open connection.
 
-It puts together what others know: a resolver, which addresses a name has (``resolver.py``); a
-ServerModelDirectory, how each of them is doing and which to try next (``health.py``); and an
-EndpointPool of sockets, the sixth of which is never opened if five are the limit
-(``endpoints.py``).  What is here is the walk over the addresses, and what is told to whom when it
-has come to an end.
+It puts together what others know: Names, which addresses a name has (``names.py``); a
+ServerModelDirectory, how each of them is doing and which to try next (``health.py``); and a
+SocketPool, the sixth socket of which is never opened if five are the limit (``_socket_pool.py``).
+What is here is the walk over the addresses, and what is told to whom when it has come to an end.
 
 The walk never counts as a failure of a server what is none: that its caller was killed, or that
 there was no place for one more socket.
@@ -12,107 +11,44 @@ there was no place for one more socket.
 
 from __future__ import annotations
 
-import copy
 import math
-import resource
 import ssl
-from collections import UserDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from time import monotonic
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias, cast
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import Any, TypeAlias, cast
 
 import gevent
 from gevent.monkey import get_original
 
-from geventpool import sockets
-from geventpool._face import DEFAULT, check_seconds, check_whole
-from geventpool._slots import IN_USE, Bucket, Limit
-from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, address
-from geventpool.backoff import Backoff
-from geventpool.endpoints import EndpointPool
+from geventpool._arguments import check_seconds
+from geventpool._face import DEFAULT
+from geventpool._slots import IN_USE, Limit
+from geventpool._socket_pool import DialError, Endpoint, SocketPool, SockType, about
+from geventpool.addresses import Address, AnyAddress, Resolver, address
 from geventpool.errors import (
     ConnectError,
     MarkedDownError,
     MultiConnectFailure,
-    NameNotFound,
     OutOfSockets,
     PoolError,
     PoolTimeout,
 )
 from geventpool.events import PoolStats, Reason
-from geventpool.health import Attempt, Balance, HealthPolicy, ServerModel, ServerModelDirectory
+from geventpool.health import Attempt, Balance, HealthPolicy, ServerModelDirectory
 from geventpool.monitored import MonitoredSocket, Traffic
-from geventpool.resolver import StaticResolver, Watcher
+from geventpool.names import AddressGroupMap, ConnectInfo, Found, Names
 from geventpool.sockets import SocketFactory
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "ConnectionManager"]
 
 #: What a caller may say about TLS: no; yes, verified; by this context; yes, with whomever.
 Tls: TypeAlias = "bool | str | ssl.SSLContext"
-#: What makes of a socket the thing that is pooled.
-SockType: TypeAlias = Callable[[Any], Any]
 
 _SSLContext = get_original("ssl", "SSLContext")
-_NO_BOUND = 2**31 - 1
 _LEAST_PART = 2.0  # seconds for each of many addresses: enough for a SYN to be lost once
 _IMPATIENT = 0.1  # who waited less has learnt nothing about the server
-_MOST_FACTORIES = 1024
-
-
-class ConnectInfo(NamedTuple):
-    """How to connect to one name.
-
-    - *connect_timeout_ms*: how long to wait for one address, in milliseconds, before the next one
-      is tried.
-    - *response_timeout_ms*: the timeout of the socket, in milliseconds, where the caller gives no
-      *read_timeout*; None for none.
-    - *max_connect_retry*: how many times more, in one call, all addresses are tried if none of
-      them could be connected to.
-    - *transient_markdown_enabled*: whether failures count towards marking an address down.
-    - *markdown*: the name is out of use: each call gets a MarkedDownError.
-    """
-
-    connect_timeout_ms: float = 3000.0
-    response_timeout_ms: float | None = 30000.0
-    max_connect_retry: int = 0
-    transient_markdown_enabled: bool = True
-    markdown: bool = False
-
-
-class AddressGroupMap(UserDict[str, AddressGroup]):
-    """The address groups by name: a mapping that may change while it is in use, and a resolver.
-
-    Values may be AddressGroups or the tiers of one.  A name that is not there is asked of
-    *missing*, a callable that takes the name and returns a group or raises NameNotFound; its
-    answer is kept.
-    """
-
-    def __init__(
-        self,
-        groups: Mapping[str, Any] | None = None,
-        missing: Callable[[str], Any] | None = None,
-    ) -> None:
-        if missing is not None and not callable(missing):
-            raise TypeError(f"missing must be callable, not {missing!r}")
-        self.missing = missing
-        super().__init__({} if groups is None else groups)
-
-    def __setitem__(self, name: str, group: Any) -> None:
-        self.data[name] = group if isinstance(group, AddressGroup) else AddressGroup(group)
-
-    def __missing__(self, name: str) -> AddressGroup:
-        if self.missing is None:
-            raise KeyError(name)
-        self[name] = self.missing(name)
-        return self.data[name]
-
-    def resolve(self, name: str, /) -> AddressGroup:
-        """The addresses of *name*.  Raises NameNotFound if nobody knows any."""
-        return _ask(self.__getitem__, name)
+_FRESH = 0.05  # seconds for which a ranking of servers is good
 
 
 class ConnectionManager:
@@ -176,23 +112,21 @@ class ConnectionManager:
         self.timeout = timeout
         self.ssl_context = ssl_context
         self.rebalance = rebalance
-        self.connect_infos = _checked(connect_infos)
         self.servers = ServerModelDirectory(health, balance=balance)
         self._contexts: dict[object, ssl.SSLContext | None] = {}
-        self._resolver = _resolver(address_groups, address_aliases)
-        # What the program itself says may name the host whose certificate is asked for.
-        self._trusted = isinstance(self._resolver, StaticResolver)
-        self._known: dict[str, AddressGroup] = {}  # of those watched
-        self._watcher: Watcher | None = None
-        if not self._trusted:
-            self._watcher = Watcher(
-                self._resolver, self._changed, interval=watch_interval, hold=watch_hold
-            )
-        self._pool = _Sockets(
+        self._names = Names(
+            address_groups,
+            address_aliases,
+            connect_infos,
+            on_change=self._changed,
+            watch_interval=watch_interval,
+            watch_hold=watch_hold,
+        )
+        self.connect_infos = self._names.infos
+        self._pool = SocketPool(
             self.servers,
+            max_sockets=max_sockets,
             max_per_address=max_per_address,
-            max_size=_NO_BOUND if max_sockets is None else max_sockets,
-            total_max_size=_most_sockets() if max_sockets is None else max_sockets,
             connect_timeout=_longest(connect_timeout, self.connect_infos),
             idle_timeout=idle_timeout,
             max_lifetime=max_lifetime,
@@ -209,7 +143,7 @@ class ConnectionManager:
 
         May block for *timeout* seconds of the manager, if the resolver does.
         """
-        return self._find(name, self._ends_at(DEFAULT))[1].connect_ordering()
+        return self._names.find(name, self._ends_at(DEFAULT)).group.connect_ordering()
 
     def get_addr(self, name: str) -> AnyAddress:
         """The first of ``get_all_addrs(name)``."""
@@ -254,19 +188,22 @@ class ConnectionManager:
             raise TypeError(f"sock_type must be callable, not {sock_type!r}")
         context = self._context(ssl)
         ends_at = self._ends_at(timeout)
-        name, group, host = self._find(name_or_addr, ends_at)
-        info = self.connect_infos.get(name, _PLAIN)
-        if info.markdown:
-            raise MarkedDownError(f"{name} is marked down by its ConnectInfo", address=name)
+        found = self._names.find(name_or_addr, ends_at)
+        if found.info.markdown:
+            message = f"{found.name} is marked down by its ConnectInfo"
+            raise MarkedDownError(message, address=found.name)
         if context is None:
             if server_hostname is not None:
                 raise ValueError("server_hostname is of no use without ssl")
-        elif server_hostname is None and host is not None:
-            server_hostname = _certified(host)
-        if read_timeout is None and info.response_timeout_ms is not None:
-            read_timeout = info.response_timeout_ms / 1000.0
-        walk = _Walk(self, name, group, info, ends_at, read_timeout)
-        return walk.run(lambda each: _Endpoint(each, context, sock_type, server_hostname))
+        elif server_hostname is None and found.host is not None:
+            server_hostname = _certified(found.host)
+        if read_timeout is None and found.info.response_timeout_ms is not None:
+            read_timeout = found.info.response_timeout_ms / 1000.0
+
+        def endpoint_at(each: AnyAddress) -> Endpoint:
+            return Endpoint(each, context, sock_type, server_hostname)
+
+        return _Walk(self.servers, self._pool, found, endpoint_at, ends_at, read_timeout).run()
 
     def connection(
         self,
@@ -295,11 +232,12 @@ class ConnectionManager:
         NotInUse if it was released already, or is none of this manager's.
         """
         monitored = self._held(sock)
-        if monitored is not None and monitored.closed_at is not None:
-            self.discard_connection(sock)
-            return
-        if not _is_reported(monitored):
-            self._succeeded(monitored)
+        if monitored is not None:
+            if monitored.closed_at is not None and not monitored.detached:
+                self.discard_connection(sock)
+                return
+            if monitored.use.said is None:
+                monitored.use.succeeded()
         self._pool.release(sock)
 
     def discard_connection(self, sock: Any) -> None:
@@ -307,7 +245,9 @@ class ConnectionManager:
 
         Nobody is blamed for that: ``report`` it before, if the server is to blame.
         """
-        self._cancelled(self._held(sock))
+        monitored = self._held(sock)
+        if monitored is not None:
+            monitored.use.cancelled()
         self._pool.discard(sock)
 
     def report(self, sock: Any, ok: bool = True, error: BaseException | None = None) -> None:
@@ -317,10 +257,11 @@ class ConnectionManager:
         closed then.  May be called for each request.
         """
         monitored = self._held(sock)
-        if ok:
-            self._succeeded(monitored)
-        else:
-            self._failed(monitored, error)
+        if monitored is not None:
+            if ok:
+                monitored.use.succeeded()
+            else:
+                self._failed(monitored.use, error)
 
     # Health, by hand
 
@@ -329,12 +270,14 @@ class ConnectionManager:
 
         Its connections are closed, those in use on return.
         """
+        self._pool._engine.enter(self._pool)
         server = self.servers[address(target)]
         server.mark_down(monotonic(), seconds)
         self._pool.drain_address(server.address)
 
     def mark_up(self, target: object) -> None:
         """Use the address *target* again, and forget that it ever failed."""
+        self._pool._engine.enter(self._pool)
         self.servers[address(target)].mark_up(monotonic())
 
     # Looking, and the end
@@ -357,8 +300,8 @@ class ConnectionManager:
 
     def close(self, timeout: float | None = None) -> None:
         """Close it for good: as ``ConnectionPool.close``; afterwards calls get PoolClosed."""
-        if self._watcher is not None:
-            self._watcher.close()
+        self._pool._engine.enter(self._pool)
+        self._names.close()
         self._pool.close(timeout)
 
     def __enter__(self) -> ConnectionManager:
@@ -367,66 +310,20 @@ class ConnectionManager:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # Inside: from the name to a group
+    # Inside
 
     def _ends_at(self, timeout: float | None) -> float:
         check_seconds("timeout", None if timeout is DEFAULT else timeout, zero=True)
         seconds = self.timeout if timeout is DEFAULT else timeout
         return math.inf if seconds is None else monotonic() + seconds
 
-    def _find(self, target: object, ends_at: float) -> tuple[str, AddressGroup, str | None]:
-        """What to call *target*, its addresses, and the host in its name if that is not theirs."""
-        if isinstance(target, AddressGroup):
-            return "addresses", target, None
-        if not isinstance(target, str):
-            known = address(target)
-            return str(known), _alone(known), None
-        if not self._trusted:
-            group = self._resolve(target, ends_at)
-            self._watch(target, group)
-            return target, group, target
-        try:
-            return target, self._resolver.resolve(target), None
-        except NameNotFound:
-            try:
-                return target, AddressGroup.of(target), None
-            except ValueError:
-                pass
-            raise
-
-    def _resolve(self, name: str, ends_at: float) -> AddressGroup:
-        """Ask the resolver, within what is left of the caller's time."""
-        began = monotonic()
-        alarm = gevent.Timeout(None if ends_at == math.inf else max(ends_at - began, 0.0))
-        try:
-            with alarm:
-                return _ask(self._resolver.resolve, name)
-        except gevent.Timeout as expired:
-            if expired is not alarm:
-                raise
-            took = monotonic() - began
-            raise ConnectError(f"{name!r}: not resolved after {took:.3f} s") from None
-
-    def _watch(self, name: str, group: AddressGroup) -> None:
-        if self._watcher is not None and name not in self._known:
-            self._watcher.add(name, group)
-            self._known[name] = group
-
-    def _changed(
-        self,
-        name: str,
-        added: frozenset[AnyAddress],
-        removed: frozenset[AnyAddress],
-        group: AddressGroup,
-    ) -> None:
-        before = self._known.get(name, group)
-        self._known[name] = group
-        for gone in removed:
-            if not any(gone in other for other in self._known.values()):
-                self._pool.drain_address(gone)
-        if added and self.rebalance is not None:
-            for old in before.addresses - removed:
-                self._pool.drain_address(old, over=self.rebalance)
+    def _changed(self, gone: Collection[AnyAddress], joined: Collection[AnyAddress]) -> None:
+        """No name leads to those *gone* any more; to others, those *joined*, a new one has come."""
+        for each in gone:
+            self._pool.drain_address(each)
+        if self.rebalance is not None:
+            for each in joined:
+                self._pool.drain_address(each, over=self.rebalance)
 
     def _context(self, tls: Tls) -> ssl.SSLContext | None:
         """The SSLContext that *tls* asks for; one for all, as it is a part of what is shared."""
@@ -443,54 +340,33 @@ class ConnectionManager:
             self._contexts[tls] = SocketFactory("localhost:1", tls=tls).context
         return self._contexts[tls]
 
-    # Inside: what came of a connection
-
     def _held(self, sock: Any) -> MonitoredSocket | None:
         """The socket in *sock*, which must be in use."""
+        self._pool._engine.enter(self._pool)
         self._pool._engine.find(self._pool, sock)
         return self._pool.socket_of(sock)
 
-    def _succeeded(self, monitored: MonitoredSocket | None) -> None:
-        if monitored is not None and (use := monitored.use) is not None:
-            now = monotonic()
-            if use.ended:
-                use.attempt.server.succeeded(now)
-            use.attempt.succeeded(now)
-            use.ended = True
-
-    def _failed(self, monitored: MonitoredSocket | None, error: BaseException | None) -> None:
-        if monitored is None or (use := monitored.use) is None:
-            return
-        if not use.counts:
-            use.attempt.cancelled(monotonic())
-            return
-        now = monotonic()
+    def _failed(self, use: _Use, error: BaseException | None) -> None:
+        use.failed(error)
         server = use.attempt.server
-        if use.ended and server.state(now) == "up":
-            server.failed(now, error)
-        use.attempt.failed(now, error)
-        use.ended = True
-        if server.down_until is not None:
+        if use.counts and server.down_until is not None:
             self._pool.drain_address(server.address)
 
-    def _cancelled(self, monitored: MonitoredSocket | None) -> None:
-        if monitored is not None and monitored.use is not None:
-            monitored.use.attempt.cancelled(monotonic())
-
-    def _leave(self, sock: Any, use: int, exc: BaseException | None) -> None:
+    def _leave(self, sock: Any, uses: int, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
         pool = self._pool
         slot = pool.index.get(id(sock))
-        if slot is None or slot.state is not IN_USE or slot.uses != use:
+        if slot is None or slot.state is not IN_USE or slot.uses != uses:
             return
-        monitored = pool.socket_of(sock)
         if exc is None:
             self.release_connection(sock)
             return
-        if _blames_server(exc) and not _is_reported(monitored):
-            self._failed(monitored, exc)
-        else:
-            self._cancelled(monitored)
+        monitored = pool.socket_of(sock)
+        if monitored is not None:
+            if _blames_server(exc) and monitored.use.said is not False:
+                self._failed(monitored.use, exc)
+            else:
+                monitored.use.cancelled()
         if pool._spoils(exc):
             pool._engine.give_up(pool, slot, sock, Reason.ERROR, exc)
         else:
@@ -500,7 +376,7 @@ class ConnectionManager:
 class ManagedLease:
     """What ``manager.connection()`` returns: in a ``with`` it is a connection, for a while."""
 
-    __slots__ = ("_arguments", "_manager", "_options", "_sock", "_use")
+    __slots__ = ("_arguments", "_manager", "_options", "_sock", "_uses")
 
     def __init__(
         self, manager: ConnectionManager, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -512,7 +388,7 @@ class ManagedLease:
     def __enter__(self) -> Any:
         manager = self._manager
         self._sock = sock = manager.get_connection(*self._arguments, **self._options)
-        self._use = manager._pool.index[id(sock)].uses
+        self._uses = manager._pool.index[id(sock)].uses
         return sock
 
     def __exit__(
@@ -522,223 +398,42 @@ class ManagedLease:
         traceback: TracebackType | None,
     ) -> None:
         sock, self._sock = self._sock, None
-        self._manager._leave(sock, self._use, exc)
-
-
-class _Endpoint(NamedTuple):
-    """What makes two connections interchangeable."""
-
-    address: AnyAddress
-    context: ssl.SSLContext | None
-    sock_type: SockType | None
-    server_hostname: str | None
-
-    def __str__(self) -> str:
-        tls = "" if self.context is None else " TLS"
-        return f"{self.address}{tls}"
-
-
-class _DialError(ConnectError):
-    """A dial failed: what it raised is the ``__cause__``.
-
-    Who waits for the dial gets a copy of this, and not of what it raised: a caller's own Timeout
-    may carry any exception, an OSError too, and must not look like a server that does not answer.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self._told: list[None] = []  # one for all copies
-
-    def is_news(self) -> bool:
-        """True once: forty callers who waited for one dial have seen one failure, and not forty."""
-        news = not self._told
-        self._told[:] = [None]
-        return news
-
-
-@dataclass(frozen=True)
-class _Pause(Backoff):
-    """How long nobody dials after a failed dial.
-
-    While the server is up, the first failures are followed by no pause: they count, and it is the
-    markdown that keeps callers away.  The pauses are for when there is no other server, and for one
-    that accepts connections and closes them at once.
-    """
-
-    server: ServerModel | None = None
-    first: float = 0.02
-
-    def delay(self, failures: int) -> float:
-        up = self.server is not None and self.server.down_until is None
-        return super().delay(failures - 2 if up else failures)
+        self._manager._leave(sock, self._uses, exc)
 
 
 class _Use:
-    """What is known of one use of a socket: the *attempt* that led to it.
+    """One use of a socket: the *attempt* that led to it, and what was said of it.
 
-    *counts*: failures do.  *ended*: somebody has reported how the attempt ended.
+    *counts*: failures do.  *said*: how the last request ended, once somebody has reported that.
     """
 
-    __slots__ = ("attempt", "counts", "ended")
+    __slots__ = ("attempt", "counts", "said")
 
     def __init__(self, attempt: Attempt, counts: bool) -> None:
         self.attempt = attempt
         self.counts = counts
-        self.ended = False
+        self.said: bool | None = None
 
+    def succeeded(self) -> None:
+        now = monotonic()
+        if self.said is None:
+            self.attempt.succeeded(now)
+        else:
+            self.attempt.server.succeeded(now)
+        self.said = True
 
-class _Sockets(EndpointPool[_Endpoint, Any]):
-    """The sockets of a manager.  Nobody waits for a place in it, or for a server that is away."""
+    def failed(self, error: BaseException | None) -> None:
+        now, server = monotonic(), self.attempt.server
+        if not self.counts:
+            self.attempt.cancelled(now)
+        elif self.said is None:
+            self.attempt.failed(now, error)
+        elif server.state(now) == "up":  # else it is known, and was down for longer each time
+            server.failed(now, error)
+        self.said = False
 
-    def __init__(
-        self,
-        servers: ServerModelDirectory,
-        *,
-        max_per_address: int | None,
-        max_size: int,
-        total_max_size: int | None,
-        **settings: Any,
-    ) -> None:
-        if max_per_address is not None:
-            check_whole("max_per_address", max_per_address, least=1)
-        check_whole("max_sockets", max_size, least=1)
-        self.servers = servers
-        self._max_per_address = max_per_address
-        self._address_limits: WeakValueDictionary[AnyAddress, Limit] = WeakValueDictionary()
-        self._traffic: WeakKeyDictionary[ServerModel, Traffic] = WeakKeyDictionary()
-        self._factories: dict[object, SocketFactory] = {}
-        # id(what is pooled) -> the socket in it.  Written at each dial: an id that is used again
-        # finds the socket of its own.
-        self._within: WeakValueDictionary[int, MonitoredSocket] = WeakValueDictionary()
-        if total_max_size is not None:
-            max_size = min(max_size, total_max_size)
-        super().__init__(max_size=max_size, total_max_size=total_max_size, min_idle=0, **settings)
-        self._total.name = f"max_sockets of {self.name}"
-
-    def socket_of(self, conn: Any) -> MonitoredSocket | None:
-        """The socket in what is pooled; None if nobody has it any more."""
-        return self._within.get(id(conn))
-
-    def traffic_of(self, server: ServerModel) -> Traffic:
-        """That of all sockets to *server*."""
-        return self._traffic.setdefault(server, Traffic())
-
-    def drain_address(self, gone: AnyAddress, over: float = 0.0) -> None:
-        """Close every connection to an address, those in use on return."""
-        for endpoint in self.endpoints():
-            if endpoint.address == gone:
-                self.drain(endpoint, over)
-
-    def factory(self, endpoint: _Endpoint) -> SocketFactory:
-        """What opens sockets to *endpoint*; raises ValueError where TLS could never work."""
-        key = (endpoint.address, endpoint.context, endpoint.server_hostname)
-        factory = self._factories.get(key)
-        if factory is None:
-            factory = SocketFactory(
-                endpoint.address,
-                tls=False if endpoint.context is None else endpoint.context,
-                server_hostname=endpoint.server_hostname,
-                connect_timeout=self.connect_timeout,
-            )
-            if len(self._factories) >= _MOST_FACTORIES:  # a resolver may name ever new servers
-                del self._factories[next(iter(self._factories))]
-            self._factories[key] = factory
-        return factory
-
-    # Hooks
-
-    def _new_connection(self, endpoint: _Endpoint) -> Any:
-        began = monotonic()
-        try:
-            return self._open(endpoint)
-        except gevent.Timeout as expired:  # the pool's own, or one that a sock_type let out
-            told = f": {expired.__cause__}" if expired.__cause__ is not None else ""
-            text = f"{endpoint.address}: not open after {monotonic() - began:.3f} s{told}"
-            raise _DialError(text) from expired
-
-    def _open(self, endpoint: _Endpoint) -> Any:
-        """Open a socket and make of it what is pooled."""
-        try:
-            sock = self.factory(endpoint)()
-        except Exception as error:
-            raise _DialError(_about(endpoint.address, error)) from error
-        monitored = None
-        try:
-            server = self.servers[endpoint.address]
-            monitored = MonitoredSocket(sock, self.traffic_of(server), address=endpoint.address)
-            conn = self._wrapped(endpoint, monitored)
-            server.sock_in_use(monitored, monitored.opened_at)
-            self._within[id(conn)] = monitored
-            return conn
-        except BaseException:
-            if monitored is None:
-                sock.close()
-            else:
-                monitored.close_now()
-            raise
-
-    def _wrapped(self, endpoint: _Endpoint, monitored: MonitoredSocket) -> Any:
-        """What is pooled: the socket, or what its sock_type makes of it."""
-        if endpoint.sock_type is None:
-            return monitored
-        try:
-            conn = endpoint.sock_type(monitored)
-        except Exception as error:
-            text = _about(endpoint.address, error)
-            raise _DialError(f"{text} (raised by {endpoint.sock_type!r})") from error
-        if conn is None:
-            raise _DialError(f"{endpoint.address}: {endpoint.sock_type!r} returned None")
-        return conn
-
-    def _keepalive(self, endpoint: _Endpoint, conn: Any) -> object:
-        return conn.keepalive()
-
-    def _close_connection(self, endpoint: _Endpoint, conn: Any) -> object:
-        monitored = self.socket_of(conn)
-        try:
-            sockets.close(conn)
-        finally:
-            if monitored is not None:
-                monitored.close_now()
-                self.servers[endpoint.address].active_connections.pop(monitored, None)
-                self._within.pop(id(conn), None)
-        return None
-
-    def _fileno(self, endpoint: _Endpoint, conn: Any) -> int | None:
-        monitored = self.socket_of(conn)
-        return None if monitored is None else sockets.fileno(monitored)
-
-    def _look(self, conn: Any) -> Callable[[], object] | None:
-        monitored = self.socket_of(conn)
-        return None if monitored is None else sockets.look(monitored._sock)
-
-    # Buckets
-
-    def _settings_of(self, endpoint: _Endpoint | None) -> dict[str, Any]:
-        settings: dict[str, Any] = {"prompt": True, "down_fails": True}
-        if endpoint is None:
-            return settings
-        settings["backoff"] = _Pause(server=self.servers[endpoint.address])
-        if self._max_per_address is not None:
-            limit = self._address_limits.get(endpoint.address)
-            if limit is None:
-                name = f"max_per_address of {self.name} {endpoint.address}"
-                limit = Limit(self._max_per_address, name)
-                self._address_limits[endpoint.address] = limit
-            settings["limits"] = (limit, self._total, *self._limits)
-        idle_timeout = getattr(endpoint.sock_type, "idle_timeout", None)
-        if idle_timeout is not None:
-            check_seconds("idle_timeout of sock_type", idle_timeout)
-            settings["idle_timeout"] = idle_timeout
-        return settings
-
-    def _make_bucket(self, endpoint: _Endpoint | None) -> Bucket:
-        bucket = super()._make_bucket(endpoint)
-        ping = None if endpoint is None else getattr(endpoint.sock_type, "keepalive", None)
-        if ping is not None and not callable(ping):
-            raise TypeError(f"keepalive of sock_type must be a method, not {ping!r}")
-        bucket.pinged = ping is not None
-        return bucket
+    def cancelled(self) -> None:
+        self.attempt.cancelled(monotonic())
 
 
 class _Walk:
@@ -746,34 +441,75 @@ class _Walk:
 
     def __init__(
         self,
-        manager: ConnectionManager,
-        name: str,
-        group: AddressGroup,
-        info: ConnectInfo,
+        servers: ServerModelDirectory,
+        pool: SocketPool,
+        found: Found,
+        endpoint_at: Callable[[AnyAddress], Endpoint],
         ends_at: float,
         read_timeout: float | None,
     ) -> None:
-        self.servers, self.pool = manager.servers, manager._pool
-        self.name, self.group, self.info = name, group, info
+        self.servers, self.pool = servers, pool
+        self.name, self.group, _, self.info = found
+        self.endpoint_at = endpoint_at
         self.ends_at, self.read_timeout = ends_at, read_timeout
-        self.tried: list[AnyAddress] = []
-        self.errors: list[tuple[object, BaseException]] = []
+        self.tried: set[AnyAddress] = set()
+        self.errors: list[tuple[AnyAddress, BaseException]] = []
 
-    def run(self, endpoint_at: Callable[[AnyAddress], _Endpoint]) -> Any:
+    def run(self) -> Any:
         """A connection; raises what all the addresses came to."""
         for again in range(1 + self.info.max_connect_retry):
             if again and not self._pause(again):
                 break
-            self.tried = []
-            while attempt := self.servers.attempt(self.group, monotonic(), self.tried):
-                self.tried.append(attempt.address)
-                conn = self._try(attempt, endpoint_at(attempt.address))
+            self.tried.clear()
+            for attempt in self._attempts():
+                conn = self._try(attempt)
                 if conn is not None:
                     return conn
         raise self._failure()
 
-    def _try(self, attempt: Attempt, endpoint: _Endpoint) -> Any:
+    def _attempts(self) -> Iterator[Attempt]:
+        """One at each address, the best of those left first.
+
+        Which that is changes as others make attempts; but to rank them anew at each step would be a
+        million looks at a thousand addresses of which none answers.
+        """
+        while True:
+            now = monotonic()
+            stale_at = now + _FRESH
+            if now < self.ends_at:
+                stale_at = min(stale_at, self.ends_at)
+            else:
+                self._pass_over_what_is_not_open(now)
+            is_first = True
+            for server, usable in self.servers.ranked(self.group, now, self.tried):
+                if usable and not is_first and not server.admits(monotonic()):
+                    break  # perhaps it has gone down since
+                attempt = server.admit(monotonic(), panic=True)
+                if attempt is not None:
+                    self.tried.add(server.address)
+                    yield attempt
+                    is_first = False
+                    if monotonic() >= stale_at:
+                        break
+            else:
+                return
+
+    def _pass_over_what_is_not_open(self, now: float) -> None:
+        """Nothing is left of the time, and only what lies idle can be had."""
+        if len(self.group.addresses) == 1:
+            return  # it has an error of its own
+        for each in sorted(self.group.addresses.difference(self.tried), key=str):
+            if not self.pool.has_idle(self.endpoint_at(each)):
+                self.tried.add(each)
+                server = self.servers[each]
+                error: OSError = PoolTimeout(f"{each}: no time was left", pool=self.pool.name)
+                if server.down_until is not None:
+                    error = server.marked_down_error(now)
+                self.errors.append((each, error))
+
+    def _try(self, attempt: Attempt) -> Any:
         """A connection to one address; None if there is none, and ``errors`` says why."""
+        endpoint = self.endpoint_at(attempt.address)
         patience = self._patience()
         failed: BaseException
         blamed = self.info.transient_markdown_enabled
@@ -785,10 +521,12 @@ class _Walk:
         except PoolTimeout as error:
             failed = error
             blamed = blamed and patience >= min(_IMPATIENT, self._most)
-        except ConnectError as error:  # a dial's, and no other OSError: see _DialError
-            failed = _cause_of(error)
-            blamed = blamed and (not isinstance(error, _DialError) or error.is_news())
-        except BaseException:
+        except DialError as error:
+            failed = error.own_cause()
+            blamed = blamed and error.is_news()
+        except ConnectError as error:  # what it connected to has hung up at once, several times
+            failed = error
+        except BaseException:  # and no other OSError is the server's: see DialError
             attempt.cancelled(monotonic())
             raise
         else:
@@ -802,12 +540,14 @@ class _Walk:
         return None
 
     def _lend(self, conn: Any, attempt: Attempt, fresh: bool) -> None:
-        monitored = self.pool.socket_of(conn)
         attempt.connected(monotonic(), reused=not fresh)
+        monitored = self.pool.socket_of(conn)
         if monitored is not None:
             monitored.new_sock = fresh
             monitored.use = _Use(attempt, self.info.transient_markdown_enabled)
             monitored.settimeout(self.read_timeout)
+            if monitored.detached and callable(set_timeout := getattr(conn, "settimeout", None)):
+                set_timeout(self.read_timeout)
 
     @property
     def _most(self) -> float:
@@ -841,72 +581,10 @@ class _Walk:
         last = errors[-1][1]
         if len(self.group.addresses) == 1 or all(isinstance(e, OutOfSockets) for _, e in errors):
             return last
-        shown = "; ".join(_about(each, error) for each, error in errors[:5])
+        shown = "; ".join(about(each, error) for each, error in errors[:5])
         more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
         message = f"{self.name}: no connection to any of {len(self.group.addresses)} addresses"
         return MultiConnectFailure(f"{message}: {shown}{more}", errors=errors)
-
-
-class _Aliased:
-    """A resolver, with other names for what it knows."""
-
-    def __init__(self, resolver: Resolver, aliases: Mapping[str, Any]) -> None:
-        self._resolver = resolver
-        self._aliases = dict(aliases)
-        for alias in aliases:
-            self._end_of(alias)
-
-    def resolve(self, name: str, /) -> AddressGroup:
-        end = self._end_of(name)
-        return end if isinstance(end, AddressGroup) else self._resolver.resolve(end)
-
-    def _end_of(self, alias: str) -> str | AddressGroup:
-        """The name, or the address, at the end of the chain that begins with *alias*."""
-        chain: list[Any] = [alias]
-        while isinstance(chain[-1], str) and chain[-1] in self._aliases:
-            chain.append(self._aliases[chain[-1]])
-            if chain[-1] in chain[:-1]:
-                raise ValueError(f"aliases go round in a circle: {' -> '.join(map(str, chain))}")
-        end = chain[-1]
-        return end if isinstance(end, str) else AddressGroup.of(end)
-
-
-_PLAIN = ConnectInfo()
-
-
-@lru_cache(maxsize=256)
-def _alone(known: AnyAddress) -> AddressGroup:
-    """The group of one address; to make it takes longer than all the rest of a call."""
-    return AddressGroup.of(known)
-
-
-def _resolver(groups: Any, aliases: Mapping[str, Any] | None) -> Resolver:
-    """What knows the addresses behind a name."""
-    if callable(getattr(groups, "resolve", None)):
-        return groups if not aliases else _Aliased(groups, aliases)
-    if groups is not None and not isinstance(groups, Mapping):
-        raise TypeError(f"address_groups must be a mapping or have resolve(name), not {groups!r}")
-    return StaticResolver({} if groups is None else groups, aliases)
-
-
-def _ask(resolve: Callable[[str], AddressGroup], name: str) -> AddressGroup:
-    """The answer of a resolver; a KeyError, by which many say that they know nothing, is none."""
-    try:
-        return resolve(name)
-    except LookupError as error:
-        raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
-
-
-def _checked(infos: Mapping[str, ConnectInfo] | None) -> dict[str, ConnectInfo]:
-    found = {} if infos is None else dict(infos)
-    for name, info in found.items():
-        if not isinstance(info, ConnectInfo):
-            raise TypeError(f"connect_infos[{name!r}] must be a ConnectInfo, not {info!r}")
-        place = f"connect_infos[{name!r}]."
-        check_seconds(f"{place}connect_timeout_ms", info.connect_timeout_ms, none=False)
-        check_seconds(f"{place}response_timeout_ms", info.response_timeout_ms)
-        check_whole(f"{place}max_connect_retry", info.max_connect_retry)
-    return found
 
 
 def _longest(connect_timeout: float | None, infos: Mapping[str, ConnectInfo]) -> float | None:
@@ -915,12 +593,6 @@ def _longest(connect_timeout: float | None, infos: Mapping[str, ConnectInfo]) ->
     if connect_timeout is None:
         return None
     return max([connect_timeout, *(info.connect_timeout_ms / 1000.0 for info in infos.values())])
-
-
-def _most_sockets() -> int | None:
-    """0.8 of the files that this process may open."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return None if files == resource.RLIM_INFINITY else max(int(0.8 * files), 1)
 
 
 def _certified(name: str) -> str:
@@ -936,11 +608,6 @@ def _certified(name: str) -> str:
     return known.ip.removesuffix(".")
 
 
-def _is_reported(monitored: MonitoredSocket | None) -> bool:
-    """Whether the holder has said already how his request ended."""
-    return monitored is not None and monitored.use is not None and monitored.use.ended
-
-
 def _blames_server(exc: BaseException) -> bool:
     """Whether *exc*, which left a ``with``, says that the server did not do its work.
 
@@ -950,28 +617,3 @@ def _blames_server(exc: BaseException) -> bool:
         return False
     failures = (ConnectionError, TimeoutError, ssl.SSLError, gevent.Timeout)
     return isinstance(exc, failures) or type(exc) is OSError
-
-
-def _cause_of(error: ConnectError) -> BaseException:
-    """What the dial raised, if that is an OSError, or else a ConnectError that tells of it.
-
-    One for each caller: what is raised takes on the frames that it passes.
-    """
-    if not isinstance(error, _DialError):
-        return error
-    cause = error.__cause__
-    if isinstance(cause, OSError):
-        try:
-            own = copy.copy(cause)
-        except Exception:
-            own = None  # its class cannot be copied
-        if type(own) is type(cause):
-            return own
-    told = ConnectError(str(error))
-    told.__cause__ = cause
-    return told
-
-
-def _about(where: object, error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return text if str(where) in text else f"{where}: {text}"

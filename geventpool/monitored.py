@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from gevent import ssl
 from gevent.monkey import get_original
-from gevent.socket import socket
+from gevent.socket import MSG_PEEK, socket
 
 from geventpool.events import Duration
 
@@ -51,6 +51,7 @@ class MonitoredSocket:
         "bytes_in",
         "bytes_out",
         "closed_at",
+        "detached",
         "last_activity",
         "name",
         "new_sock",
@@ -84,6 +85,8 @@ class MonitoredSocket:
         self.opened_at = self.last_activity = monotonic()
         self.closed_at: float | None = None
         self.new_sock = True
+        #: Whether the descriptor is somebody else's now, as after ``SSLContext.wrap_socket()``.
+        self.detached = False
         #: Whoever lends it may keep here what he knows of its present use.
         self.use: Any = None
         if registry is not None:
@@ -101,7 +104,13 @@ class MonitoredSocket:
         )
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_sock":  # it was not made at all
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._sock, name)
+
+    def __getstate__(self) -> object:
+        # As of any socket; and a copy would count what this one counts once more.
+        raise TypeError(f"cannot pickle or copy a {type(self).__name__}")
 
     def __enter__(self) -> MonitoredSocket:
         return self
@@ -128,76 +137,54 @@ class MonitoredSocket:
 
     # In
 
-    def recv(self, *args: Any) -> bytes:
+    def recv(self, bufsize: int = 1024, flags: int = 0) -> bytes:
         """As ``socket.recv(bufsize, flags=0)``."""
         began = monotonic()
         data: bytes = b""
         try:
-            data = self._sock.recv(*args)
+            data = self._sock.recv(bufsize, flags)
             return data
         finally:
             # Not in a function of its own: the call would cost as much as all of it.
             self.last_activity = now = monotonic()
-            self.bytes_in += len(data)
+            if not flags & MSG_PEEK:
+                self.bytes_in += len(data)
             took = now - began
             self._received += 1
             self._receiving += took
             if took > self._longest:
                 self._longest = took
 
-    def recv_into(self, *args: Any) -> int:
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         """As ``socket.recv_into(buffer, nbytes=0, flags=0)``."""
-        began = monotonic()
-        count: int = 0
-        try:
-            count = self._sock.recv_into(*args)
-            return count
-        finally:
-            self._book_in(began, count)
+        size = nbytes or memoryview(buffer).nbytes  # TLS would take a 0 by its word
+        return self._count_in("recv_into", flags, buffer, size, flags)  # type: ignore[no-any-return]
 
-    def recvfrom(self, *args: Any) -> Any:
+    def recvfrom(self, bufsize: int, flags: int = 0) -> Any:
         """As ``socket.recvfrom(bufsize, flags=0)``."""
-        began = monotonic()
-        answer: Any = (b"",)
-        try:
-            answer = self._sock.recvfrom(*args)
-            return answer
-        finally:
-            self._book_in(began, len(answer[0]))
+        return self._count_in("recvfrom", flags, bufsize, flags)
 
-    def recvfrom_into(self, *args: Any) -> Any:
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
         """As ``socket.recvfrom_into(buffer, nbytes=0, flags=0)``."""
-        return self._count_in("recvfrom_into", args)
+        return self._count_in("recvfrom_into", flags, buffer, nbytes, flags)
 
-    def recvmsg(self, *args: Any) -> Any:
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
         """As ``socket.recvmsg(bufsize, ancbufsize=0, flags=0)``."""
-        began = monotonic()
-        answer: Any = (b"",)
-        try:
-            answer = self._sock.recvmsg(*args)
-            return answer
-        finally:
-            self._book_in(began, len(answer[0]))
+        return self._count_in("recvmsg", flags, bufsize, ancbufsize, flags)
 
-    def recvmsg_into(self, *args: Any) -> Any:
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
         """As ``socket.recvmsg_into(buffers, ancbufsize=0, flags=0)``."""
-        return self._count_in("recvmsg_into", args)
+        return self._count_in("recvmsg_into", flags, buffers, ancbufsize, flags)
 
-    def read(self, *args: Any) -> Any:
+    def read(self, nbytes: int = 1024, buffer: Any = None) -> Any:
         """As ``SSLSocket.read(nbytes=1024, buffer=None)``; only TLS has it."""
-        began = monotonic()
-        answer: Any = 0
-        try:
-            answer = self._sock.read(*args)
-            return answer
-        finally:
-            self._book_in(began, answer if isinstance(answer, int) else len(answer))
+        return self._count_in("read", 0, nbytes, buffer)
 
     # Out
 
-    def send(self, *args: Any) -> int:
+    def send(self, data: Any, flags: int = 0) -> int:
         """As ``socket.send(data, flags=0)``."""
-        sent: int = self._sock.send(*args)
+        sent: int = self._sock.send(data, flags)
         self.bytes_out += sent
         self.last_activity = monotonic()
         return sent
@@ -208,22 +195,24 @@ class MonitoredSocket:
         self.bytes_out += len(data) if type(data) is bytes else memoryview(data).nbytes
         self.last_activity = monotonic()
 
-    def sendmsg(self, *args: Any) -> int:
+    def sendmsg(
+        self, buffers: Any, ancdata: Any = (), flags: int = 0, address: object = None
+    ) -> int:
         """As ``socket.sendmsg(buffers, ancdata=(), flags=0, address=None)``."""
-        return self._count_out("sendmsg", args)
+        return self._count_out("sendmsg", buffers, ancdata, flags, address)
 
     def sendto(self, *args: Any) -> int:
-        """As ``socket.sendto(data, address)``."""
-        return self._count_out("sendto", args)
+        """As ``socket.sendto(data, address)``, or with flags between the two."""
+        return self._count_out("sendto", *args)
 
-    def sendfile(self, *args: Any) -> int:
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """As ``socket.sendfile(file, offset=0, count=None)``."""
         # Not by the socket's own, which may call its send() behind our back.
-        return self._count_out("sendfile", args)
+        return self._count_out("sendfile", file, offset, count)
 
     def write(self, data: Any) -> int:
         """As ``SSLSocket.write(data)``; only TLS has it."""
-        return self._count_out("write", (data,))
+        return self._count_out("write", data)
 
     # Files, and the end
 
@@ -254,6 +243,7 @@ class MonitoredSocket:
     def detach(self) -> int:
         """As ``socket.detach()``: from now on the descriptor is the caller's."""
         descriptor: int = self._sock.detach()
+        self.detached = True
         if self.closed_at is None:
             self._book_end()
         return descriptor
@@ -267,30 +257,30 @@ class MonitoredSocket:
 
     # Counting
 
-    def _count_in(self, name: str, args: tuple[Any, ...]) -> Any:
-        """Call what returns a count, or a tuple that begins with it."""
+    def _count_in(self, method: str, flags: int, *args: Any) -> Any:
+        """Call what returns bytes, or how many, or a tuple that begins with these."""
         began = monotonic()
-        answer: Any = 0
+        count = 0
         try:
-            answer = getattr(self._sock, name)(*args)
+            answer = getattr(self._sock, method)(*args)
+            first = answer[0] if isinstance(answer, tuple) else answer
+            if not flags & MSG_PEEK:  # what was only looked at will come again
+                count = first if isinstance(first, int) else len(first)
             return answer
         finally:
-            self._book_in(began, answer[0] if isinstance(answer, tuple) else answer)
+            self.last_activity = now = monotonic()
+            self.bytes_in += count
+            took = now - began
+            self._received += 1
+            self._receiving += took
+            if took > self._longest:
+                self._longest = took
 
-    def _count_out(self, name: str, args: tuple[Any, ...]) -> int:
-        sent: int = getattr(self._sock, name)(*args)
+    def _count_out(self, method: str, *args: Any) -> int:
+        sent: int = getattr(self._sock, method)(*args)
         self.bytes_out += sent
         self.last_activity = monotonic()
         return sent
-
-    def _book_in(self, began: float, count: int) -> None:
-        self.last_activity = now = monotonic()
-        self.bytes_in += count
-        took = now - began
-        self._received += 1
-        self._receiving += took
-        if took > self._longest:
-            self._longest = took
 
     def _book_end(self) -> None:
         self.closed_at = monotonic()

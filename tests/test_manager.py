@@ -1,15 +1,18 @@
 """A ConnectionManager promptly gives an open connection to a server that is well, or an OSError.
 
-The hosts are the loopback addresses 127.0.0.2, 127.0.0.3 and so on.  Tests whose name ends in a
+The hosts are loopback addresses: all of 127.0.0.0/8 is this machine.  Tests whose name ends in a
 comment "seed: ..." keep a fault of the manager that this one descends from out.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import gc
+import itertools
 import json
 import os
+import random
 import resource
 import signal
 import ssl
@@ -22,10 +25,12 @@ from contextlib import closing
 from typing import Any
 
 import gevent
+import gevent.event
 import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
+from gevent.monkey import get_original
 
 from certificates import make_certificates
 from geventpool._slots import Limit
@@ -44,11 +49,13 @@ from geventpool.errors import (
     WrongHub,
 )
 from geventpool.events import PoolListener
-from geventpool.health import HealthPolicy
+from geventpool.health import HealthPolicy, ServerModelDirectory
+from geventpool.manager import _FRESH as FRESH
 from geventpool.manager import AddressGroupMap, ConnectInfo, ConnectionManager
 from geventpool.monitored import MonitoredSocket
 from geventpool.resolver import StaticResolver
-from geventpool.testing.ports import anywhere, listen
+from geventpool.sockets import SocketFactory
+from geventpool.testing.ports import anywhere
 from servers import EchoServer, IdServer, ask
 from switching import STRIKES, Stage
 
@@ -58,43 +65,60 @@ LONG = HealthPolicy(failures=3, backoff=Backoff(first=600.0, longest=600.0, jitt
 SHORT = HealthPolicy(failures=1, backoff=Backoff(first=0.05, longest=0.05), slow_start=0)
 
 
+_dice = random.SystemRandom()
+_close = get_original("os", "close")  # at once, where the patched one waits for the hub
+
+
+def a_host() -> str:
+    """One of sixteen millions, so that a suite that runs beside this one has another."""
+    return ".".join(["127", *(str(_dice.randrange(1, 255)) for _ in range(3))])
+
+
 class Hosts:
     """Servers at addresses of their own, gone at the end of the test."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
-        self._hosts = iter(range(2, 250))
-
-    def address(self) -> tuple[str, int]:
-        """Where nobody listens."""
-        host = f"127.0.0.{next(self._hosts)}"
-        with closing(anywhere(lambda each: listen((host, each[1])))) as listener:
-            address: tuple[str, int] = listener.getsockname()
-            return address
 
     def server(self, make: Callable[..., EchoServer] = EchoServer, **settings: Any) -> EchoServer:
         server = make(**settings)
-        server.address = self.address()
-        return self._stack.enter_context(server)
+
+        def start(each: tuple[str, int]) -> None:
+            server.address = (a_host(), each[1])
+            server.start()
+
+        anywhere(start)
+        self._stack.callback(server.stop)
+        return server
 
     def servers(self, count: int) -> list[EchoServer]:
         return [self.server() for _ in range(count)]
 
+    def address(self) -> tuple[str, int]:
+        """Where nobody listens, and nobody can."""
+        return self._bound(a_host()).getsockname()  # type: ignore[no-any-return]
+
+    def addresses(self, count: int) -> list[tuple[str, int]]:
+        """Many such."""
+        port = self._bound("0.0.0.0").getsockname()[1]
+        return [(f"127.1.{number >> 8}.{number & 255}", port) for number in range(1, count + 1)]
+
     def silent(self) -> tuple[str, int]:
         """Where connecting takes for ever: the line of those to be accepted is full."""
-        listener = gevent.socket.socket()
-        self._stack.enter_context(closing(listener))
-        # The port may have been another test's a moment ago.
-        listener.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
-        listener.bind(self.address())
+        listener = self._bound(a_host())
         listener.listen(0)
-        for _ in range(3):
-            filler = gevent.socket.socket()
-            self._stack.enter_context(closing(filler))
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
         address: tuple[str, int] = listener.getsockname()
+        for _ in range(3):
+            filler = self._stack.enter_context(closing(_socket.socket()))
+            filler.setblocking(False)
+            filler.connect_ex(address)
         return address
+
+    def _bound(self, host: str) -> Any:
+        """A socket that keeps an address, as it allows nobody to reuse it."""
+        sock = self._stack.enter_context(closing(_socket.socket()))
+        anywhere(lambda each: sock.bind((host, each[1])))
+        return sock
 
 
 @pytest.fixture
@@ -119,11 +143,25 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return server, gevent.ssl.create_default_context(cafile=str(made.authority))
 
 
+@pytest.fixture
+def rankings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When servers were ranked."""
+    found = []
+    original = ServerModelDirectory.ranked
+
+    def ranked(self: Any, *args: Any) -> Any:
+        found.append(time.monotonic())
+        return original(self, *args)
+
+    monkeypatch.setattr(ServerModelDirectory, "ranked", ranked)
+    return found
+
+
 def group(*servers: Any) -> AddressGroup:
     return AddressGroup.of(*(getattr(each, "address", each) for each in servers))
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -143,6 +181,14 @@ def is_down(manager: ConnectionManager, target: Any) -> bool:
 def echo(sock: Any, message: bytes = b"ping") -> None:
     sock.sendall(message)
     assert sock.recv(len(message)) == message
+
+
+def what_is_raised(call: Callable[[], object]) -> BaseException | None:
+    try:
+        call()
+    except BaseException as error:
+        return error
+    return None
 
 
 def at_rest(manager: ConnectionManager) -> bool:
@@ -231,6 +277,52 @@ def test_a_name_that_changes_leads_elsewhere(hosts: Hosts, manage: Any) -> None:
         assert sock.address == second.address
 
 
+def test_a_text_that_no_resolver_knows_may_be_an_address_but_not_of_a_host(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+    manager = manage(AddressGroupMap({"pay": group(hosts.address())}), {"alias": "pay"})
+    with manager.connection("{}:{}".format(*server.address)) as sock:
+        echo(sock)
+    # To ask the system about a host that the resolver does not know would be to overrule it.
+    with pytest.raises(NameNotFound):
+        manager.get_connection(f"localhost:{server.address[1]}")
+
+
+@pytest.mark.parametrize("groups", [dict, AddressGroupMap, StaticResolver])
+def test_an_alias_leads_to_a_name_or_an_address_whatever_knows_the_names(
+    hosts: Hosts, manage: Any, groups: Any
+) -> None:
+    server = hosts.server()
+    aliases = {
+        "one": "pay",
+        "two": "one",
+        "address": server.address,
+        "text": "{}:{}".format(*server.address),
+    }
+    manager = manage(groups({"pay": group(server)}), aliases)
+    for name in ("pay", *aliases):
+        with manager.connection(name) as sock:
+            assert sock.address == server.address
+        assert manager.get_addr(name) == server.address
+
+
+def test_an_alias_is_connected_to_as_the_name_it_leads_to(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    aliases = {"alias": "pay", "of it": "alias", "own": "pay", "away": server.address}
+    infos = {
+        "pay": ConnectInfo(response_timeout_ms=1500, markdown=True),
+        "own": ConnectInfo(response_timeout_ms=2500),
+    }
+    manager = manage({"pay": group(server)}, aliases, connect_infos=infos)
+    for name in ("pay", "alias", "of it"):
+        with pytest.raises(MarkedDownError, match=f"{name} is marked down"):
+            manager.get_connection(name)
+    for name, timeout in (("own", 2.5), ("away", 30.0)):
+        with manager.connection(name) as sock:
+            assert sock.gettimeout() == timeout
+
+
 def test_aliases_of_a_resolver_may_not_go_round() -> None:
     with pytest.raises(ValueError, match="circle: a -> b -> a"):
         ConnectionManager(AddressGroupMap(), {"a": "b", "b": "a"})
@@ -246,12 +338,12 @@ def test_addresses_get_connections_in_proportion_to_their_weights(  # seed: ligh
     tier = [(9, heavy.address), (1, light.address), (0, never.address)]
     manager = manage({"pay": [tier]}, health=HealthPolicy(slow_start=0))
     count: Counter[Any] = Counter()
-    for _ in range(1000):
+    for _ in range(4000):
         with manager.connection("pay") as sock:
             count[sock.address] += 1
 
-    assert 850 < count[heavy.address] < 950
-    assert count[light.address] == 1000 - count[heavy.address]
+    assert abs(count[heavy.address] - 3600) < 130  # 6.8 times the standard deviation
+    assert count[light.address] == 4000 - count[heavy.address]
     assert never.opened == 0
 
 
@@ -334,7 +426,7 @@ def test_a_call_takes_no_longer_than_its_time_whatever_hangs(hosts: Hosts, manag
     with pytest.raises(MultiConnectFailure) as caught:
         manager.get_connection("pay", timeout=0.3)
 
-    assert 0.25 < time.monotonic() - began < 3
+    assert 0.25 < time.monotonic() - began < 5
     assert len(caught.value.errors) == 3  # there was a part of the time for each
 
 
@@ -346,10 +438,8 @@ def test_a_resolver_that_hangs_takes_no_longer_than_the_time_of_the_call(manage:
 
     manager = manage(Hanging(), timeout=0.1)
     for call in (manager.get_connection, manager.get_addr):
-        began = time.monotonic()
-        with pytest.raises(ConnectError, match="'pay': not resolved after 0.1"):
+        with pytest.raises(ConnectError, match=r"'pay': not resolved after \d\.\d{3} s"):
             call("pay")
-        assert time.monotonic() - began < 3
 
 
 def test_an_address_that_hangs_leaves_time_for_the_next(hosts: Hosts, manage: Any) -> None:
@@ -357,17 +447,17 @@ def test_an_address_that_hangs_leaves_time_for_the_next(hosts: Hosts, manage: An
     tiers = [[(1, silent)], [(1, server.address)]]
     infos = {"pay": ConnectInfo(connect_timeout_ms=100)}
     manager = manage({"pay": tiers}, connect_infos=infos, health=LONG)
-    for _ in range(3):
+    for waited_for in (1, 2, 3):
         began = time.monotonic()
         with manager.connection("pay") as sock:
             echo(sock)
-        assert 0.08 < time.monotonic() - began < 2
+        assert 0.08 < time.monotonic() - began < 5
+        assert manager.stats().timed_out == waited_for
 
     assert is_down(manager, silent)
-    began = time.monotonic()
     with manager.connection("pay") as sock:
         echo(sock)
-    assert time.monotonic() - began < 0.08
+    assert manager.stats().timed_out == 3  # nobody waits for it any more
 
 
 def test_an_address_that_hangs_does_not_take_all_the_time_there_is(
@@ -375,8 +465,44 @@ def test_an_address_that_hangs_does_not_take_all_the_time_there_is(
 ) -> None:
     silent, server = hosts.silent(), hosts.server()
     manager = manage({"pay": [[(1, silent)], [(1, server.address)]]})
-    with manager.connection("pay", timeout=1.0) as sock:
+    with manager.connection("pay", timeout=4.0) as sock:  # of which the first one has 2 s
         echo(sock)
+
+
+def test_without_time_a_thousand_addresses_are_not_asked_one_by_one(
+    hosts: Hosts, manage: Any, rankings: list[float]
+) -> None:
+    server = hosts.server()
+    addresses = hosts.addresses(1000)
+    down = addresses[0]
+    manager = manage({"pay": group(server, *addresses)}, health=LONG)
+    manager.mark_down(down)
+    with pytest.raises(MultiConnectFailure) as caught:
+        manager.get_connection("pay", timeout=0)
+    errors = dict(caught.value.errors)
+    assert len(errors) == 1001
+    assert isinstance(errors.pop(Address(*down)), MarkedDownError)
+    assert {type(error) for error in errors.values()} == {PoolTimeout}
+
+    with manager.connection(server.address):
+        pass
+    rankings.clear()
+    with manager.connection("pay", timeout=0) as sock:
+        assert sock.address == server.address
+    assert len(rankings) == 1
+    assert manager.stats().dialed == 1
+
+
+def test_of_a_thousand_dead_addresses_not_all_are_looked_at_at_each_step(
+    hosts: Hosts, manage: Any, rankings: list[float]
+) -> None:
+    manager = manage({"pay": group(*hosts.addresses(1000))}, timeout=60)
+    with pytest.raises(MultiConnectFailure) as caught:
+        manager.get_connection("pay")
+
+    assert len(caught.value.errors) == 1000
+    between = [later - earlier for earlier, later in itertools.pairwise(rankings)]
+    assert all(seconds >= FRESH for seconds in between)
 
 
 def test_who_does_not_wait_gets_what_lies_idle_anywhere(hosts: Hosts, manage: Any) -> None:
@@ -405,7 +531,7 @@ def test_a_timeout_of_the_caller_is_the_callers(  # seed: an outer Timeout was s
         manager.get_connection("pay")
 
     assert caught.value is expected
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 2.9  # what the one address would have had
     assert server.opened == 0
     assert manager.servers[silent].last_error is None  # and nobody is to blame
 
@@ -501,15 +627,30 @@ def test_of_what_a_resolver_found_the_host_in_the_name_must_have_the_certificate
         manager.get_connection("a b", ssl=True)
 
 
+def test_an_alias_has_the_certificate_of_the_host_that_it_leads_to(
+    hosts: Hosts, manage: Any, contexts: Any
+) -> None:
+    server = hosts.server(ssl_context=contexts[0])
+    aliases = {"pay": "localhost:443", "wrong": "other:443", "address": server.address}
+    names = {"localhost:443": group(server), "other:443": group(server)}
+    manager = manage(AddressGroupMap(names), aliases, contexts[1])
+    with manager.connection("pay", ssl=True) as sock:
+        echo(sock)
+    for name in ("wrong", "address"):  # no IP address has one
+        with pytest.raises(ssl.SSLCertVerificationError):
+            manager.get_connection(name, ssl=True)
+
+
 def test_a_tls_1_3_connection_is_used_again_though_tickets_lie_on_it(  # seed: was discarded
     hosts: Hosts, manage: Any, contexts: Any
 ) -> None:
     server = hosts.server(ssl_context=contexts[0])
     manager = manage(ssl_context=contexts[1])
-    for _ in range(3):
+    for use in range(3):
         with manager.connection(server.address, ssl=True, server_hostname="localhost") as sock:
-            gevent.sleep(0.01)  # the tickets have come, and nobody has read
             assert sock.version() == "TLSv1.3"
+            if not use:
+                gevent.socket.wait_read(sock.fileno(), timeout=30)  # nobody reads them
     assert server.opened == 1
 
 
@@ -603,7 +744,7 @@ def test_a_sock_type_that_fails_is_a_server_that_fails_and_leaves_no_socket_open
 def test_a_sock_type_that_hangs_is_a_dial_that_takes_too_long(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     manager = manage(connect_timeout=0.05)
-    with pytest.raises(ConnectError, match=r"not open after 0\.0"):
+    with pytest.raises(ConnectError, match=r"not open after \d\.\d{3} s"):
         manager.get_connection(server.address, sock_type=lambda sock: sock.recv(1))
     server.wait_open(0)
 
@@ -621,6 +762,190 @@ def test_a_file_may_be_what_is_pooled(hosts: Hosts, manage: Any) -> None:
                 assert file.readline() == b"a line\n"
         assert server.opened == 1
     server.wait_open(0)
+
+
+def a_pair(sock: MonitoredSocket) -> tuple[Any, Any]:
+    return sock.makefile("rb"), sock.makefile("wb")
+
+
+def ask_pair(reader: Any, writer: Any) -> None:
+    writer.write(b"a line\n")
+    writer.flush()
+    assert reader.readline() == b"a line\n"
+
+
+def test_a_reader_and_a_writer_may_be_what_is_pooled(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    manager = manage(health=LONG)
+    for _ in range(3):
+        reader, writer = manager.get_connection(server.address, sock_type=a_pair, read_timeout=7)
+        assert manager._pool.socket_of((reader, writer)).gettimeout() == 7
+        ask_pair(reader, writer)
+        manager.release_connection((reader, writer))  # put together again, it is another tuple
+        assert manager.servers[server.address].outstanding == 0
+        assert manager.servers[server.address].latency(time.monotonic()) is not None
+    assert server.opened == 1
+
+    pairs = [manager.get_connection(server.address, sock_type=a_pair) for _ in range(2)]
+    for reader, writer in pairs:
+        manager.report((reader, writer), ok=False)
+        manager.discard_connection((reader, writer))
+    server.wait_open(0)  # though reader and writer are still there
+    assert not manager.servers[server.address].active_connections
+    pairs = [manager.get_connection(server.address, sock_type=a_pair)]
+    manager.report(pairs[0], ok=False)
+    assert is_down(manager, server)  # all of that was told of the right server
+    manager.discard_connection(pairs[0])
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_pair_that_is_forgotten_gives_its_place_back(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    manager = manage(max_sockets=1)
+    for sock_type in (a_pair, lambda sock: (sock, "codec"), lambda sock: (sock, Own(sock))):
+        pair = manager.get_connection(server.address, sock_type=sock_type)
+        pair = None  # noqa: F841
+        gc.collect()
+        until(lambda: at_rest(manager))
+        server.wait_open(0)
+
+
+def test_what_several_tuples_share_belongs_to_none_of_them(hosts: Hosts, manage: Any) -> None:
+    class Codec:
+        """One for all."""
+
+    codec = Codec()
+    server = hosts.server()
+    manager = manage()
+
+    def with_codec(sock: MonitoredSocket) -> tuple[Codec, MonitoredSocket]:
+        return codec, sock
+
+    held = [manager.get_connection(server.address, sock_type=with_codec) for _ in range(3)]
+    for pair in held:
+        assert manager._pool.socket_of(pair) is pair[1]
+    manager.discard_connection(held[0])
+    server.wait_open(2)
+    for pair in held[1:]:
+        assert manager._pool.socket_of(pair) is pair[1]
+        echo(pair[1])
+        manager.release_connection(pair)
+
+
+class Bare:
+    """Cannot be weakly referenced."""
+
+    __slots__ = ("sock",)
+
+    def __init__(self, sock: MonitoredSocket) -> None:
+        self.sock = sock
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Own:
+    """Has a descriptor of its own, and no use for the socket any more."""
+
+    def __init__(self, sock: MonitoredSocket) -> None:
+        self.sock = sock.dup()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class AllTheSame(Own):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("sock_type", [Bare, Own, AllTheSame, Line, Pinged])
+def test_whatever_is_pooled_its_socket_and_its_server_are_known(
+    hosts: Hosts, manage: Any, sock_type: Any
+) -> None:
+    server = hosts.server(IdServer)
+    manager = manage(health=HealthPolicy(failures=2))
+    held = [manager.get_connection(server.address, sock_type=sock_type) for _ in range(3)]
+    sockets = [manager._pool.socket_of(each) for each in held]
+    assert len(set(map(id, sockets))) == 3
+    for each in held:
+        assert ask(each.sock, "question") == "question"
+        manager.release_connection(each)
+    again = manager.get_connection(server.address, sock_type=sock_type)
+    assert any(again is each for each in held)
+    manager.report(again, ok=False)
+    assert not is_down(manager, server)
+    manager.report(again, ok=False)
+    assert is_down(manager, server)
+    manager.release_connection(again)
+    server.wait_open(0)
+
+
+def test_the_same_thing_cannot_be_pooled_twice(hosts: Hosts, manage: Any) -> None:
+    same = Line.__new__(Line)
+    server = hosts.server()
+    manager = manage()
+
+    def sock_type(sock: MonitoredSocket) -> Line:
+        same.sock = sock
+        return same
+
+    with manager.connection(server.address, sock_type=sock_type) as line:
+        first = line.sock
+        with pytest.raises(ConnectError, match="pooled already"):
+            manager.get_connection(server.address, sock_type=sock_type)
+        server.wait_open(1)
+        same.sock = first
+
+
+@pytest.fixture(scope="module")
+def upgrade(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A server that speaks TLS once it was asked to, and a sock_type that asks."""
+    made = make_certificates(tmp_path_factory.mktemp("certificates"))
+    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(str(made.certificate), str(made.key))
+    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.load_verify_locations(str(made.authority))
+
+    class Upgrading(EchoServer):
+        def serve(self, sock: Any) -> None:
+            assert sock.recv(8) == b"STARTTLS"
+            sock.sendall(b"OK")
+            with closing(serving.wrap_socket(sock, server_side=True)) as secured:
+                while (data := secured.recv(100)) not in (b"", b"QUIT"):
+                    secured.sendall(data)
+
+    def start_tls(sock: MonitoredSocket) -> Any:
+        sock.sendall(b"STARTTLS")
+        assert sock.recv(2) == b"OK"
+        return asking.wrap_socket(sock, server_hostname="localhost")
+
+    return Upgrading, start_tls
+
+
+def test_a_sock_type_may_wrap_the_socket_in_tls(hosts: Hosts, manage: Any, upgrade: Any) -> None:
+    make, start_tls = upgrade
+    server = hosts.server(make)
+    manager = manage(health=LONG)
+    for _ in range(3):
+        with manager.connection(server.address, sock_type=start_tls, read_timeout=7) as sock:
+            echo(sock)
+            assert sock.gettimeout() == 7
+    assert server.opened == 1
+    assert manager.servers[server.address].outstanding == 0
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            with manager.connection(server.address, sock_type=start_tls):
+                raise ConnectionError
+    assert is_down(manager, server)  # it is known whose it was
+    manager.mark_up(server.address)
+    server.wait_open(0)
+    with manager.connection(server.address, sock_type=start_tls) as sock:
+        sock.sendall(b"QUIT")
+    until(lambda: manager.stats().idle == 0)  # that it has hung up is seen
 
 
 # Limits
@@ -760,7 +1085,34 @@ def test_a_descriptor_above_1023_is_one_like_any_other(  # seed: neither pooled 
             assert again is sock
     finally:
         for filler in fillers:
-            os.close(filler)
+            _close(filler)
+
+
+def test_that_this_machine_has_no_room_is_no_failure_of_a_server(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+    manager = manage(health=HealthPolicy(failures=1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1000), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        for _ in range(3):
+            with pytest.raises(OSError, match="Too many open files"):
+                manager.get_connection(server.address)
+    finally:
+        for filler in fillers:
+            _close(filler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert fillers
+    assert manager.servers[server.address].last_error is None
+    assert manager.servers[server.address].outstanding == 0
+    until(lambda: not manager._pool.endpoints())  # its back-off is over
+    with manager.connection(server.address) as sock:
+        echo(sock)
 
 
 # Giving back
@@ -962,37 +1314,47 @@ def test_after_its_time_one_caller_probes_and_decides(  # seed: all callers rush
     server.start()
     until(lambda: manager.servers[server.address].admits(time.monotonic()))
     found: list[Any] = []
+    others_have_called = gevent.event.Event()
+
+    def shake_hands(sock: MonitoredSocket) -> MonitoredSocket:
+        if sock.address == server.address:
+            assert others_have_called.wait(60)
+        return sock
 
     def call() -> None:
-        with manager.connection("pay") as sock:
+        with manager.connection("pay", sock_type=shake_hands) as sock:
             found.append(sock.address)
 
-    gevent.joinall([gevent.spawn(call) for _ in range(20)], raise_error=True)
-    assert found.count(server.address) == 1
+    callers = [gevent.spawn(call) for _ in range(20)]
+    until(lambda: len(found) == 19)
+    assert set(found) == {other.address}
+    assert manager.servers[server.address].state(time.monotonic()) == "probing"
+    others_have_called.set()
+    gevent.joinall(callers, raise_error=True)
+    assert found[-1] == server.address
     assert manager.servers[server.address].state(time.monotonic()) == "up"
     with manager.connection("pay") as sock:
         assert sock.address == server.address
 
 
-@pytest.mark.parametrize("end", ["kill", "Timeout"])
+@pytest.mark.parametrize("end", [gevent.GreenletExit, gevent.Timeout])
 def test_a_probe_whose_caller_leaves_hands_the_right_back(
-    hosts: Hosts, manage: Any, end: str
+    hosts: Hosts, manage: Any, end: type[BaseException]
 ) -> None:
     silent = hosts.silent()
-    manager = manage({"pay": group(silent)}, health=SHORT)
+    manager = manage({"pay": group(silent)}, health=SHORT, timeout=60)
     server = manager.servers[silent]
     server.failed(time.monotonic())
     until(lambda: server.admits(time.monotonic()))
 
     def call() -> None:
-        with gevent.Timeout(0.03 if end == "Timeout" else None, False):
+        with contextlib.suppress(end):
             manager.get_connection("pay")
 
     caller = gevent.spawn(call)
-    until(lambda: server.state(time.monotonic()) == "probing")
-    if end == "kill":
-        caller.kill()
-    caller.join()
+    caller.join(0)  # it has begun
+    assert server.state(time.monotonic()) == "probing"
+    caller.kill(end)
     assert server.admits(time.monotonic())
     assert server.outstanding == 0
 
@@ -1068,6 +1430,44 @@ def test_each_request_over_one_connection_may_be_reported(hosts: Hosts, manage: 
     manager.report(sock, False)
     assert is_down(manager, server)
     manager.release_connection(sock)
+
+
+def test_a_request_that_breaks_counts_though_the_one_before_was_reported(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+    manager = manage(health=HealthPolicy(failures=3))
+    for before, down in [(True, False), (True, False), (False, False), (None, True)]:
+        with pytest.raises(ConnectionResetError), manager.connection(server.address) as sock:
+            if before is not None:
+                manager.report(sock, ok=before)
+            raise ConnectionResetError
+        # What was reported as a failure does not fail once more as it leaves the with.
+        assert is_down(manager, server) == down
+
+
+def test_a_dial_that_is_killed_is_no_failure_of_the_server(hosts: Hosts, manage: Any) -> None:
+    def hangs(sock: MonitoredSocket) -> MonitoredSocket:
+        gevent.sleep(600)
+        return sock
+
+    server = hosts.server()
+    manager = manage(health=HealthPolicy(failures=1), timeout=60)
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        with pytest.raises(ConnectError, match="the dial was killed") as error:
+            manager.get_connection(server.address, sock_type=hangs)
+        caught.append(error.value)
+
+    callers = [gevent.spawn(call) for _ in range(3)]
+    server.wait_open(1)
+    gevent.killall(list(manager._pool._engine.dialers.working))
+    gevent.joinall(callers, raise_error=True)
+    assert len(set(map(id, caught))) == 3
+    assert manager.servers[server.address].last_error is None
+    assert manager.servers[server.address].outstanding == 0
+    server.wait_open(0)
 
 
 def test_what_a_name_does_not_count_marks_nobody_down(hosts: Hosts, manage: Any) -> None:
@@ -1155,7 +1555,7 @@ def test_at_most_the_set_share_of_a_group_is_left_out(hosts: Hosts, manage: Any)
         manager.servers[server.address].failed(time.monotonic())
         gevent.sleep(0.001)
     seen: Counter[Any] = Counter()
-    for _ in range(40):
+    for _ in range(100):  # one of three unseen: 1 in 10 ** 17
         with manager.connection("pay") as sock:
             seen[sock.address] += 1
             if sock.address != servers[3].address:
@@ -1169,44 +1569,41 @@ def test_a_new_server_is_not_flooded(hosts: Hosts, manage: Any) -> None:
     now = time.monotonic()
     manager.servers[old.address].share(now - 600)  # it has been there for long
     count: Counter[Any] = Counter()
-    for _ in range(200):
+    for _ in range(300):
         with manager.connection("pay") as sock:
             count[sock.address] += 1
-    assert 1 <= count[new.address] <= 50
+    assert 1 <= count[new.address] <= 75  # of a share of 27 now, and 150 later
 
 
-def test_p2c_avoids_the_server_that_has_turned_slow(hosts: Hosts, manage: Any) -> None:
-    class Slow(EchoServer):
-        delay = 0.0
-
-        def serve(self, sock: Any) -> None:
-            while data := sock.recv(100):
-                gevent.sleep(self.delay)
-                sock.sendall(data)
-
-    servers = [hosts.server(Slow) for _ in range(4)]
+def test_p2c_avoids_the_server_that_has_turned_slow(
+    hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("geventpool.manager.monotonic", lambda: now)
+    servers = hosts.servers(4)
     policy = HealthPolicy(failures=None, slow_start=0)
     manager = manage({"pay": group(*servers)}, balance="p2c", health=policy)
     slow = servers[0]
-    count: Counter[Any] = Counter()
 
-    def request() -> None:
-        with manager.connection("pay") as sock:
-            count[sock.address] += 1
-            echo(sock)
+    def requests(number: int) -> Counter[Any]:
+        nonlocal now
+        count: Counter[Any] = Counter()
+        for _ in range(number):
+            with manager.connection("pay") as sock:
+                echo(sock)
+                count[sock.address] += 1
+                now += 0.01
+        return count
 
-    def crowd() -> None:
-        for _ in range(50):
-            request()
-
-    gevent.joinall([gevent.spawn(crowd) for _ in range(4)], raise_error=True)
-    assert min(count[server.address] for server in servers) > 10
-    slow.delay = 0.5  # type: ignore[attr-defined]
-    count.clear()
-    gevent.joinall([gevent.spawn(crowd) for _ in range(4)], raise_error=True)
-    # They learn it from requests that have no answer yet.
-    assert count[slow.address] <= 8
-    assert count.total() == 200
+    count = requests(400)
+    assert min(count[server.address] for server in servers) > 30
+    unanswered = manager.get_connection(slow.address)
+    now += 0.1
+    assert requests(200)[slow.address] == 0  # they learn it from a request without an answer
+    manager.release_connection(unanswered)
+    assert requests(200)[slow.address] == 0
+    now += 100
+    assert requests(200)[slow.address] > 0  # that was long ago
 
 
 def test_open_sockets_of_a_server_are_known(hosts: Hosts, manage: Any) -> None:
@@ -1310,9 +1707,37 @@ def test_with_rebalance_old_connections_are_replaced_when_an_address_is_new(
     old.wait_open(0)
 
 
+def test_a_name_that_nobody_asks_for_is_watched_no_longer(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    asked: Counter[str] = Counter()
+
+    class Counting:
+        def resolve(self, name: str) -> AddressGroup:
+            asked[name] += 1
+            return group(server)
+
+    manager = watched(Counting(), manage)
+    for number in range(100):
+        manager.get_addr(f"name {number}")
+    until(lambda: min(asked.values()) > 1)
+    now = time.monotonic()
+    manager._names.forget(now)
+    assert len(manager._names._watched) == 100
+    manager._names._watched["name 7"].asked_at = now + 3600  # by then
+    manager._names.forget(now + 3600)
+    assert set(manager._names._watched) == set(manager._names._watcher._names) == {"name 7"}
+    asked.clear()
+    manager.get_addr("name 3")
+    until(lambda: min(asked["name 3"], asked["name 7"]) > 2)
+    assert set(asked) == {"name 3", "name 7"}
+    manager.close()
+    with pytest.raises(PoolClosed):
+        manager.get_connection("name 50")
+
+
 def test_names_that_the_program_knows_need_no_watcher(hosts: Hosts) -> None:
     with ConnectionManager({"pay": group("10.0.0.1:80")}) as manager:
-        assert manager._watcher is None
+        assert manager._names._watcher is None
 
 
 # Its own end, and others'
@@ -1353,16 +1778,16 @@ def test_nothing_is_kept_of_addresses_long_gone(hosts: Hosts, manage: Any) -> No
             pass
     assert len(manager._pool._traffic) == len(manager._pool._address_limits) == 5
     manager._pool.dispose()
-    for number in range(300):
-        with pytest.raises(OSError):
-            manager.get_connection(("127.0.1.1", 1 + number), timeout=0.5)
+    for address in hosts.addresses(300):
+        with pytest.raises(ConnectionRefusedError):
+            manager.get_connection(address)
     until(lambda: not manager._pool.endpoints())
     manager.servers.forget(time.monotonic() + 3600)
     gc.collect()
     pool = manager._pool
     assert not manager.servers
     assert not pool._traffic
-    assert not pool._within
+    assert not pool._inside._entries
     assert not pool._address_limits
     assert len(pool._factories) <= 1024
 
@@ -1403,25 +1828,38 @@ def test_a_forked_child_opens_its_own_and_leaves_the_parents_alone(
         assert ask(sock, "parent") == "parent"
 
 
-def test_another_thread_is_told_that_it_is_one(hosts: Hosts, manage: Any) -> None:
+def test_another_thread_is_told_that_it_is_one_and_changes_nothing(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
     asked = []
 
     def missing(name: str) -> AddressGroup:
         asked.append(name)
-        return group("127.0.0.2:1")
+        return group(server)
 
-    manager = manage(AddressGroupMap(missing=missing))
-    caught: list[BaseException] = []
-
-    def other() -> None:
-        try:
-            manager.get_connection("pay")
-        except BaseException as error:
-            caught.append(error)
-
-    gevent.get_hub().threadpool.apply(other)
-    assert [type(error) for error in caught] == [WrongHub]
+    manager = manage(AddressGroupMap(missing=missing), health=HealthPolicy(failures=1))
+    model = manager.servers[server.address]
+    held = manager.get_connection(server.address)
+    manager.mark_down("127.0.0.1:1")
+    for call in (
+        lambda: manager.get_connection("pay"),
+        lambda: manager.report(held, ok=False),
+        lambda: manager.release_connection(held),
+        lambda: manager.discard_connection(held),
+        lambda: manager.mark_down(server.address),
+        lambda: manager.mark_up("127.0.0.1:1"),
+        manager.close,
+    ):
+        assert type(gevent.get_hub().threadpool.apply(what_is_raised, (call,))) is WrongHub
     assert not asked
+    assert not manager._names._watcher.closed
+    assert model.outstanding == 1
+    assert model.state(time.monotonic()) == "up"
+    assert is_down(manager, ("127.0.0.1", 1))
+    manager.release_connection(held)
+    with manager.connection("pay") as sock:
+        assert sock is held
 
 
 @pytest.mark.parametrize("strike", STRIKES, ids=repr)
@@ -1471,6 +1909,157 @@ def test_nothing_is_lost_wherever_a_call_is_cancelled(hosts: Hosts, strike: Any)
         probed.wait_open(0)
         good.wait_open(0)
     assert nth > 5
+
+
+class Moody(IdServer):
+    """Hangs, hangs up, answers late, or answers, as *mood* is when it is asked."""
+
+    mood = "well"
+
+    def serve(self, sock: Any) -> None:
+        while self.mood != "accepts only" and (line := sock.recv(100)):
+            if self.mood == "hangs up":
+                return
+            while self.mood == "hangs" and sock.recv(100):
+                pass
+            if self.mood == "late":
+                gevent.sleep(0.02)
+            sock.sendall(line)
+
+
+def shake_hands(sock: MonitoredSocket) -> MonitoredSocket:
+    assert ask(sock, "hello") == "hello"
+    return sock
+
+
+@pytest.mark.parametrize("balance", ["weighted", "p2c"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_no_place_is_lost_and_nobody_reads_the_reply_of_another(
+    hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch, balance: str, seed: int
+) -> None:
+    """Servers fail in every way, names change, callers are killed and time out at any moment."""
+    dice = random.Random(seed)
+    servers = [hosts.server(Moody) for _ in range(4)]
+    limit = Limit(6, "of everybody")
+    groups = AddressGroupMap({name: group(*servers[at:]) for at, name in enumerate("abc")})
+    manager = watched(
+        groups,
+        manage,
+        max_sockets=7,
+        max_per_address=3,
+        limits=[limit],
+        timeout=0.5,
+        connect_timeout=0.2,
+        idle_timeout=dice.choice([None, 0.02]),
+        max_lifetime=dice.choice([None, 0.05]),
+        keepalive=0.01,
+        rebalance=0.02,
+        balance=balance,
+        health=HealthPolicy(failures=2, backoff=Backoff(first=0.01, longest=0.05), slow_start=0.02),
+    )
+
+    opened: weakref.WeakSet[Any] = weakref.WeakSet()
+    original = SocketFactory.__call__
+    peak = 0
+
+    def dial(self: Any) -> Any:
+        nonlocal peak
+        sock = original(self)
+        opened.add(sock)
+        peak = max(peak, sum(each.fileno() >= 0 for each in opened))
+        return sock
+
+    monkeypatch.setattr(SocketFactory, "__call__", dial)
+
+    wrong, calls, answered = [], 0, 0
+
+    def call() -> None:
+        nonlocal calls, answered
+        calls += 1
+        question = f"question {calls}"
+        target = dice.choice([*groups, dice.choice(servers).address])
+        sock_type = dice.choice([None, shake_hands, a_pair, Pinged, Bare])
+        with manager.connection(target, sock_type=sock_type, read_timeout=0.1) as conn:
+            sock = manager._pool.socket_of(conn)
+            answer = ask(sock, question)
+            if answer != question:
+                wrong.append((question, answer))
+            answered += 1
+            act = dice.choice([*"pppp", "report", "discard", "raise"])
+            if act == "report":
+                manager.report(conn, ok=dice.random() < 0.5)
+            elif act == "discard":
+                manager.discard_connection(conn)
+            elif act == "raise":
+                raise ValueError
+
+    def caller() -> None:
+        for _ in range(40):
+            patience = dice.choice([None, None, 0.001, 0.005, 0.02])
+            with contextlib.suppress(OSError, ValueError), gevent.Timeout(patience, False):
+                call()
+            gevent.sleep(dice.random() * 0.002)
+
+    callers = [gevent.spawn(caller) for _ in range(12)]
+    while not all(each.ready() for each in callers):
+        gevent.sleep(dice.random() * 0.005)
+        at, server = dice.randrange(len(callers)), dice.choice(servers)
+        match dice.randrange(8):
+            case 0:
+                callers[at].kill(block=False)
+                callers.append(gevent.spawn(caller) if len(callers) < 40 else callers[at])
+            case 1:
+                server.stop()
+            case 2:
+                server.mood = dice.choice(["well", "hangs", "hangs up", "late", "accepts only"])
+            case 3:
+                server.rst_all()
+            case 4:
+                manager.mark_down(server.address, dice.choice([None, 0.01]))
+            case 5:
+                manager.mark_up(server.address)
+            case 6:
+                groups[dice.choice("abc")] = group(*dice.sample(servers, dice.randint(1, 4)))
+            case 7:
+                for each in servers:
+                    each.stop()
+                    each.start()
+                    each.mood = "well"
+
+    assert wrong == []
+    assert answered > 0
+    assert 1 < peak <= 6
+    gc.collect()
+    until(lambda: at_rest(manager))
+    assert limit.used == manager._pool.size == manager.stats().idle
+    for model in manager.servers.values():
+        assert model.outstanding == 0
+        assert model.state(time.monotonic()) != "probing"
+    for each in servers:
+        each.mood = "well"
+        each.stop()
+        each.start()
+        manager.mark_up(each.address)
+    until(lambda: not manager._pool.endpoints())  # and no pause after a failure either
+    held: list[Any] = []
+
+    def hold(server: EchoServer) -> bool:
+        try:
+            held.append(manager.get_connection(server.address))
+        except OutOfSockets:
+            raise
+        except OSError:  # on a machine that stands still, a dial takes longer than it may
+            return False
+        return True
+
+    for server in servers[:2] * 3:
+        until(lambda server=server: hold(server))
+    with pytest.raises(OutOfSockets, match="of everybody"):
+        manager.get_connection(servers[2].address)
+    for sock in held:
+        manager.release_connection(sock)
+    manager.close()
+    assert limit.used == 0
 
 
 # Listeners, and arguments

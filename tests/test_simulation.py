@@ -30,7 +30,7 @@ def test_a_server_that_has_turned_slow_fails_its_share_of_requests_where_nobody_
 
 
 def test_a_rolling_restart_of_all_servers_fails_no_request_that_is_retried_twice() -> None:
-    outcomes, retries = rolling_restart(Managed, RATE, away=0.1, back=0.1, warm_up=0.5, needs=0.05)
+    outcomes, retries = rolling_restart(Managed, RATE, away=0.1, back=0.1, warm_up=0.5, needs=0.1)
 
     assert outcomes.errors == []
     assert outcomes.total > 100

@@ -1,0 +1,297 @@
+"""What a name leads to: its addresses, how to connect to them, and which of them come and go.
+
+Names is what a ConnectionManager knows of names.  It asks a resolver, follows aliases, keeps an eye
+on the names it was asked for, and tells when their addresses have changed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections import UserDict
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
+from time import monotonic
+from typing import Any, NamedTuple
+from weakref import WeakMethod
+
+import gevent
+
+from geventpool._arguments import check_seconds, check_whole
+from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, address
+from geventpool.errors import ConnectError, NameNotFound
+from geventpool.resolver import StaticResolver
+from geventpool.watcher import Watcher
+
+__all__ = ["AddressGroupMap", "ConnectInfo", "Found", "Names"]
+
+#: As many names are watched without asking whether anybody still wants them.
+_FEW = 64
+
+#: Seconds after which a name that nobody asked for need not be watched.
+_KEPT = 600.0
+
+
+class ConnectInfo(NamedTuple):
+    """How to connect to one name.
+
+    - *connect_timeout_ms*: how long to wait for one address, in milliseconds, before the next one
+      is tried.
+    - *response_timeout_ms*: the timeout of the socket, in milliseconds, where the caller gives no
+      *read_timeout*; None for none.
+    - *max_connect_retry*: how many times more, in one call, all addresses are tried if none of
+      them could be connected to.
+    - *transient_markdown_enabled*: whether failures count towards marking an address down.
+    - *markdown*: the name is out of use: each call gets a MarkedDownError.
+    """
+
+    connect_timeout_ms: float = 3000.0
+    response_timeout_ms: float | None = 30000.0
+    max_connect_retry: int = 0
+    transient_markdown_enabled: bool = True
+    markdown: bool = False
+
+
+class AddressGroupMap(UserDict[str, AddressGroup]):
+    """The address groups by name: a mapping that may change while it is in use, and a resolver.
+
+    Values may be AddressGroups or the tiers of one.  A name that is not there is asked of
+    *missing*, a callable that takes the name and returns a group or raises NameNotFound; its
+    answer is kept.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Any] | None = None,
+        missing: Callable[[str], Any] | None = None,
+    ) -> None:
+        if missing is not None and not callable(missing):
+            raise TypeError(f"missing must be callable, not {missing!r}")
+        self.missing = missing
+        super().__init__({} if groups is None else groups)
+
+    def __setitem__(self, name: str, group: Any) -> None:
+        self.data[name] = group if isinstance(group, AddressGroup) else AddressGroup(group)
+
+    def __missing__(self, name: str) -> AddressGroup:
+        if self.missing is None:
+            raise KeyError(name)
+        self[name] = self.missing(name)
+        return self.data[name]
+
+    def resolve(self, name: str, /) -> AddressGroup:
+        """The addresses of *name*.  Raises NameNotFound if nobody knows any."""
+        return _ask(self.__getitem__, name)
+
+
+class Found(NamedTuple):
+    """What a target leads to.
+
+    *name* is what to call it.  *host* is the host in the name, where a resolver that might have
+    asked anybody has found the addresses; None if they are what the program itself has said.
+    """
+
+    name: str
+    group: AddressGroup
+    host: str | None
+    info: ConnectInfo
+
+
+class _Watched:
+    """A name that is watched."""
+
+    __slots__ = ("asked_at", "group")
+
+    def __init__(self, group: AddressGroup) -> None:
+        self.group = group
+        self.asked_at = 0.0
+
+
+class Names:
+    """What the names of a manager lead to.
+
+    *groups* maps them to AddressGroups or to tiers, or it is a resolver; *aliases* maps a name to
+    another one, or to one address; *infos* says how to connect to each.  An alias without a
+    ConnectInfo of its own has that of the name it leads to.
+
+    What a resolver was asked for is watched: *on_change*, a method whose object is held weakly, is
+    told which addresses no name leads to any more, and which ones share a name with a new one.  A
+    name that nobody asked for in ten minutes is forgotten.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Any] | Resolver | None,
+        aliases: Mapping[str, Any] | None,
+        infos: Mapping[str, ConnectInfo] | None,
+        *,
+        on_change: Callable[[Collection[AnyAddress], Collection[AnyAddress]], object],
+        watch_interval: float,
+        watch_hold: float,
+    ) -> None:
+        self.infos = _checked(infos)
+        self._resolver = _resolver(groups, aliases)
+        self._aliases = {alias: _chain(alias, aliases) for alias in aliases} if aliases else {}
+        #: The program has said all that there is to be known.
+        self._said = isinstance(self._resolver, StaticResolver)
+        self._on_change = WeakMethod(on_change)
+        self._watched: dict[str, _Watched] = {}
+        self._tidy_at = _FEW
+        self._watcher: Watcher | None = None
+        if not self._said:
+            self._watcher = Watcher(
+                self._resolver, self._changed, interval=watch_interval, hold=watch_hold
+            )
+
+    def find(self, target: object, ends_at: float) -> Found:
+        """What *target* leads to: a name, an AddressGroup, or one address in any spelling.
+
+        A text is a name first.  Blocks until *ends_at* at most.  Raises NameNotFound, another
+        ConnectError if that takes too long, and TypeError or ValueError if *target* is no target.
+        """
+        if isinstance(target, AddressGroup):
+            return Found("addresses", target, None, _PLAIN)
+        if not isinstance(target, str):
+            known = address(target)
+            return Found(str(known), _alone(known), None, self._info(str(known)))
+        end = self._aliases[target][-1] if target in self._aliases else target
+        host = None
+        if isinstance(end, AddressGroup):
+            group = end
+        else:
+            try:
+                group = self._resolve(end, ends_at)
+                host = None if self._said else end
+            except NameNotFound:
+                spelled = self._spelled(end)
+                if spelled is None:
+                    raise
+                group = spelled
+        return Found(target, group, host, self._info(target))
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._watcher is not None:
+            self._watcher.close()
+
+    def forget(self, now: float) -> None:
+        """Let go of names that nobody asked for; done by itself as they become many."""
+        for name, watched in list(self._watched.items()):
+            if now - watched.asked_at >= _KEPT:
+                del self._watched[name]
+                if self._watcher is not None:
+                    self._watcher.discard(name)
+        self._tidy_at = max(2 * len(self._watched), _FEW)
+
+    # Inside
+
+    def _info(self, name: str) -> ConnectInfo:
+        for each in self._aliases.get(name, (name,)):
+            if isinstance(each, str) and each in self.infos:
+                return self.infos[each]
+        return _PLAIN
+
+    def _resolve(self, name: str, ends_at: float) -> AddressGroup:
+        if self._watcher is None:
+            return self._resolver.resolve(name)
+        began = monotonic()
+        alarm = gevent.Timeout(None if ends_at == math.inf else max(ends_at - began, 0.0))
+        try:
+            with alarm:
+                group = _ask(self._resolver.resolve, name)
+        except gevent.Timeout as expired:
+            if expired is not alarm:
+                raise
+            took = monotonic() - began
+            raise ConnectError(f"{name!r}: not resolved after {took:.3f} s") from None
+        self._watch(self._watcher, name, group)
+        return group
+
+    def _spelled(self, text: str) -> AddressGroup | None:
+        """The address that *text* spells, if it is no name; None if it must be one: that a resolver
+        knows of no such host is not for the system's to decide again."""
+        try:
+            known = address(text)
+            if isinstance(known, Address) and not self._said:
+                ipaddress.ip_address(known.ip)
+        except ValueError:
+            return None
+        return _alone(known)
+
+    def _watch(self, watcher: Watcher, name: str, group: AddressGroup) -> None:
+        if watcher.closed:
+            return  # while its manager asked
+        now = monotonic()
+        watched = self._watched.get(name)
+        if watched is None:
+            if len(self._watched) >= self._tidy_at:
+                self.forget(now)
+            watcher.add(name, group)
+            watched = self._watched[name] = _Watched(group)
+        watched.asked_at = now
+
+    def _changed(
+        self,
+        name: str,
+        added: frozenset[AnyAddress],
+        removed: frozenset[AnyAddress],
+        group: AddressGroup,
+    ) -> None:
+        watched, on_change = self._watched.get(name), self._on_change()
+        if watched is None or on_change is None:
+            return
+        before, watched.group = watched.group, group
+        known = [other.group.addresses for other in self._watched.values()]
+        gone = [each for each in removed if not any(each in other for other in known)]
+        on_change(gone, before.addresses - removed if added else ())
+
+
+_PLAIN = ConnectInfo()
+
+
+@lru_cache(maxsize=256)
+def _alone(known: AnyAddress) -> AddressGroup:
+    """The group of one address; to make it takes longer than all the rest of a call."""
+    return AddressGroup.of(known)
+
+
+def _resolver(groups: Any, aliases: Mapping[str, Any] | None) -> Resolver:
+    """What knows the addresses behind a name."""
+    if callable(getattr(groups, "resolve", None)):
+        resolver: Resolver = groups
+        return resolver
+    if groups is not None and not isinstance(groups, Mapping):
+        raise TypeError(f"address_groups must be a mapping or have resolve(name), not {groups!r}")
+    return StaticResolver({} if groups is None else groups, aliases)
+
+
+def _chain(alias: str, aliases: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The names from *alias* to the first that is none, or to the group of the one address."""
+    chain: list[Any] = [alias]
+    while isinstance(chain[-1], str) and chain[-1] in aliases:
+        chain.append(aliases[chain[-1]])
+        if chain[-1] in chain[:-1]:
+            raise ValueError(f"aliases go round in a circle: {' -> '.join(map(str, chain))}")
+    if not isinstance(chain[-1], str):
+        chain[-1] = AddressGroup.of(chain[-1])
+    return tuple(chain)
+
+
+def _ask(resolve: Callable[[str], AddressGroup], name: str) -> AddressGroup:
+    """The answer of a resolver; a KeyError, by which many say that they know nothing, is none."""
+    try:
+        return resolve(name)
+    except LookupError as error:
+        raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
+
+
+def _checked(infos: Mapping[str, ConnectInfo] | None) -> dict[str, ConnectInfo]:
+    found = {} if infos is None else dict(infos)
+    for name, info in found.items():
+        if not isinstance(info, ConnectInfo):
+            raise TypeError(f"connect_infos[{name!r}] must be a ConnectInfo, not {info!r}")
+        place = f"connect_infos[{name!r}]."
+        check_seconds(f"{place}connect_timeout_ms", info.connect_timeout_ms, none=False)
+        check_seconds(f"{place}response_timeout_ms", info.response_timeout_ms)
+        check_whole(f"{place}max_connect_retry", info.max_connect_retry)
+    return found
