@@ -210,7 +210,8 @@ class Demo:
         self.died_at = monotonic()
         dead = self.pool.stats()
         self.opened_in_vain = dead.opened - opened  # dying, its backlog still took connections
-        self.failed_before = dead.dial_failed
+        # Those under way as it died, a burst of them perhaps, were begun before it was away.
+        self.failed_before = dead.dial_failed + dead.connecting
         self.unserved = set(range(GREENLETS))
         gevent.sleep(self.away)
         server.start(self.address[1])
@@ -230,7 +231,8 @@ class Demo:
     def _look_at_the_remains(self) -> None:
         """All greenlets have been killed: the pool must be what it was before they came."""
         if self.died_at < math.inf:
-            self.failed_dials = self.pool.stats().dial_failed - self.failed_before
+            failed = self.pool.stats().dial_failed - self.failed_before
+            self.failed_dials = max(0, failed)
         if self._is_server_there():
             try:
                 self.pool.fill(timeout=10.0)
