@@ -5,6 +5,12 @@
         server.wait_open(1)
 
 A test that needs a database asks ``require_server("redis")`` for its address.
+
+One that says how long something may take allows for a busy machine with a ``Pulse``:
+
+    with Pulse() as pulse:
+        ...
+    assert took <= 0.3 + pulse.missed
 """
 
 from __future__ import annotations
@@ -12,6 +18,8 @@ from __future__ import annotations
 import os
 import random
 import ssl
+import time
+from types import TracebackType
 from typing import Any
 
 import gevent
@@ -23,6 +31,7 @@ from geventpool.testing import EchoServer, closed_port
 __all__ = [
     "EchoServer",
     "IdServer",
+    "Pulse",
     "ask",
     "closed_port",
     "require_server",
@@ -75,6 +84,47 @@ def ask(sock: Any, question: str) -> str:
             raise ConnectionResetError("the server hung up")
         answer += data
     return answer[:-1].decode()
+
+
+# How busy the machine is
+
+
+class Pulse:
+    """Feels how long this process did not get to run while it could have.
+
+    *missed* are the seconds, so far, by which a beat came late without this process having used
+    the CPU meanwhile.  What came late because greenlets kept the hub busy is not in it.
+    """
+
+    BEAT = 0.005
+    _USUAL = 0.02  # so late a beat may be: what a scheduler does to any process is no news
+
+    def __init__(self) -> None:
+        self.missed = 0.0
+        self._heart: Any = None
+
+    def __enter__(self) -> Pulse:
+        self._heart = gevent.spawn(self._beat)
+        return self
+
+    def __exit__(
+        self,
+        exc_class: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        gevent.sleep(self.BEAT)  # a beat may be due that tells of the last moments
+        self._heart.kill()
+
+    def _beat(self) -> None:
+        now, used = time.monotonic(), time.process_time()
+        while True:
+            gevent.sleep(self.BEAT)
+            before, now = now, time.monotonic()
+            used_before, used = used, time.process_time()
+            late = now - before - self.BEAT - (used - used_before)
+            if late > self._USUAL:
+                self.missed += late
 
 
 # Real servers

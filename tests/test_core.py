@@ -1002,12 +1002,12 @@ def test_a_drain_goes_on_after_an_outage_though_nobody_uses_the_pool(world: Worl
 
 
 def test_a_drain_that_is_spread_takes_each_slot_at_its_own_moment(world: World) -> None:
-    bucket = world.full(50)
+    bucket = world.full(100)
 
     world.core.drain(bucket, 10.0, world.now)
 
     moments = sorted(slot.retire_at - world.now for slot in bucket.slots)
-    assert 0 <= moments[0] < 3
+    assert 0 <= moments[0] < 3  # none of a hundred is: one time in 3e15
     assert 7 < moments[-1] <= 10
     assert not world.notes.closes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -13,7 +14,9 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout
+from geventpool.testing import FakeClock
 from objects import Conn, Maker
+from servers import Pulse
 
 
 @pytest.fixture
@@ -226,16 +229,30 @@ def test_dialing_and_closing_connections_count_against_every_limit(seed: int) ->
 # Promise 5: one deadline
 
 
+def until(condition: Callable[[], object]) -> None:
+    with gevent.Timeout(20):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def time_out(pool: ConnectionPool[Any], timeout: float) -> None:
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=timeout)
+
+
 def test_the_timeout_covers_the_wait_and_the_dial_together() -> None:
     def connect() -> Any:
         Event().wait()
 
-    with ConnectionPool(1, connect=connect, connect_timeout=0.15) as pool:
-        began = monotonic()
-        with pytest.raises(PoolTimeout):
-            pool.acquire(timeout=0.5)  # three dials, none of which starts it again
+    with FakeClock() as clock:
+        with ConnectionPool(1, connect=connect, connect_timeout=0.02) as pool:
+            caller = gevent.spawn(time_out, pool, 30)
+            for failed in (1, 2, 3):  # three dials, none of which starts it again
+                until(lambda: pool.stats().dial_failed >= failed)  # noqa: B023
+                assert not caller.ready()
+                clock.advance(12)
 
-        assert 0.45 < monotonic() - began < 1.0
+            caller.get(timeout=10)
 
 
 def test_the_timeout_covers_the_checks_too() -> None:
@@ -244,19 +261,25 @@ def test_the_timeout_covers_the_checks_too() -> None:
             return Conn(maker, 0)
 
         def _keepalive(self, conn: Any) -> None:
+            checks.append(conn)
             Event().wait()
 
     maker = Maker()
-    with Pool(5, check_after=0, keepalive_timeout=0.15, min_size=0) as pool:
-        pool.fill()
-        began = monotonic()
-        with pytest.raises(PoolTimeout):
-            pool.acquire(timeout=0.5)  # each check is bounded by itself, all of them by this
+    checks: list[Any] = []
+    with FakeClock() as clock:
+        with Pool(5, check_after=0, keepalive_timeout=0.05, min_size=0) as pool:
+            pool.fill()
+            caller = gevent.spawn(time_out, pool, 30)
+            for begun in (1, 2, 3):  # each is bounded by itself, all of them by the timeout
+                until(lambda: len(checks) >= begun)  # noqa: B023
+                assert not caller.ready()
+                clock.advance(12)
 
-        assert 0.45 < monotonic() - began < 1.0
+            caller.get(timeout=10)
+            assert len(checks) == 3
 
 
-def test_a_wait_and_the_check_after_it_have_one_deadline() -> None:
+def test_a_check_and_the_wait_after_it_have_one_deadline() -> None:
     class Pool(ConnectionPool[Any]):
         def _new_connection(self) -> object:
             if opened:
@@ -265,25 +288,35 @@ def test_a_wait_and_the_check_after_it_have_one_deadline() -> None:
             return object()
 
         def _keepalive(self, conn: Any) -> None:
-            Event().wait()
+            checking.set()
+            answer.wait()
+            raise OSError("no sign of life")
 
     opened: list[bool] = []
-    with Pool(1, check_after=0.0, keepalive_timeout=10, connect_timeout=10) as pool:
-        pool.fill()
-        began = monotonic()
-        with pytest.raises(PoolTimeout):
-            pool.acquire(timeout=0.4)
+    checking, answer = Event(), Event()
+    with FakeClock() as clock:
+        with Pool(1, check_after=0.0, keepalive_timeout=60, connect_timeout=60) as pool:
+            pool.fill()
+            caller = gevent.spawn(time_out, pool, 30)
+            assert checking.wait(10)
+            clock.advance(20)
+            answer.set()
+            until(lambda: pool.stats().waiting)
+            assert not caller.ready()
+            clock.advance(20)
 
-        assert 0.35 < monotonic() - began < 0.8
+            caller.get(timeout=10)
 
 
 def test_a_timeout_of_none_has_no_bound_and_zero_does_not_wait(maker: Maker) -> None:
-    with ConnectionPool(1, connect=maker, timeout=0.01) as pool:
+    with FakeClock() as clock, ConnectionPool(1, connect=maker, timeout=10) as pool:
         with pool.get(timeout=None) as conn:
             with pytest.raises(PoolTimeout):
                 pool.acquire(timeout=0)
             waiter = gevent.spawn(pool.acquire, timeout=None)
-            gevent.sleep(0.1)
+            gevent.idle()
+            clock.advance(1000)
+            gevent.idle()
             assert pool.stats().waiting == 1
 
         assert waiter.get(timeout=5) is conn
@@ -302,17 +335,16 @@ def test_deadlines_of_many_waiters_are_kept_in_any_order(maker: Maker, busy: boo
         while True:
             gevent.sleep(0)
 
-    timeouts = [0.05 * number for number in range(1, 9)]
-    random.Random(3).shuffle(timeouts)
+    timeouts = [0.2, 0.4, 0.05, 0.3, 0.1, 0.35, 0.15, 0.25]
     with ConnectionPool(1, connect=maker) as pool:
         noise = gevent.spawn(keep_busy) if busy else None
-        with pool.get(timeout=None):
+        with pool.get(timeout=None), Pulse() as pulse:
             waiters = [gevent.spawn(wait, timeout) for timeout in timeouts]
             late = [waiter.get(timeout=10) for waiter in waiters]
         if noise is not None:
             noise.kill()
 
-    assert all(-0.005 < each < 0.4 for each in late), late
+    assert all(-0.005 < each < 0.1 + pulse.missed for each in late), (late, pulse.missed)
 
 
 # Promise 10: from any state, if dials succeed and callers release, every waiter is served

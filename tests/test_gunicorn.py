@@ -17,7 +17,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from servers import EchoServer, closed_port
+from servers import EchoServer
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PATIENCE = 30.0
@@ -44,15 +44,16 @@ class PidServer(EchoServer):
 def gunicorn(server: EchoServer, *options: str) -> Iterator[tuple[str, int]]:
     """The application of the example, served from a process of its own with two workers."""
     host, port = server.address
-    with closed_port() as address:
-        pass
-    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "--no-control-socket"]
-    command += ["--bind", f"{address[0]}:{address[1]}", "--log-level", "warning", *options]
     environ = {**os.environ, "LINE_ECHO": f"{host}:{port}"}
     environ["PYTHONPATH"] = str(EXAMPLES.parent)
-    process = subprocess.Popen([*command, "gunicorn_app:app"], cwd=EXAMPLES, env=environ)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        address, fd = listener.getsockname(), listener.fileno()
+        command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+        command += ["--no-control-socket", "--bind", f"fd://{fd}", "--log-level", "warning"]
+        process = subprocess.Popen(
+            [*command, *options, "gunicorn_app:app"], cwd=EXAMPLES, env=environ, pass_fds=[fd]
+        )
     try:
-        wait_until(lambda: is_listening(address))
         yield address
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: process.poll() is not None)
@@ -60,14 +61,6 @@ def gunicorn(server: EchoServer, *options: str) -> Iterator[tuple[str, int]]:
     finally:
         process.kill()
         process.wait()
-
-
-def is_listening(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def wait_until(condition: Any) -> None:
@@ -139,7 +132,8 @@ def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
         speakers = list(server.pids.values())
         assert all(len(pids) <= 1 for pids in speakers), "two processes spoke on one connection"
         assert {str(pid) for pid in before | after} <= set().union(*speakers)
-        assert server.open >= 20  # ten for each worker, prefilled
+        # Ten for each worker, prefilled.
+        server.wait_until(lambda: server.open >= 20, PATIENCE, "20 open")
     assert server.open == 0
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-import gevent.socket
 import pytest
 from gevent.event import AsyncResult, Event
 
@@ -21,8 +20,10 @@ from geventpool import (
     PoolListener,
     PoolTimeout,
     Reason,
+    SocketFactory,
     events,
 )
+from geventpool.testing import FakeClock
 from objects import Conn, Maker
 from servers import EchoServer
 
@@ -129,35 +130,37 @@ def test_a_whole_cycle_is_told_in_order_and_names_the_pool_and_the_connection(ma
 
 def test_connection_created_is_told_with_how_long_the_dial_took(maker, recorder):
     def connect():
-        gevent.sleep(0.03)
+        clock.advance(100)
         return maker()
 
-    pool = ConnectionPool(1, connect=connect, listeners=[recorder])
-    pool.fill(timeout=10)
-
-    assert 0.025 < recorder.wait_for("connection_created").seconds < 5
+    with FakeClock() as clock, ConnectionPool(1, connect=connect, listeners=[recorder]):
+        assert 100 <= recorder.wait_for("connection_created").seconds < 150
 
 
 def test_connection_checked_out_is_told_before_the_caller_has_it_with_how_long_he_waited(
     maker, recorder
 ):
-    pool = ConnectionPool(1, connect=maker, listeners=[recorder])
-    conn = pool.acquire()
-    gevent.spawn_later(0.03, pool.release, conn)
+    def wait():
+        with pool.get(timeout=None) as again:
+            assert again is conn
+            assert len(recorder.of("connection_checked_out")) == 2
+            assert 100 <= recorder.of("connection_checked_out")[1].waited < 150
 
-    with pool.get() as again:
-        assert again is conn
-        assert len(recorder.of("connection_checked_out")) == 2
-        assert 0.025 < recorder.of("connection_checked_out")[1].waited < 5
+    with FakeClock() as clock, ConnectionPool(1, connect=maker, listeners=[recorder]) as pool:
+        conn = pool.acquire()
+        waiter = gevent.spawn(wait)
+        gevent.idle()
+        clock.advance(100)
+        pool.release(conn)
+        waiter.get(timeout=10)
 
 
 def test_connection_checked_in_is_told_with_how_long_it_was_used(maker, recorder):
-    pool = ConnectionPool(1, connect=maker, listeners=[recorder])
+    with FakeClock() as clock, ConnectionPool(1, connect=maker, listeners=[recorder]) as pool:
+        with pool.get():
+            clock.advance(100)
 
-    with pool.get():
-        gevent.sleep(0.03)
-
-    assert 0.025 < recorder.of("connection_checked_in")[0].used < 5
+    assert 100 <= recorder.of("connection_checked_in")[0].used < 150
 
 
 def test_connection_checked_in_is_not_told_of_what_is_discarded(maker, recorder):
@@ -318,18 +321,24 @@ def test_pool_disposed_is_told_once_per_dispose_and_once_of_close(maker, recorde
 
 
 def test_acquire_timed_out_is_told_with_the_error_the_caller_gets(maker, recorder):
-    pool = ConnectionPool(1, connect=maker, listeners=[recorder])
-
-    with pool.get():
+    def wait():
         with pytest.raises(PoolTimeout) as raised:
-            pool.acquire(timeout=0.02)
-        with pytest.raises(PoolTimeout):
-            pool.acquire(timeout=0)
+            pool.acquire(timeout=100)
+        return raised.value
+
+    with FakeClock() as clock, ConnectionPool(1, connect=maker, listeners=[recorder]) as pool:
+        with pool.get():
+            waiter = gevent.spawn(wait)
+            gevent.idle()
+            clock.advance(100)
+            error = waiter.get(timeout=10)
+            with pytest.raises(PoolTimeout):
+                pool.acquire(timeout=0)
 
     first, second = recorder.of("acquire_timed_out")
-    assert first.error is raised.value
-    assert 0.015 < first.waited < 5
-    assert second.waited < 5
+    assert first.error is error
+    assert 100 <= first.waited < 150
+    assert second.waited < 50
 
 
 class Mourner:
@@ -379,7 +388,7 @@ def test_a_listener_to_losses_may_raise_or_close_the_pool(maker):
 @pytest.mark.parametrize("in_use", [False, True])
 def test_peer_closed_is_told_of_idle_and_of_held_connections(recorder, in_use):
     with EchoServer() as server:
-        connect = lambda: gevent.socket.create_connection(server.address)  # noqa: E731
+        connect = SocketFactory(server.address)
         with ConnectionPool(1, connect=connect, listeners=[recorder]) as pool:
             pool.fill(timeout=10)
             server.wait_open(1)

@@ -6,6 +6,7 @@ The clients are cooperative only in a patched program; what needs that is skippe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from socket import SHUT_RDWR
 from typing import Any
 
@@ -77,27 +78,40 @@ class RabbitPool(ConnectionPool[Any]):
         return conn._impl._transport._sock.fileno()
 
 
+@contextmanager
+def full(pool: ConnectionPool[Any]) -> Iterator[None]:
+    """Fill *pool*, and close it at the end only when it is full again.
+
+    Not every client closes the socket of a dial that is cut short: the collector would complain of
+    it, in this test or the next.
+    """
+    with pool:
+        pool.fill()
+        yield
+        pool.fill()
+
+
 @pytest.fixture
 def postgres() -> Iterator[PostgresPool]:
     require_server("postgres")
-    with PostgresPool(SIZE, (psycopg.OperationalError,), keepalive=30, name="postgres") as pool:
-        pool.fill()
+    pool = PostgresPool(SIZE, (psycopg.OperationalError,), keepalive=30, name="postgres")
+    with full(pool):
         yield pool
 
 
 @pytest.fixture
 def redis_pool() -> Iterator[RedisPool]:
     require_server("redis")
-    with RedisPool(SIZE, (redis.ConnectionError, OSError), name="redis") as pool:
-        pool.fill()
+    pool = RedisPool(SIZE, (redis.ConnectionError, OSError), name="redis")
+    with full(pool):
         yield pool
 
 
 @pytest.fixture
 def mariadb() -> Iterator[MariaDbPool]:
     require_server("mariadb")
-    with MariaDbPool(SIZE, (pymysql.err.OperationalError,), name="mariadb") as pool:
-        pool.fill()
+    pool = MariaDbPool(SIZE, (pymysql.err.OperationalError,), name="mariadb")
+    with full(pool):
         yield pool
 
 
@@ -137,20 +151,20 @@ def test_a_transaction_left_open_is_rolled_back_on_return(postgres: PostgresPool
 
 @cooperative
 def test_a_query_cut_short_by_a_timeout_spoils_no_other_answer(postgres: PostgresPool) -> None:
-    def ask(number: int) -> tuple[int, int] | None:
+    def ask(number: int) -> int | str:
+        slow = number % 5 == 0
         try:
-            with gevent.Timeout(0.05), postgres.get() as conn:
-                wait = 0.2 if number % 5 == 0 else 0.0
-                row = conn.execute("select %s::int, pg_sleep(%s)", (number, wait)).fetchone()
-                return number, row[0]
+            with postgres.get() as conn, gevent.Timeout(0.05 if slow else None):
+                row = conn.execute("select %s::int, pg_sleep(%s)", (number, 0.2 * slow)).fetchone()
+                return int(row[0])
         except gevent.Timeout:
-            return None
+            return "given up"
 
     answers = [greenlet.get() for greenlet in [gevent.spawn(ask, n) for n in range(100)]]
-    served = [answer for answer in answers if answer is not None]
 
-    assert all(asked == answered for asked, answered in served)
-    assert served
+    for number, answer in enumerate(answers):
+        assert answer == number or (number % 5 == 0 and answer == "given up")
+    assert "given up" in answers
 
 
 def test_clients_that_redis_killed_are_never_handed_out(redis_pool: RedisPool) -> None:
@@ -165,7 +179,7 @@ def test_clients_that_redis_killed_are_never_handed_out(redis_pool: RedisPool) -
             admin.client_kill_filter(_id=number)
     wait_until_hung_up(redis_pool, SIZE)
     with redis_pool.get() as client:
-        client.set("geventpool:test", "1", px=1000)
+        client.set("geventpool:test", "1", px=60_000)
         answer = client.get("geventpool:test")
 
     assert len(ids) == SIZE
@@ -207,9 +221,11 @@ def test_a_retried_call_gets_another_session_than_the_one_that_broke(
 
 def test_a_message_goes_through_rabbitmq_over_pooled_connections() -> None:
     require_server("rabbitmq")
-    with RabbitPool(2, (pika.exceptions.AMQPError,), name="rabbitmq") as pool:
+    pool = RabbitPool(2, (pika.exceptions.AMQPError,), name="rabbitmq")
+    with full(pool):
         with pool.get() as conn:
             channel = conn.channel()
+            channel.confirm_delivery()
             queue = channel.queue_declare("", exclusive=False, auto_delete=True).method.queue
             channel.basic_publish("", queue, b"hello")
             channel.close()

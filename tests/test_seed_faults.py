@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 
 import gevent
@@ -35,7 +35,7 @@ from geventpool import (
     retry,
 )
 from objects import Conn, Maker
-from servers import EchoServer, IdServer, ask
+from servers import EchoServer, IdServer, Pulse, ask
 
 
 @pytest.fixture
@@ -54,8 +54,9 @@ def test_a_server_that_is_down_at_the_start_is_dialed_until_it_is_up() -> None:
     server.stop()
     with ConnectionPool(2, connect=SocketFactory(server.address)) as pool:
         user = gevent.spawn(pool.execute, ask, "hello")
-        gevent.sleep(0.2)
-        assert pool.stats().dial_failed > 0
+        with gevent.Timeout(10):
+            while not pool.stats().dial_failed:
+                gevent.sleep(0.005)
         server.start()
 
         assert user.get(timeout=10) == "hello"
@@ -125,9 +126,10 @@ def test_a_broken_connection_is_replaced_at_once(maker: Maker) -> None:
 
     with ConnectionPool(1, connect=maker) as pool:
         began = monotonic()
+        with Pulse() as pulse:
+            assert request() == 20
 
-        assert request() == 20
-        assert monotonic() - began < 2.0  # it was 19
+        assert monotonic() - began < 2.0 + pulse.missed  # it was 19
 
 
 def test_the_keepalive_survives_whatever_it_raises(maker: Maker) -> None:
@@ -177,8 +179,9 @@ def test_a_peer_that_hangs_in_a_keepalive_does_not_block_users(maker: Maker) -> 
     with Pool(1, keepalive=0.01, keepalive_timeout=30) as pool:
         assert checking.wait(5)
         began = monotonic()
-        with pool.get():
-            assert monotonic() - began < 3.0
+        with Pulse() as pulse, pool.get():
+            waited = monotonic() - began
+        assert waited < 3.0 + pulse.missed
     with Pool(2, keepalive=0.01, keepalive_timeout=0.05) as pool:
         maker.wait_until(lambda: maker.dials >= 6)  # hung ones are replaced, without any user
 
@@ -383,10 +386,10 @@ def test_a_hand_out_costs_no_more_when_thousands_of_connections_are_out() -> Non
     def cost(pool: ConnectionPool[Any], rounds: int = 2000) -> float:
         best = float("inf")
         for _ in range(7):
-            began = monotonic()
+            began = process_time()
             for _ in range(rounds):
                 pool.release(pool.acquire())
-            best = min(best, monotonic() - began)
+            best = min(best, process_time() - began)
         return best
 
     class Thing:

@@ -18,7 +18,7 @@ from gevent.pool import Group
 from geventpool import Backoff, ConnectionPool, PoolListener, PoolTimeout, Reason, SocketFactory
 from geventpool.events import PeerClosed
 from geventpool.testing import ChaosProxy
-from servers import EchoServer, IdServer, ask
+from servers import EchoServer, IdServer, Pulse, ask
 
 HANG_UPS = pytest.mark.parametrize("hang_up", [EchoServer.fin_all, EchoServer.rst_all])
 AWAY = 3.0  # seconds of an outage
@@ -230,6 +230,12 @@ class Load:
             gevent.sleep(0.002)
 
 
+def most_dials(seconds: float) -> float:
+    """How many dials a server that is away for so long may see: 12 in 3 s, as the pauses grow from
+    25 to 50 ms to between 0.5 and 1 s."""
+    return 6 + 2 * seconds
+
+
 def test_an_outage_under_load_sees_few_dials_and_ends_quickly_for_everybody(
     server: IdServer,
 ) -> None:
@@ -238,16 +244,18 @@ def test_an_outage_under_load_sees_few_dials_and_ends_quickly_for_everybody(
             load.first_answers_since(0.0)
 
             server.stop()
+            stopped_at = monotonic()
             dialed_before = pool.stats().dialed
             gevent.sleep(AWAY)
             dialed_while_away = pool.stats().dialed - dialed_before
-            back_at = monotonic()
-            server.start()
-            answers = load.first_answers_since(back_at)
+            with Pulse() as pulse:
+                back_at = monotonic()
+                server.start()
+                answers = load.first_answers_since(back_at)
 
-        assert dialed_while_away <= 12
-        assert answers[0] - back_at <= 1.2
-        assert answers[-1] - answers[0] <= 0.3
+        assert dialed_while_away <= most_dials(back_at - stopped_at)
+        assert answers[0] - back_at <= 1.2 + pulse.missed
+        assert answers[-1] - answers[0] <= 0.3 + pulse.missed
         assert load.wrong == 0
         assert load.failed <= 20  # those whose request was cut off; nobody else saw anything
 
@@ -256,9 +264,11 @@ def test_an_outage_that_nobody_notices_sees_one_dial_per_back_off_too(server: Id
     with ConnectionPool(10, connect=SocketFactory(server.address)) as pool:
         pool.fill()
         server.stop()
+        stopped_at = monotonic()
         gevent.sleep(1.0)
 
-        assert 2 <= pool.stats().dialed - 10 <= 8
+        assert pool.stats().dialed - 10 <= most_dials(monotonic() - stopped_at)
+        wait_for(lambda: pool.stats().dialed - 10 >= 2)
         server.start()
         pool.fill()
         server.wait_open(10)
@@ -342,9 +352,12 @@ def test_a_server_that_accepts_and_closes_at_once_is_not_dialed_in_a_storm_by_an
 ):
     with ClosingServer() as server:
         with ConnectionPool(10, connect=SocketFactory(server.address)) as pool:
+            began = monotonic()
             gevent.sleep(1.0)
 
-            assert 2 <= pool.stats().dialed <= 24  # three per step of the back-off
+            # Three per step of the back-off.
+            assert pool.stats().dialed <= 3 * most_dials(monotonic() - began)
+            wait_for(lambda: pool.stats().dialed >= 2)
 
 
 def _raise(pool: ConnectionPool[Any]) -> None:
@@ -388,14 +401,15 @@ def test_a_server_that_accepts_and_closes_at_once_is_not_dialed_in_a_storm_under
 
     with ClosingServer() as server:
         with ConnectionPool(10, connect=SocketFactory(server.address)) as pool:
+            began = monotonic()
             clients = [gevent.spawn(run) for _ in range(20)]
             gevent.sleep(1.0)
-            dialed = pool.stats().dialed
+            dialed, ran = pool.stats().dialed, monotonic() - began
             server.closes = False
             gevent.joinall(clients, timeout=30, raise_error=True)
 
             assert all(client.ready() for client in clients)
-            assert dialed <= 24  # three per step of the back-off
+            assert dialed <= 3 * most_dials(ran)  # three per step of the back-off
 
 
 def test_a_server_that_closes_after_each_answer_is_not_slowed_down() -> None:
@@ -408,11 +422,13 @@ def test_a_server_that_closes_after_each_answer_is_not_slowed_down() -> None:
     with OneAnswer() as server:
         with ConnectionPool(1, connect=SocketFactory(server.address)) as pool:
             began = monotonic()
-            for number in range(100):
-                with pool.get() as conn:
-                    assert ask(conn, f"{number}") == f"{number}"
+            with Pulse() as pulse:
+                for number in range(100):
+                    with pool.get() as conn:
+                        assert ask(conn, f"{number}") == f"{number}"
 
-            assert monotonic() - began < 3.0  # by back-offs it would take more than a minute
+            # By back-offs it would take more than a minute.
+            assert monotonic() - began < 3.0 + pulse.missed
 
 
 # A network that fails between the two
@@ -566,7 +582,7 @@ def test_half_of_a_dribbled_answer_is_for_nobody_else(proxy: ChaosProxy) -> None
             conn.sendall(b"a long question\n")
             assert conn.recv(2)
             raise LookupError  # none of exc_classes: it goes back, unless it is seen to be dirty
-        gevent.sleep(0.1)
+        gevent.socket.wait_read(conn.fileno(), timeout=10)
         proxy.normal()
         with pool.get() as other:
             assert ask(other, "hello") == "hello"
@@ -583,13 +599,12 @@ def test_refused_dials_end_with_the_refusal_and_open_connections_outlive_it(
         with pool.get() as open_one:
             assert ask(open_one, "before") == "before"
             proxy.refuse()
+            waiter = gevent.spawn(_ask_once, pool)
+            wait_for(lambda: pool.stats().dial_failed)
             with pytest.raises(PoolTimeout) as caught:
-                pool.acquire(timeout=0.5)
+                pool.acquire(timeout=0.01)
             assert isinstance(caught.value.__cause__, ConnectionRefusedError)
             assert ask(open_one, "meanwhile") == "meanwhile"
-
-            waiter = gevent.spawn(_ask_once, pool)
-            gevent.idle()
             assert pool.stats().waiting == 1
             proxy.normal()
             assert waiter.get(timeout=20) == "hello"

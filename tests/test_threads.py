@@ -181,7 +181,7 @@ def test_a_foreign_thread_may_look_while_connections_come_and_go(
     def look() -> int:
         count = 0
         until = monotonic() + 0.3
-        while monotonic() < until:
+        while not count or monotonic() < until:
             pool.stats()
             pool.holders()
             repr(pool)
