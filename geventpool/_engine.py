@@ -32,6 +32,7 @@ from gevent.hub import Hub, get_hub
 from geventpool import events
 from geventpool._core import Core, copy_of
 from geventpool._crew import Crew, Rounds
+from geventpool._log import say
 from geventpool._sentinel import Sentinel
 from geventpool._slots import (
     CHECKING,
@@ -1037,12 +1038,8 @@ class Engine:
                 self._log(owner, logging.ERROR, "%r failed", listener, exc_info=True)
 
     def _log(self, owner: Owner, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
-        if not owner.log.isEnabledFor(level):
-            return
-        try:
-            owner.log.log(level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
-        except Exception:
-            traceback.print_exc()  # a log handler that raises: the last place left to tell
+        if owner.log.isEnabledFor(level):
+            say(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
 
     # Fork
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import Any
 
 __all__ = ["say"]
 
 
 def say(
-    log: logging.Logger, level: int, message: str, *args: object, exc_info: bool = False
+    log: logging.Logger, level: int, message: str, *args: object, exc_info: Any = None
 ) -> None:
     """Log *message*.  What a handler raises is printed; a Timeout or a kill goes on its way."""
     try:

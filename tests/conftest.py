@@ -14,7 +14,12 @@ import pytest
 
 pytest_plugins = ["geventpool.testing.fixtures", "pytester"]
 
-hypothesis.settings.register_profile("geventpool", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "geventpool",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # the machine may be busy
+)
 hypothesis.settings.load_profile("geventpool")
 
 
