@@ -3,38 +3,32 @@
 The name is "paymentserv".  Servers are chosen by p2c: of two drawn at random, the less loaded one.
 """
 
-import contextlib
 import time
 from collections import Counter
 
 import gevent
 from gevent.pool import Pool
-from gevent.server import StreamServer
 
 from geventpool import Backoff
 from geventpool.health import HealthPolicy
 from geventpool.manager import ConnectionManager
+from geventpool.testing import EchoServer
 
 
-def echo(sock, address):
-    with contextlib.suppress(OSError):
+class Server(EchoServer):
+    def serve(self, sock):
         while line := sock.recv(1024):
             gevent.sleep(0.002)
             sock.sendall(line)
 
 
-def start(address):
-    """Start a server; its greenlets are kept, so that all can be stopped with it."""
-    server = StreamServer(address, echo, spawn=Pool())
+servers = [Server() for _ in range(3)]
+for server in servers:
     server.start()
-    return server
-
-
-servers = [start((f"127.0.0.{number}", 0)) for number in (2, 3, 4)]
-first, second, third = (server.address for server in servers)
+addresses = [server.address for server in servers]
 
 manager = ConnectionManager(
-    {"paymentserv": [[(1, first), (1, second), (1, third)]]},
+    {"paymentserv": [[(1, address) for address in addresses]]},
     balance="p2c",
     # One failure marks a server down, for half a second at first, or somewhat less.
     health=HealthPolicy(failures=1, backoff=Backoff(first=0.5, longest=10.0), slow_start=1.0),
@@ -60,23 +54,25 @@ def ask(question):
 def requests(number):
     """Send *number* requests, five at a time, and print who has answered."""
     answers = Counter(Pool(5).imap_unordered(ask, [b"?"] * number))
-    print("  ", ", ".join(f"{address.ip}: {answers[address]}" for address in sorted(answers)))
+    print("  ", ", ".join(f"port {port}: {answers[host, port]}" for host, port in addresses))
 
 
 print("All are well:")
 requests(300)
 
-servers[1].stop(timeout=0)
-print(f"{second[0]} has died:")
+servers[1].stop()
+print("The second has died:")
 requests(300)
-print("  ", manager.servers[second].marked_down_error(time.monotonic()))
+print("  ", manager.servers[addresses[1]].marked_down_error(time.monotonic()))
 
-servers[1] = start(second)
+servers[1].start()
 gevent.sleep(0.6)
 print("It is back, one request probes it, and its share grows:")
 for _ in range(3):
     requests(200)
 
 print(manager)
-print(manager.traffic(first))
+print(manager.traffic(addresses[0]))
 manager.close()
+for server in servers:
+    server.stop()

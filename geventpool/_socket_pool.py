@@ -316,8 +316,7 @@ class _Inside:
         entry = self._entry(thing)
         if entry is not None:
             for key in entry.shape:
-                if self._entries.get(key, entry).shape == entry.shape:  # else of a shared part
-                    self._entries.pop(key, None)
+                self._entries.pop(key, None)
 
     def _entry(self, thing: Any) -> _Entry | None:
         entry = self._entries.get(id(thing))
@@ -353,7 +352,7 @@ def _parts(thing: Any) -> Sequence[Any]:
 
 def _is_mortal(thing: Any) -> bool:
     """Whether *thing* can be weakly referenced."""
-    return type(thing).__weakrefoffset__ > 0
+    return type(thing).__weakrefoffset__ != 0  # negative where the interpreter keeps it for itself
 
 
 def _most_sockets() -> int | None:

@@ -428,7 +428,7 @@ class _Use:
             self.attempt.cancelled(now)
         elif self.said is None:
             self.attempt.failed(now, error)
-        elif server.state(now) == "up":  # else it is known, and was down for longer each time
+        elif server.state(now) == "up":  # else it is known: each would have it down for longer
             server.failed(now, error)
         self.said = False
 

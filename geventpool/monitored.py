@@ -21,6 +21,7 @@ from geventpool.events import Duration
 
 __all__ = ["MonitoredSocket", "Traffic"]
 
+_PEEK = int(MSG_PEEK)  # as the member of an enumeration it would take 1 µs more to ask for
 _TLS_SOCKETS = (ssl.SSLSocket, get_original("ssl", "SSLSocket"))
 
 
@@ -147,7 +148,7 @@ class MonitoredSocket:
         finally:
             # Not in a function of its own: the call would cost as much as all of it.
             self.last_activity = now = monotonic()
-            if not flags & MSG_PEEK:
+            if not flags & _PEEK:
                 self.bytes_in += len(data)
             took = now - began
             self._received += 1
@@ -264,7 +265,7 @@ class MonitoredSocket:
         try:
             answer = getattr(self._sock, method)(*args)
             first = answer[0] if isinstance(answer, tuple) else answer
-            if not flags & MSG_PEEK:  # what was only looked at will come again
+            if not flags & _PEEK:  # what was only looked at will come again
                 count = first if isinstance(first, int) else len(first)
             return answer
         finally:

@@ -132,13 +132,12 @@ class Names:
         self.infos = _checked(infos)
         self._resolver = _resolver(groups, aliases)
         self._aliases = {alias: _chain(alias, aliases) for alias in aliases} if aliases else {}
-        #: The program has said all that there is to be known.
-        self._said = isinstance(self._resolver, StaticResolver)
         self._on_change = WeakMethod(on_change)
         self._watched: dict[str, _Watched] = {}
         self._tidy_at = _FEW
+        #: None: the program has said all that there is to be known.
         self._watcher: Watcher | None = None
-        if not self._said:
+        if not isinstance(self._resolver, StaticResolver):
             self._watcher = Watcher(
                 self._resolver, self._changed, interval=watch_interval, hold=watch_hold
             )
@@ -155,18 +154,7 @@ class Names:
             known = address(target)
             return Found(str(known), _alone(known), None, self._info(str(known)))
         end = self._aliases[target][-1] if target in self._aliases else target
-        host = None
-        if isinstance(end, AddressGroup):
-            group = end
-        else:
-            try:
-                group = self._resolve(end, ends_at)
-                host = None if self._said else end
-            except NameNotFound:
-                spelled = self._spelled(end)
-                if spelled is None:
-                    raise
-                group = spelled
+        group, host = (end, None) if isinstance(end, AddressGroup) else self._look_up(end, ends_at)
         return Found(target, group, host, self._info(target))
 
     def close(self) -> None:
@@ -191,6 +179,16 @@ class Names:
                 return self.infos[each]
         return _PLAIN
 
+    def _look_up(self, text: str, ends_at: float) -> tuple[AddressGroup, str | None]:
+        """The addresses of *text*, and whose host is in it: see Found."""
+        try:
+            return self._resolve(text, ends_at), None if self._watcher is None else text
+        except NameNotFound:
+            spelled = self._spelled(text)
+            if spelled is None:
+                raise
+            return spelled, None
+
     def _resolve(self, name: str, ends_at: float) -> AddressGroup:
         if self._watcher is None:
             return self._resolver.resolve(name)
@@ -212,7 +210,7 @@ class Names:
         knows of no such host is not for the system's to decide again."""
         try:
             known = address(text)
-            if isinstance(known, Address) and not self._said:
+            if isinstance(known, Address) and self._watcher is not None:
                 ipaddress.ip_address(known.ip)
         except ValueError:
             return None
