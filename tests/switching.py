@@ -30,6 +30,7 @@ __all__ = [
     "assert_whole",
     "assert_whole_together",
     "come_to_rest",
+    "end_wear",
 ]
 
 #: Seconds after which a test fails that waits for what needs none: only a bug waits that long.
@@ -267,6 +268,7 @@ class Stage:
         for neighbour in self._neighbours:
             assert neighbour.ready(), f"a neighbour hangs: {self.pools}"
             neighbour.get()
+        end_wear(*self.pools)
         come_to_rest(*self.pools)  # what the pool has yet to do is part of the scenario
 
     def _spawn(self, function: Callable[..., object], *args: Any) -> Any:
@@ -291,6 +293,13 @@ class Stage:
 
 
 # Conservation
+
+
+def end_wear(*pools: Any) -> None:
+    """Let what *pools* open from now on live for ever: where opening one takes longer than the few
+    milliseconds that they live, as on a slow machine, they would never come to rest."""
+    for pool in pools:
+        pool._bucket.max_lifetime = None
 
 
 def come_to_rest(*pools: Any) -> None:
@@ -323,6 +332,7 @@ def assert_whole_together(
 ) -> None:
     """The same for *pools* that share a limit of *maximum*, each in turn."""
     __tracebackhide__ = True
+    end_wear(*pools)
     come_to_rest(*pools)
     assert len(server.open) == sum(pool.stats().idle for pool in pools)
     for pool in pools:

@@ -329,9 +329,9 @@ def keepalive(stage: Stage) -> None:
 
 
 def expire(stage: Stage) -> None:
-    stage.pool(2, max_lifetime=0.003, jitter=0.5, listeners=[YieldingListener()])
-    opened = stage.server.opened
-    watch(stage, lambda: stage.server.opened >= opened + 4)
+    listeners = [YieldingListener()]
+    stage.pool(2, filled=False, max_lifetime=0.003, jitter=0.5, listeners=listeners)
+    watch(stage, lambda: stage.server.opened >= 6)
 
 
 def idle_out(stage: Stage) -> None:

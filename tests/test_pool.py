@@ -690,7 +690,7 @@ def test_fail_fast_does_not_touch_those_for_whom_something_is_idle(maker):
     maker.error = ConnectionRefusedError()
     pool.discard(pool.acquire())
     gevent.idle()
-    assert pool.stats().dial_failed == 1
+    assert pool.stats().dial_failed >= 1
 
     with pool.get(timeout=10) as conn:
         assert conn.number == 2

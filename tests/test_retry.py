@@ -17,7 +17,7 @@ from typing import Any
 
 import gevent
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from geventpool.backoff import Backoff
@@ -1013,7 +1013,6 @@ TICK = 1 / 64
 WINDOW = 800 * TICK
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # on a machine busy with other things
 @given(
     share=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
     reserve=st.integers(0, 4),
