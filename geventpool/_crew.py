@@ -66,13 +66,10 @@ class Rounds:
     visits: what is due may wait for them.
     """
 
-    def __init__(
-        self, hub: Hub, visit: Callable[[Bucket, float, float], float], longest: float
-    ) -> None:
+    def __init__(self, visit: Callable[[Bucket, float, float], float], longest: float) -> None:
         self.longest = longest
         self.buckets: Heap[Bucket] = Heap()  # by when they are due
         self.greenlet: Any = None
-        self._hub = hub
         self._visit = visit
         self._until = NEVER  # when the greenlet looks again
 
@@ -105,7 +102,9 @@ class Rounds:
             at = self.buckets.first()[0]
             if at > now:
                 self._until = at
-                self._nap(at - now)
+                # Without keeping a program alive that has nothing else to do; if it is early by
+                # our clock, it sleeps again.
+                gevent.sleep(at - now, ref=False)
             else:
                 self._call_on_first(now)
                 gevent.sleep(0)
@@ -121,12 +120,3 @@ class Rounds:
         if greenlet is self.greenlet:
             self.greenlet = None
             self._start()
-
-    def _nap(self, seconds: float) -> None:
-        """Sleep without keeping a program alive that has nothing else to do."""
-        timer = self._hub.loop.timer(seconds, ref=False)
-        try:
-            self._hub.wait(timer)
-        finally:
-            timer.stop()
-            timer.close()

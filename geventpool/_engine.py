@@ -46,6 +46,7 @@ from geventpool._slots import (
     Slot,
     Waiter,
 )
+from geventpool._timers import Timer
 from geventpool._watch import watch
 from geventpool.errors import (
     ConnectError,
@@ -280,11 +281,11 @@ class Engine:
             )
         self.core.join(waiter, now, again)
         if deadline is not None and (deadline < self._alarm_at or self._alarm_is_idle):
-            self._set_alarm(deadline, now)
+            self._set_alarm(deadline)
         if bucket.retry_timer is not None:
             bucket.retry_timer.ref = True
         if bucket.checking and waiter.slot is None:
-            self._hurry_checks(owner, bucket, now)
+            self._hurry_checks(bucket)
         switch = self.hub.switch
         try:
             # Only ``wake`` passes the waiter; somebody else's switch may come before it.
@@ -664,16 +665,17 @@ class Engine:
         """Look at *bucket* again when its back-off is over."""
         if bucket.retry_timer is not None:
             bucket.retry_timer.stop()
-        timer = self.loop.timer(
-            max(0.0, bucket.retry_at - monotonic()), ref=bool(bucket.line or bucket.filling)
+        bucket.retry_timer = Timer(
+            self.loop,
+            bucket.retry_at,
+            self._retry_now,
+            bucket,
+            ref=bool(bucket.line or bucket.filling),
         )
-        bucket.retry_timer = timer
-        timer.start(self._retry_now, bucket)
 
     def _retry_now(self, bucket: Bucket) -> None:
         bucket.retry_timer = None
-        # A loop timer may be a little early by our clock.
-        self.core.settle(bucket, max(monotonic(), bucket.retry_at))
+        self.core.settle(bucket, monotonic())
         self.forget_if_empty(bucket)
 
     def settle_limit_later(self, limit: Limit) -> None:
@@ -685,26 +687,24 @@ class Engine:
 
     # Deadlines of waiters: one timer for all of them
 
-    def _set_alarm(self, deadline: float, now: float) -> None:
+    def _set_alarm(self, deadline: float) -> None:
         if self._alarm is not None:
             self._alarm_is_idle = False
             if deadline >= self._alarm_at:
                 self._alarm.ref = True  # it rings early enough, only nobody had cared
                 return
             self._alarm.stop()
-        self._alarm = self.loop.timer(max(0.0, deadline - now))
+        self._alarm = Timer(self.loop, deadline, self._ring)
         self._alarm_at = deadline
-        self._alarm.start(self._ring)
 
     def _ring(self) -> None:
-        now = max(monotonic(), self._alarm_at)
         self._alarm_at = NEVER
         self._alarm = None
         self._alarm_is_idle = False
-        self.core.expire(now)
+        self.core.expire(monotonic())
         deadline = self.core.next_deadline()
         if deadline is not None:
-            self._set_alarm(deadline, now)
+            self._set_alarm(deadline)
 
     def _relax_alarm(self) -> None:
         """Do not let the timer of a wait that is over keep the program alive."""
@@ -912,7 +912,7 @@ class Engine:
         if raised is not None:
             self._log(owner, logging.INFO, "a keepalive failed: %r", raised)
 
-    def _hurry_checks(self, owner: Owner, bucket: Bucket, now: float) -> None:
+    def _hurry_checks(self, bucket: Bucket) -> None:
         """A caller waits, and only connections that are being checked are left: give the checks no
         longer than twice what a dial takes, so that he does not wait for a hung peer."""
         if bucket.hurry_timer is not None or bucket.connecting:
@@ -921,10 +921,9 @@ class Engine:
         if bucket.connect_count:
             patience = max(patience, 2 * bucket.connect_sum / bucket.connect_count)
         begun = min(s.checked_at for s in bucket.slots if s.state is CHECKING)
-        bucket.hurry_timer = self.loop.timer(max(0.0, begun + patience - now))
-        bucket.hurry_timer.start(self._end_checks, bucket, patience)
+        bucket.hurry_timer = Timer(self.loop, begun + patience, self._end_checks, bucket)
 
-    def _end_checks(self, bucket: Bucket, patience: float) -> None:
+    def _end_checks(self, bucket: Bucket) -> None:
         bucket.hurry_timer = None
         now = monotonic()
         needed = bucket.hungry
@@ -948,8 +947,8 @@ class Engine:
             return
         if owner.rounds is None:
             owner.rounds = (
-                Rounds(self.hub, self._keep_alive, owner.keepalive or NEVER),
-                Rounds(self.hub, self._reap, NEVER),
+                Rounds(self._keep_alive, owner.keepalive or NEVER),
+                Rounds(self._reap, NEVER),
             )
         bucket.rounds = owner.rounds
         keepalive, reaper = owner.rounds
