@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
 import gevent
-from gevent import getcurrent
-from gevent.hub import Hub
+from gevent import GreenletExit, getcurrent
 
 from geventpool._slots import AT_ONCE, NEVER, Bucket, Heap
 
-__all__ = ["Crew", "Rounds"]
+__all__ = ["Crew", "Rounds", "leave_behind"]
+
+
+class Worker(gevent.Greenlet):  # type: ignore[type-arg]  # no generic at run time
+    """A greenlet of a Crew.  Its copy in a forked child can be kept from ever going on."""
+
+    left_behind = False
+
+    def switch(self, *args: Any) -> Any:
+        """Go on; but what a copy waited for, it is not told: its sockets are the parent's."""
+        if self.left_behind:
+            return self.throw(GreenletExit)
+        return super().switch(*args)
+
+
+def leave_behind(copies: Iterable[Any]) -> None:
+    """End the *copies* of the parent's workers, in the child, without another step of theirs.
+
+    An event for one of them may be pending in the loop as the program forks, and that comes before
+    whatever is scheduled now.
+    """
+    for copy in copies:
+        copy.left_behind = True
+        copy.kill(block=False)
 
 
 class Crew:
@@ -35,7 +57,7 @@ class Crew:
 
     def _hire(self) -> None:
         if len(self.working) < self._most:
-            greenlet = gevent.spawn(self._run)
+            greenlet = Worker.spawn(self._run)
             self.working[greenlet] = None
             greenlet.rawlink(self._left)
 

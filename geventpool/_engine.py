@@ -31,7 +31,8 @@ from gevent.hub import Hub, get_hub
 
 from geventpool import events
 from geventpool._core import Core, copy_of
-from geventpool._crew import Crew, Rounds
+from geventpool._crew import Crew, Rounds, leave_behind
+from geventpool._fork import identity_of, leave_to_parent
 from geventpool._log import say
 from geventpool._sentinel import Sentinel
 from geventpool._slots import (
@@ -97,6 +98,7 @@ class Owner(Protocol):
     def _is_alive(self, *key_and_conn: Any) -> bool: ...
     def _fileno(self, *key_and_conn: Any) -> int | None: ...
     def _reset_connection(self, *key_and_conn: Any) -> object: ...
+    def _is_socket(self, conn: Any) -> bool: ...
     def _look(self, conn: Any) -> Callable[[], object] | None: ...
     def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]: ...
 
@@ -817,6 +819,8 @@ class Engine:
             if fd is not None and not (isinstance(fd, int) and fd >= 0):
                 raise ValueError(f"no file descriptor: {fd!r}")
             slot.fd = fd
+            if fd is not None and not owner._is_socket(conn):
+                slot.identity = identity_of(fd)
             if not owner.has_is_alive:
                 slot.look = owner._look(conn)
             if fd is not None and not self.sentinel.watch(fd, slot):
@@ -1053,6 +1057,8 @@ class Engine:
         if self._hub_is_dead():
             return  # that of a thread that has ended: nothing of it runs, and its timers are gone
         self.sentinel.abandon()
+        for bucket in list(self.buckets):
+            _leave_to_parent(bucket)
         crews = (self.dialers, self.closers, self.checkers, self.tellers)
         strays = [greenlet for crew in crews for greenlet in crew.working]
         for crew in crews:
@@ -1079,8 +1085,7 @@ class Engine:
             # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll,
             # and the first look-up of a name wait for threads that are not here.
             gevent.reinit(self.hub)
-        for stray in strays:
-            stray.kill(block=False)
+        leave_behind(strays)
         self.loop.run_callback(self._revive)
 
     def _revive(self) -> None:
@@ -1109,6 +1114,25 @@ def _last_owner(bucket: Bucket) -> Any:
     """The pool, even if it has been collected and its connections wait to be closed; or None."""
     owner = bucket.owner()
     return bucket.late_owner if owner is None else owner
+
+
+def _leave_to_parent(bucket: Bucket) -> None:
+    """In a child: keep its copies of the parent's connections from ever saying anything.
+
+    Sockets may be dropped: that closes the child's descriptor, and no more.  One that is being
+    checked is not: the copy of that check is about to be ended, and may have last words.
+    """
+    owner = _last_owner(bucket)
+    for slot in bucket.slots:
+        conn = slot.conn
+        if conn is None and slot.watch is not None:
+            conn = slot.watch()  # a caller has it
+        if conn is None:
+            continue
+        if slot.state is CHECKING and slot.identity is None and slot.fd is not None:
+            slot.identity = identity_of(slot.fd)
+        if slot.identity is not None or owner is None or not owner._is_socket(conn):
+            leave_to_parent(conn, slot.fd, slot.identity)
 
 
 def _has_out(slot: Slot, conn: Any) -> bool:

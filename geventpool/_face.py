@@ -369,6 +369,9 @@ class Face(Generic[C]):
             return True
         return isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError)
 
+    def _is_socket(self, conn: Any) -> bool:
+        return sockets.is_socket(conn)
+
     def _look(self, conn: Any) -> Callable[[], object] | None:
         return sockets.look(conn)
 

@@ -16,7 +16,7 @@ from gevent.monkey import get_original
 from gevent.socket import socket
 from gevent.ssl import SSLSocket
 
-__all__ = ["close", "fileno", "look", "look_at_descriptor"]
+__all__ = ["close", "fileno", "is_socket", "look", "look_at_descriptor"]
 
 # The standard library's own, also in a patched program.
 _poll = get_original("select", "poll")
@@ -41,6 +41,11 @@ def look(connection: object) -> Callable[[], object] | None:
     poller.register(descriptor, select.POLLIN)
     make = _look_at_tls if isinstance(connection, _TLS_SOCKETS) else _look_at_raw
     return make(connection, descriptor, poller)
+
+
+def is_socket(connection: object) -> bool:
+    """Whether *connection* is a socket, gevent's or the standard library's, TLS or not."""
+    return isinstance(connection, _SOCKETS)
 
 
 def look_at_descriptor(descriptor: int) -> Callable[[], object]:

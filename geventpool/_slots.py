@@ -212,6 +212,7 @@ class Slot:
         "fresh_until",
         "holder",
         "ident",
+        "identity",
         "idled",
         "look",
         "retire_at",
@@ -239,6 +240,7 @@ class Slot:
         self.ident = 0  # id() of the connection
         self.look: Callable[[], object] | None = None  # truthy: unread bytes, or dead
         self.fd: int | None = None
+        self.identity: tuple[int, int] | None = None  # of the file behind fd, if it is no socket
         self.idled = 0.0  # how long it was idle before this hand-out
         self.checked_at = now
         self.error: BaseException | None = None  # what broke it, for the listeners

@@ -44,11 +44,11 @@ from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool._arguments import check_seconds
 from geventpool._eyeballs import Candidate, connect, interleaved
-from geventpool._look import close, fileno, look, look_at_descriptor
+from geventpool._look import close, fileno, is_socket, look, look_at_descriptor
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 
-__all__ = ["SocketFactory", "close", "fileno", "look", "look_at_descriptor"]
+__all__ = ["SocketFactory", "close", "fileno", "is_socket", "look", "look_at_descriptor"]
 
 # The standard library's own, also in a patched program.
 _own_getaddrinfo = get_original("socket", "getaddrinfo")

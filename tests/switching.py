@@ -18,6 +18,7 @@ import pytest
 from gevent import GreenletExit
 
 from geventpool import Backoff, ConnectionPool, PoolListener
+from geventpool._crew import Worker
 
 __all__ = [
     "PATIENCE",
@@ -101,6 +102,10 @@ class YieldingPool(ConnectionPool[Connection]):
             gevent.sleep(0)
         finally:
             conn.close()
+
+
+def _then(function: Callable[..., Any], after: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: after(function(*args, **kwargs))
 
 
 # What is thrown, and how.  Each is called in the greenlet to be struck, in the place of a switch.
@@ -212,7 +217,7 @@ class Stage:
         """
         __tracebackhide__ = True
         hub_class: Any = type(gevent.get_hub())
-        original, original_spawn = hub_class.switch, gevent.spawn
+        original = hub_class.switch
         interrupts: list[BaseException] = []
 
         def switch(hub: Any) -> Any:
@@ -224,8 +229,7 @@ class Stage:
                     self.strike.fall(self, me)
             return original(hub)
 
-        def spawn(*args: Any, **kwargs: Any) -> Any:
-            greenlet = original_spawn(*args, **kwargs)
+        def noted(greenlet: Any) -> Any:
             self._theirs.add(greenlet)
             if self._armed:
                 self.spawns += 1
@@ -235,7 +239,8 @@ class Stage:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hub_class, "switch", switch)
-            patch.setattr(gevent, "spawn", spawn)
+            for module, name in ((gevent, "spawn"), (Worker, "spawn")):
+                patch.setattr(module, name, _then(getattr(module, name), noted))
             director = self._spawn(self._direct, scenario)
             while not director.ready():
                 try:

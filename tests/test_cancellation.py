@@ -17,6 +17,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from geventpool import ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
+from geventpool._crew import Worker
 from servers import EchoServer
 from switching import (
     PATIENCE,
@@ -429,7 +430,7 @@ def test_a_greenlet_of_the_pool_may_be_cancelled_wherever_it_gives_way(
 
 @pytest.mark.parametrize("play", POOL_SCENARIOS)
 def test_a_greenlet_of_the_pool_may_be_killed_before_it_begins(
-    play: Callable[[Stage], None]
+    play: Callable[[Stage], None],
 ) -> None:
     for nth in range(1, 1000):
         stage = Stage(nth_spawn=nth)
@@ -594,7 +595,7 @@ def test_a_dialer_killed_before_it_began_is_replaced_while_all_others_hang() -> 
     hanging = [ConnectionPool(1, connect=lambda: gevent.sleep(PATIENCE)) for _ in range(3)]
     gevent.idle()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gevent, "spawn", _stillborn)
+        patch.setattr(Worker, "spawn", _stillborn)
         pool = YieldingPool(Server(), 1)
 
     pool.fill(timeout=PATIENCE / 2)
@@ -604,7 +605,7 @@ def test_a_dialer_killed_before_it_began_is_replaced_while_all_others_hang() -> 
 
 
 def _stillborn(*args: Any) -> Any:
-    greenlet: Any = gevent.Greenlet(*args)
+    greenlet: Any = Worker(*args)
     greenlet.start()
     greenlet.kill(block=False)
     return greenlet

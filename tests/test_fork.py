@@ -27,6 +27,9 @@ from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout, Reason, Sock
 from servers import Pulse, ask
 
 raw_fork = monkey.get_original("os", "fork")
+raw_sleep = monkey.get_original("time", "sleep")
+raw_socket = monkey.get_original("socket", "socket")
+raw_select = monkey.get_original("select", "select")
 raw_waitpid = monkey.get_original("os", "waitpid")
 close_now = monkey.get_original("os", "close")  # of a patched program, os.close waits for the hub
 
@@ -388,6 +391,200 @@ def test_a_connection_the_parent_was_checking_at_the_fork_is_checked_by_the_pare
         assert who(pool) == before
         assert number != before
         assert (answers, answers_in_child) == (["hold"], [])
+
+
+def fork_with_a_reply_pending(
+    server: tuple[str, int], fork: Callable[[], int], function: Callable[[], Any]
+) -> Child:
+    """Fork in the very pass of the loop in which the reply has come to whoever asked to hold."""
+
+    def let_it_reply() -> None:
+        with raw_socket() as control:
+            control.connect(server)
+            control.sendall(b"go on\n")
+            control.recv(100)
+            raw_sleep(0.05)  # the reply comes, and the timer is due, while the hub does not run
+
+    tell(server, "wait for a hold")
+    hub = gevent.get_hub()
+    with hub.loop.timer(0.001) as timer:
+        gevent.spawn(let_it_reply)
+        hub.wait(timer)
+        assert hub.loop.pendingcnt, "no event is pending"
+        child = Child(fork, function)
+    # If the parent went on, it would read the reply first.
+    raw_select([child._report], [], [], 30)
+    return child
+
+
+@FORKS
+def test_a_dial_whose_reply_is_pending_at_the_fork_does_not_go_on_in_the_child(
+    server: tuple[str, int], fork: Callable[[], int]
+) -> None:
+    def connect() -> Any:
+        sock = gevent.socket.create_connection(server)
+        if os.getpid() == parent:
+            sock.sendall(b"hold\n")
+            sock.recv(100)
+            if os.getpid() != parent:
+                steps.append("went on")
+        return sock
+
+    def in_child() -> list[Any]:
+        who(pool)
+        return steps
+
+    parent = os.getpid()
+    steps: list[str] = []
+    with ConnectionPool(1, connect=connect) as pool:
+        assert fork_with_a_reply_pending(server, fork, in_child).result() == []
+        who(pool)
+        assert pool.stats().dialed == 1
+
+
+@FORKS
+@pytest.mark.parametrize("what", ["keepalive", "close"])
+def test_a_check_or_close_whose_reply_is_pending_at_the_fork_does_not_go_on_in_the_child(
+    server: tuple[str, int], fork: Callable[[], int], what: str
+) -> None:
+    class Pool(ConnectionPool[Any]):
+        asked = False
+
+        def _new_connection(self) -> Any:
+            return gevent.socket.create_connection(server)
+
+        def _keepalive(self, conn: Any) -> None:
+            if what == "keepalive":
+                self.ask(conn)
+
+        def _close_connection(self, conn: Any) -> None:
+            if what == "close":
+                self.ask(conn)
+            conn.close()
+
+        def ask(self, conn: Any) -> None:
+            if os.getpid() == parent and not self.asked:
+                self.asked = True
+                conn.sendall(b"hold\n")
+                conn.recv(100)
+                if os.getpid() != parent:
+                    steps.append("went on")
+
+    def in_child() -> list[Any]:
+        who(pool)
+        return steps
+
+    parent = os.getpid()
+    steps: list[str] = []
+    with Pool(1, keepalive=0.01 if what == "keepalive" else None) as pool:
+        pool.fill()
+        if what == "close":
+            pool.dispose()
+
+        assert fork_with_a_reply_pending(server, fork, in_child).result() == []
+
+
+class Driver:
+    """A driver's connection, which says goodbye as it is finalized."""
+
+    def __init__(self, server: tuple[str, int], with_fileno: bool) -> None:
+        self._sock = gevent.socket.create_connection(server)
+        if with_fileno:
+            self.fileno = self._sock.fileno
+
+    def ask(self, what: str) -> str:
+        return ask(self._sock, what)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __del__(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._sock.sendall(b"goodbye\n")
+            self._sock.close()
+
+
+ENDS = {
+    "dropped": "gc.collect(); gevent.sleep(0.01); os._exit(0)",
+    "ended": "sys.exit(0)",
+    "ended without its hub": "gevent.get_hub().loop; raise SystemExit",
+}
+
+FORKING = """if True:
+    import gc, os, sys
+    sys.path[:0] = sys.argv[1:3]
+    import gevent
+    from geventpool import ConnectionPool
+    from test_fork import Driver
+
+    server = (sys.argv[3], int(sys.argv[4]))
+    with_fileno = sys.argv[5] == "with"
+    pool = ConnectionPool(3, connect=lambda: Driver(server, with_fileno))
+    pool.fill()
+    held = pool.acquire()
+    held.ask("hello")
+    pid = os.fork()
+    if not pid:
+        del held
+        {end}
+    os.waitpid(pid, 0)
+    answers = [held.ask("after")]
+    pool.release(held)
+    for _ in range(3):
+        with pool.get() as conn:
+            answers.append(conn.ask("after"))
+    print(answers, pool.stats().dialed)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("fileno", ["with", "without"])
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.replace(" ", "-"))
+def test_no_finalizer_of_a_childs_copy_says_goodbye_on_the_parents_connection(
+    server: tuple[str, int], end: str, fileno: str
+) -> None:
+    """The server answers each line; a goodbye of the child would be answered to the parent."""
+    here = Path(__file__)
+    run = subprocess.run(
+        [
+            *(sys.executable, "-c", FORKING.replace("{end}", ENDS[end])),
+            *(str(here.parent), str(here.parent.parent), server[0], str(server[1]), fileno),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert run.stdout == "['after', 'after', 'after', 'after'] 3\n", run.stderr
+
+
+def is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_number_that_is_another_file_by_the_fork_is_left_alone(
+    server: tuple[str, int], tmp_path: Path
+) -> None:
+    """A driver that closed behind the pool's back leaves a number, and the next file takes it."""
+    with ConnectionPool(1, connect=lambda: Driver(server, with_fileno=True)) as pool:
+        conn = pool.acquire()
+        number = conn.fileno()
+        conn._sock.close()
+        until(lambda: not is_open(number))  # it is closed in the next pass of the loop
+        file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+        if file != number:
+            os.dup2(file, number)
+            close_now(file)
+        written = Child(raw_fork, lambda: os.write(number, b"mine")).result()
+        close_now(number)
+
+        assert written == 4
+        assert (tmp_path / "file").read_bytes() == b"mine"
+        pool.discard(conn)
 
 
 @FORKS

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "geventpool"
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "events", "_arguments", "_log"),
+    ("errors", "backoff", "events", "_arguments", "_log", "_fork"),
     ("_slots",),
-    ("_core", "_crew", "_watch", "addresses", "_sentinel", "_eyeballs", "_look"),
+    ("_core", "_crew", "_timers", "_watch", "addresses", "_sentinel", "_eyeballs", "_look"),
     ("_cache", "watcher"),
     ("_dns",),
     ("_engine", "sockets", "resolver", "health", "monitored", "retry"),
