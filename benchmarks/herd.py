@@ -24,7 +24,7 @@ from gevent.queue import Queue
 
 from benchmarks.fleet import fleet
 from benchmarks.peers import version
-from geventpool.pool import ConnectionPool
+from geventpool.pools import ConnectionPool
 
 __all__ = ["HEADINGS", "compare"]
 

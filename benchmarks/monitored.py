@@ -9,7 +9,7 @@ from gevent import socket
 
 from benchmarks.measure import Row, interleaved, median, timed
 from benchmarks.server import echo_server
-from geventpool.monitored import MonitoredSocket, Traffic
+from geventpool.sockets import MonitoredSocket, Traffic
 
 __all__ = ["monitored"]
 

@@ -20,9 +20,8 @@ from gevent.pool import Group
 
 from benchmarks.fleet import Fleet, fleet
 from benchmarks.measure import Row
-from geventpool.endpoints import EndpointPool
-from geventpool.health import Balance
-from geventpool.manager import ConnectionManager
+from geventpool.manager import Balance, ConnectionManager
+from geventpool.pools import EndpointPool
 from geventpool.retry import RetryDetails, retry
 from geventpool.sockets import SocketFactory
 

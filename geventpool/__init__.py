@@ -1,9 +1,15 @@
 """A gevent-native pool of connections: kept open, healthy, and fairly shared between greenlets."""
 
-from geventpool._slots import Limit
+from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
-from geventpool.endpoints import EndpointPool
+from geventpool.discovery import (
+    DnsResolver,
+    FileResolver,
+    SrvResolver,
+    StaticResolver,
+    Watcher,
+)
 from geventpool.errors import (
     ConnectError,
     MarkedDownError,
@@ -18,13 +24,17 @@ from geventpool.errors import (
     WrongHub,
 )
 from geventpool.events import Duration, Holder, PoolListener, PoolStats, Reason
-from geventpool.health import HealthPolicy, ServerModel, ServerModelDirectory
-from geventpool.manager import AddressGroupMap, ConnectInfo, ConnectionManager
-from geventpool.monitored import MonitoredSocket
-from geventpool.pool import ConnectionPool, Lease
-from geventpool.resolver import DnsResolver, FileResolver, SrvResolver, StaticResolver, Watcher
+from geventpool.manager import (
+    AddressGroupMap,
+    ConnectInfo,
+    ConnectionManager,
+    HealthPolicy,
+    ServerModel,
+    ServerModelDirectory,
+)
+from geventpool.pools import ConnectionPool, EndpointPool, Lease
 from geventpool.retry import RetryBudget, RetryDetails, retry
-from geventpool.sockets import SocketFactory
+from geventpool.sockets import MonitoredSocket, SocketFactory
 
 __version__ = "0.1.0"
 

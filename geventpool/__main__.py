@@ -35,7 +35,7 @@ from gevent.server import StreamServer
 
 from geventpool.errors import PoolError
 from geventpool.events import PoolStats
-from geventpool.pool import ConnectionPool
+from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
 __all__ = ["Demo", "Verdict", "main"]

@@ -1,7 +1,7 @@
 """Where a server is: one address, in any spelling; and the group of them behind one name.
 
-No I/O and no gevent: nothing here looks a name up (``resolver.py`` does) or connects to what it
-says (``sockets.py`` does).
+No I/O and no gevent: nothing here looks a name up (``discovery`` does) or connects to what it
+says (``sockets`` does).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import pytest
 from gevent import GreenletExit
 
 from geventpool import Backoff, ConnectionPool, PoolListener
-from geventpool._crew import Worker
+from geventpool._runtime.workers import Worker
 
 __all__ = [
     "PATIENCE",

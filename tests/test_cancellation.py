@@ -17,7 +17,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from geventpool import ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
-from geventpool._crew import Worker
+from geventpool._runtime.workers import Worker
 from servers import EchoServer
 from switching import (
     PATIENCE,

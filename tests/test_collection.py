@@ -18,7 +18,7 @@ import pytest
 from gevent.event import Event
 
 from geventpool import ConnectionPool, NotInUse, PoolListener, PoolTimeout, Reason, SocketFactory
-from geventpool._engine import Engine
+from geventpool._runtime.runtime import Engine
 from geventpool.events import ConnectionLost
 from objects import Conn, Maker
 from servers import EchoServer

@@ -6,13 +6,16 @@ import math
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from geventpool import _core, _slots
-from geventpool._core import Core
-from geventpool._slots import (
+from geventpool import _scheduler
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.state import (
     AT_ONCE,
     CHECKING,
     CLOSED,
@@ -21,17 +24,16 @@ from geventpool._slots import (
     IDLE,
     IN_USE,
     TRANSITIONS,
-    Bucket,
-    Limit,
-    Slot,
     State,
-    Waiter,
 )
+from geventpool._util import heap
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 
 HERE = 7  # the thread whose fast path it is
 REFUSED = OSError("refused")
+#: The files whose lines are counted.
+DECIDING = {heap.__file__, *map(str, Path(_scheduler.__file__).parent.glob("*.py"))}
 
 
 class Notes:
@@ -1344,7 +1346,7 @@ class Steps:
         return self.count
 
     def _trace(self, frame: Any, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename not in (_core.__file__, _slots.__file__):
+        if frame.f_code.co_filename not in DECIDING:
             return None
         self.count += 1
         return self._trace

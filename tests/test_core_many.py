@@ -11,18 +11,10 @@ from typing import Any
 
 import pytest
 
-from geventpool._slots import (
-    CLOSED,
-    CLOSING,
-    CONNECTING,
-    IDLE,
-    IN_USE,
-    Bucket,
-    Heap,
-    Limit,
-    Slot,
-    Waiter,
-)
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.state import CLOSED, CLOSING, CONNECTING, IDLE, IN_USE
+from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, OutOfSockets
 from geventpool.events import Reason

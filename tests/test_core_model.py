@@ -31,8 +31,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from geventpool._core import Core
-from geventpool._slots import (
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.state import (
     AT_ONCE,
     CHECKING,
     CLOSED,
@@ -42,11 +44,7 @@ from geventpool._slots import (
     IN_USE,
     NEVER,
     TRANSITIONS,
-    Bucket,
-    Limit,
-    Slot,
     State,
-    Waiter,
 )
 from geventpool.backoff import Backoff
 from geventpool.events import Reason

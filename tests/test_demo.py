@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CARELESS = """
 import sys
 from geventpool.__main__ import Demo, main
-from geventpool.pool import ConnectionPool
+from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
 class Careless(ConnectionPool):

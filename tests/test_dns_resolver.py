@@ -39,10 +39,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dns_server import DnsServer
-from geventpool import _cache, _dns
 from geventpool.addresses import Address, AddressGroup, UnixAddress
+from geventpool.discovery import DnsResolver, SrvResolver, _srv_wire, lookup_cache
 from geventpool.errors import ConnectError, NameNotFound
-from geventpool.resolver import DnsResolver, SrvResolver
 from geventpool.testing import FakeClock
 
 TESTS = Path(__file__).resolve().parent
@@ -498,16 +497,16 @@ def test_whatever_a_server_sends_there_is_an_answer_or_the_next_one_is_asked(
             asked.append(b"")
             return bytes(wire)
 
-    question = _dns.SrvQuestion([("127.0.0.1", 1), ("127.0.0.2", 1)], False, 1.0, 10.0)
+    question = _srv_wire.SrvQuestion([("127.0.0.1", 1), ("127.0.0.2", 1)], False, 1.0, 10.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gevent.socket, "socket", Link)
-        patch.setattr(_dns, "_by_tcp", raising(EOFError("none by TCP")))
+        patch.setattr(_srv_wire, "_by_tcp", raising(EOFError("none by TCP")))
         result = outcome(question.ask, "web.test")
 
-    if isinstance(result, _cache.Failed):
+    if isinstance(result, lookup_cache.Failed):
         assert len(result.tried) == 2
     else:
-        assert isinstance(result, (_cache.Found, _cache.Absent))
+        assert isinstance(result, (lookup_cache.Found, lookup_cache.Absent))
 
 
 def test_a_chain_of_aliases_is_followed_and_a_loop_of_them_is_a_failure(server: DnsServer) -> None:
@@ -685,7 +684,7 @@ def test_the_system_has_nameservers(monkeypatch: pytest.MonkeyPatch, server: Dns
 def test_without_dnspython_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "dns"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "geventpool._dns")
+    monkeypatch.delitem(sys.modules, "geventpool.discovery._srv_wire")
     monkeypatch.setitem(sys.modules, "dns", None)
 
     with pytest.raises(ImportError, match=r"pip install geventpool\[dns\]"):
@@ -1005,7 +1004,7 @@ def test_an_answer_twice_its_time_old_is_not_given_out_before_it_was_asked_for(
 def test_a_stale_answer_serves_if_the_look_up_takes_too_long(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cache, "_PATIENCE", 0.01)
+    monkeypatch.setattr(lookup_cache, "_PATIENCE", 0.01)
     book = Book(web=["10.0.0.1"])
     resolver = stale(clock, book, timeout=None)
     clock.advance(30)
@@ -1013,7 +1012,7 @@ def test_a_stale_answer_serves_if_the_look_up_takes_too_long(
 
     with gevent.Timeout(5):
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
-    monkeypatch.setattr(_cache, "_PATIENCE", 60)
+    monkeypatch.setattr(lookup_cache, "_PATIENCE", 60)
     with gevent.Timeout(5):  # the next one does not wait at all
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
     book.free.set()

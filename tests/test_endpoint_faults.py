@@ -25,7 +25,7 @@ from gevent.event import Event
 
 from certificates import make_certificates
 from geventpool import Backoff, NotInUse, PoolTimeout, Reason, SocketFactory
-from geventpool.endpoints import EndpointPool
+from geventpool.pools import EndpointPool
 from geventpool.testing import FakeClock
 from objects import Conn, Maker
 from servers import EchoServer, IdServer, ask, closed_port
@@ -432,7 +432,7 @@ def test_a_release_pays_for_nobodys_close(maker: Maker) -> None:
 def test_a_program_that_does_not_close_its_pool_ends() -> None:
     """D14: the collector's thread kept the process from ending for ever."""
     program = """if True:
-        from geventpool.endpoints import EndpointPool
+        from geventpool.pools import EndpointPool
 
         class Pool(EndpointPool):
             def _new_connection(self, endpoint):

@@ -35,9 +35,9 @@ from geventpool import (
     SocketFactory,
     WrongHub,
 )
-from geventpool._engine import Engine
-from geventpool._slots import Waiter
-from geventpool.endpoints import EndpointPool
+from geventpool._runtime.runtime import Engine
+from geventpool._scheduler.model import Waiter
+from geventpool.pools import EndpointPool
 from geventpool.testing import FakeClock
 from objects import Conn, Maker
 from servers import EchoServer, ask

@@ -14,7 +14,7 @@ import pytest
 import test_sockets
 from test_sockets import Servers, open_sockets, strike_everywhere
 
-from geventpool._eyeballs import Candidate, connect, interleaved
+from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
 from switching import STRIKES
 
 V4, V6 = socket.AF_INET, socket.AF_INET6

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from geventpool.addresses import Address, AddressGroup, AnyAddress, UnixAddress
 from geventpool.backoff import Backoff
 from geventpool.errors import MarkedDownError
-from geventpool.health import (
+from geventpool.manager import (
     Attempt,
     Balance,
     HealthPolicy,

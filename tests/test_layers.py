@@ -1,4 +1,4 @@
-"""A file of geventpool imports only from the rows above its own, and nothing but gevent.
+"""A folder of geventpool imports only from the rows above its own, and nothing but gevent.
 
 So there is no import circle, and whoever reads a file knows where to go next: up.
 """
@@ -8,39 +8,101 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "geventpool"
 
-ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "events", "_arguments", "_log", "_fork"),
-    ("_slots",),
-    ("_core", "_crew", "_timers", "_watch", "addresses", "_sentinel", "_eyeballs", "_look"),
-    ("_cache", "watcher"),
-    ("_dns",),
-    ("_engine", "sockets", "resolver", "health", "monitored", "retry"),
-    ("_face",),
-    ("pool", "endpoints", "names"),
-    ("_socket_pool",),
-    ("manager",),
-    ("status", "metrics", "testing", "__main__", "contrib", "compat"),
+NOUNS = {"errors", "events", "stats", "addresses", "backoff"}
+ROW_0 = {*NOUNS, "_util"}
+GEVENT = frozenset({"gevent", "greenlet"})
+PUBLIC = {*NOUNS, "retry", "sockets", "discovery", "pools", "manager"}
+
+
+class Row(NamedTuple):
+    """What the files of a row may import; each file its own folder, too."""
+
+    members: set[str]  # folders, and files of the package itself
+    may_import: set[str]
+    never: frozenset[str] = frozenset()  # of the outside, however far up
+    only_public: bool = False  # what a folder hands on, or its seam; no file within it
+    apart: bool = False  # not even its own folder
+
+
+ROWS = (
+    Row(ROW_0, may_import=ROW_0, never=GEVENT),
+    Row({"_scheduler"}, may_import=ROW_0, never=GEVENT | {"time", "socket", "logging"}),
+    Row({"sockets", "discovery", "retry"}, may_import=ROW_0),
+    Row({"_runtime"}, may_import={*ROW_0, "_scheduler"}),
+    Row({"pools"}, may_import={*ROW_0, "_scheduler", "_runtime", "sockets"}),
+    Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),
+    # What it was before it moved, as its old name is in the examples.
+    Row({"health"}, may_import={"manager"}),
+    Row({"observe", "fleet", "testing", "demo"}, may_import=PUBLIC, only_public=True),
+    Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
+    Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),
 )
-ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
+ROW_OF = {member: row for row in ROWS for member in row.members}
+
+#: The module with what adapters, manager and compat need of a pool and its callers do not.
+SEAM = "geventpool.pools.extension"
+
+#: What breaks a rule today, by file: the seam is still to come, and the argument checks and the
+#: copies of errors are still to be had without ``_util``.  Nothing may be added; a test below
+#: fails for what is no longer needed.
+NOT_YET: dict[str, set[str]] = {
+    "compat/generic_connection_pool.py": {
+        "geventpool._runtime.runtime",
+        "geventpool._scheduler.model",
+        "geventpool._scheduler.state",
+        "geventpool.pools.endpoint_pool",
+        "geventpool.pools.lease",
+    },
+    "compat/gsocketpool.py": {
+        "geventpool._runtime.runtime",
+        "geventpool._scheduler.model",
+        "geventpool._scheduler.state",
+    },
+    "compat/pycassa.py": {
+        "geventpool._scheduler.model",
+        "geventpool._scheduler.state",
+        "geventpool._util.arguments",
+        "geventpool._util.errors",
+    },
+    "manager/manager.py": {"geventpool._scheduler.limit", "geventpool._scheduler.state"},
+    "manager/socket_pool.py": {"geventpool._scheduler.limit", "geventpool._scheduler.model"},
+    "testing/chaos.py": {"geventpool._util.arguments"},
+    "testing/clock.py": {
+        "geventpool._runtime.runtime",
+        "geventpool._scheduler.state",
+        "geventpool._util.arguments",
+    },
+}
 
 # The top-level packages a file may import besides the standard library.
 ALLOWED = {"gevent", "greenlet", "geventpool"}
 
 # An optional client that one file alone imports, as in {"contrib/redis.py": {"redis"}}.
 CLIENTS: dict[str, set[str]] = {
-    "_dns.py": {"dns"},
+    "discovery/_srv_wire.py": {"dns"},
     "testing/fixtures.py": {"pytest"},
 }
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 MODULES = [name for name in FILES if name != "__init__.py"]
+FOLDERS = sorted({name.split("/")[0] for name in FILES if "/" in name})
+
+
+def module_of(name: str) -> str:
+    """The dotted name of a file, by its path below geventpool/."""
+    return ".".join(("geventpool", *name.removesuffix(".py").split("/"))).removesuffix(".__init__")
+
+
+SOURCES = {module_of(name): name for name in FILES}
 
 
 def imported(name: str, source: str, type_checking: bool = True) -> Iterator[tuple[int, str]]:
@@ -68,40 +130,106 @@ def imported(name: str, source: str, type_checking: bool = True) -> Iterator[tup
         todo += ast.iter_child_nodes(node)
 
 
-def row_of(name: str) -> int:
+def module_in(target: str) -> str:
+    """The module of geventpool that *target*, which may be a name in one, is from."""
+    return target if target in SOURCES else target.rpartition(".")[0]
+
+
+def row_of(name: str) -> Row:
     """The row of a file, by its path below geventpool/."""
-    module = name.removesuffix(".py").split("/")[0]
-    if module not in ROW_OF:
+    member = name.removesuffix(".py").split("/")[0]
+    if member not in ROW_OF:
         pytest.fail(f"geventpool/{name} has no row: give it a row in {Path(__file__).name}")
-    return ROW_OF[module]
+    return ROW_OF[member]
 
 
-def wrong_directions(name: str, source: str) -> list[str]:
-    """What is wrong with the imports of a file: one line each."""
-    wrong = []
-    own_row = row_of(name)
+def why_wrong(name: str, target: str) -> str | None:
+    """Why a file may not import *target*, or None if it may."""
+    row = row_of(name)
+    own = name.removesuffix(".py").split("/")[0]
+    member = target.split(".")[1]
+    if member not in ROW_OF:
+        return "which is in no row: a public name comes from the file that defines it"
+    if member == own and "/" in name and not row.apart:
+        # By way of the folder it would go round.
+        return "which comes from its own folder" if module_in(target) == module_of(own) else None
+    if member not in row.may_import:
+        return "which is in no row above it"
+    if row.only_public and module_in(target).count(".") > 1 and module_in(target) != SEAM:
+        return f"of which {member} hands on nothing"
+    return None
+
+
+def wrong_imports(name: str, source: str) -> dict[str, str]:
+    """What is wrong with the imports of a file: one line each, by the module that is imported."""
+    wrong = {}
     for line, target in imported(name, source):
-        package, _, rest = target.partition(".")
-        if package != "geventpool":
-            continue
-        module = rest.split(".")[0]
-        if name.startswith("testing/") and target.startswith("geventpool.testing."):
-            continue  # its files are one thing, those of contrib/ and compat/ are not
-        if module not in ROW_OF:
-            why = "which is in no row: a public name comes from the file that defines it"
-        elif ROW_OF[module] >= own_row:
-            why = f"which is in row {ROW_OF[module]}"
-        else:
-            continue
-        wrong.append(f"geventpool/{name}:{line}, in row {own_row}, imports {target}, {why}")
+        if target.split(".")[0] == "geventpool" and (why := why_wrong(name, target)):
+            wrong[module_in(target)] = f"geventpool/{name}:{line} imports {target}, {why}"
     return wrong
+
+
+def all_that_is_imported(name: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield (file, what of the outside it imports), for a file and all that it imports."""
+    seen.add(name)
+    for _, target in imported(name, (PACKAGE / name).read_text(), type_checking=False):
+        if target.split(".")[0] != "geventpool":
+            yield name, target
+        elif (source := SOURCES.get(module_in(target), name)) not in seen:
+            yield from all_that_is_imported(source, seen)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_imports_only_from_rows_above_it(name: str) -> None:
-    wrong = wrong_directions(name, (PACKAGE / name).read_text())
+    found = wrong_imports(name, (PACKAGE / name).read_text())
+    wrong = [line for module, line in found.items() if module not in NOT_YET.get(name, ())]
 
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_is_excused_is_still_there(name: str) -> None:
+    found = wrong_imports(name, (PACKAGE / name).read_text())
+
+    assert NOT_YET[name] == set(found) & NOT_YET[name]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if row_of(name).never])
+def test_what_is_pure_stays_pure_however_far_up_one_looks(name: str) -> None:
+    never = row_of(name).never
+    found = [
+        f"geventpool/{file} imports {target}, which geventpool/{name} must not"
+        for file, target in all_that_is_imported(name, set())
+        if target.split(".")[0] in never
+    ]
+
+    assert not found, "\n".join(found)
+
+
+def test_no_file_leads_back_to_itself() -> None:
+    graph = {
+        name: {
+            SOURCES[module_in(target)]
+            for _, target in imported(name, (PACKAGE / name).read_text(), type_checking=False)
+            if target.split(".")[0] == "geventpool" and module_in(target) in SOURCES
+        }
+        for name in MODULES
+    }
+
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_says_what_is_in_it_and_defines_nothing(folder: str) -> None:
+    tree = ast.parse((PACKAGE / folder / "__init__.py").read_text())
+
+    assert ast.get_docstring(tree)
+    for node in tree.body[1:]:
+        is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        assert is_all or isinstance(node, ast.ImportFrom), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -136,26 +264,48 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
 
 # The test itself
 
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("pool.py", "from . import manager"),  # up
-        ("pool.py", "from .endpoints import EndpointPool"),  # sideways
-        ("pool.py", "from .pool import ConnectionPool"),  # round
-        ("pool.py", "from geventpool import ConnectionPool"),  # round, by way of the package
-        ("pool.py", "import geventpool.manager"),
-        ("errors.py", "if TYPE_CHECKING:\n    from geventpool.events import PoolStats"),
-        ("errors.py", "def f():\n    from ._core import Core"),
-        ("contrib/redis.py", "from ..status import page"),
+        ("pools/base.py", "from .. import manager"),  # up
+        ("pools/base.py", "from ..manager.health import HealthPolicy"),
+        ("pools/base.py", "import geventpool.manager"),
+        ("pools/base.py", "from geventpool.discovery import StaticResolver"),
+        ("pools/base.py", "from geventpool import ConnectionPool"),  # round, by the package
+        ("pools/base.py", "from geventpool.pools import ConnectionPool"),  # and by the folder
+        ("sockets/factory.py", "from ..discovery.dns import DnsResolver"),  # sideways
+        ("discovery/srv.py", "from geventpool.sockets import SocketFactory"),
+        ("retry.py", "from geventpool.sockets import SocketFactory"),
+        ("_runtime/runtime.py", "from geventpool.sockets import look"),
+        ("manager/names.py", "def f():\n    from .._runtime.runtime import Engine"),
+        ("manager/names.py", "from .._scheduler.scheduler import Core"),
+        ("errors.py", "if TYPE_CHECKING:\n    from geventpool.pools.base import Face"),
+        ("_util/log.py", "from .._scheduler.state import State"),
+        ("contrib/redis.py", "from ..observe import page"),
         ("contrib/redis.py", "from .other import page"),
+        ("contrib/redis.py", "from .._util.log import say"),
+        ("contrib/redis.py", "from geventpool.pools.lease import DEFAULT"),
+        ("testing/clock.py", "from geventpool.sockets.factory import SocketFactory"),
     ],
 )
 def test_an_import_in_the_wrong_direction_is_found(name: str, source: str) -> None:
-    assert len(wrong_directions(name, source)) == 1
+    assert len(wrong_imports(name, source)) == 1
 
 
-def test_an_import_from_a_row_above_is_fine() -> None:
-    source = "from . import errors\nfrom ._core import Core\nimport geventpool.sockets\nimport ssl"
-
-    assert wrong_directions("pool.py", source) == []
-    assert wrong_directions("contrib/redis.py", "from ..pool import ConnectionPool") == []
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        (
+            "pools/base.py",
+            "from .. import errors, sockets\nfrom .._scheduler.scheduler import Core\n"
+            "from .lease import Lease\nimport geventpool.sockets\nimport ssl",
+        ),
+        ("pools/__init__.py", "from geventpool.pools.lease import Lease"),
+        ("contrib/redis.py", "from ..pools import ConnectionPool"),
+        ("contrib/redis.py", "from geventpool.pools.extension import checkin"),
+        ("testing/chaos.py", "from geventpool.testing.ends import hang_up"),
+    ],
+)
+def test_an_import_from_a_row_above_is_fine(name: str, source: str) -> None:
+    assert wrong_imports(name, source) == {}

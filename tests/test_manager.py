@@ -33,10 +33,10 @@ import pytest
 from gevent.monkey import get_original
 
 from certificates import make_certificates
-from geventpool._slots import Limit
+from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup
 from geventpool.backoff import Backoff
-from geventpool.endpoints import EndpointPool
+from geventpool.discovery import StaticResolver
 from geventpool.errors import (
     ConnectError,
     MarkedDownError,
@@ -49,12 +49,16 @@ from geventpool.errors import (
     WrongHub,
 )
 from geventpool.events import PoolListener
-from geventpool.health import HealthPolicy, ServerModelDirectory
-from geventpool.manager import _FRESH as FRESH
-from geventpool.manager import AddressGroupMap, ConnectInfo, ConnectionManager
-from geventpool.monitored import MonitoredSocket
-from geventpool.resolver import StaticResolver
-from geventpool.sockets import SocketFactory
+from geventpool.manager import (
+    AddressGroupMap,
+    ConnectInfo,
+    ConnectionManager,
+    HealthPolicy,
+    ServerModelDirectory,
+)
+from geventpool.manager.manager import _FRESH as FRESH
+from geventpool.pools import EndpointPool
+from geventpool.sockets import MonitoredSocket, SocketFactory
 from geventpool.testing.ports import anywhere
 from servers import EchoServer, IdServer, ask
 from switching import STRIKES, Stage
@@ -1628,7 +1632,7 @@ def test_latency_is_the_time_that_a_request_took_whether_it_was_answered_or_fail
     hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("geventpool.manager.monotonic", lambda: now)
+    monkeypatch.setattr("geventpool.manager.manager.monotonic", lambda: now)
     server = hosts.server()
     manager = manage()
     with manager.connection(server.address):
@@ -1645,7 +1649,7 @@ def test_p2c_avoids_the_server_that_has_turned_slow(
     hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("geventpool.manager.monotonic", lambda: now)
+    monkeypatch.setattr("geventpool.manager.manager.monotonic", lambda: now)
     servers = hosts.servers(4)
     policy = HealthPolicy(failures=None, slow_start=0)
     manager = manage({"pay": group(*servers)}, balance="p2c", health=policy)

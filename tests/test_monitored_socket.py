@@ -21,8 +21,7 @@ import gevent.ssl
 import pytest
 
 from certificates import make_certificates
-from geventpool.monitored import MonitoredSocket, Traffic
-from geventpool.sockets import SocketFactory
+from geventpool.sockets import MonitoredSocket, SocketFactory, Traffic
 from servers import EchoServer
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from geventpool.addresses import Address, AddressGroup, Resolver, UnixAddress
+from geventpool.discovery import FileResolver, StaticResolver
 from geventpool.errors import NameNotFound
-from geventpool.resolver import FileResolver, StaticResolver
 from geventpool.testing import FakeClock
 
 A, B, C = Address("10.0.0.1", 80), Address("10.0.0.2", 80), Address("10.0.0.3", 80)

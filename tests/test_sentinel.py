@@ -19,8 +19,8 @@ from gevent import monkey
 from gevent.event import Event
 
 from geventpool import ConnectionPool, Reason, SocketFactory
-from geventpool._engine import Engine
-from geventpool._sentinel import Sentinel
+from geventpool._runtime.hangups import Sentinel
+from geventpool._runtime.runtime import Engine
 from servers import EchoServer
 
 socketpair = monkey.get_original("socket", "socketpair")

@@ -30,12 +30,12 @@ import greenlet
 import pytest
 from gevent.monkey import get_original
 
-import geventpool.sockets
 from certificates import make_certificates, make_expired
-from geventpool._sentinel import Sentinel
+from geventpool._runtime.hangups import Sentinel
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, look
+from geventpool.sockets import factory as factory_module
 from servers import EchoServer, closed_port
 from switching import STRIKES, Stage
 
@@ -230,8 +230,8 @@ def clock(monkeypatch):
             clock.alarms.remove(self)
             super().close()
 
-    monkeypatch.setattr("geventpool.sockets.Timeout", Alarm)
-    monkeypatch.setattr("geventpool.sockets.monotonic", lambda: clock.now)
+    monkeypatch.setattr("geventpool.sockets.factory.Timeout", Alarm)
+    monkeypatch.setattr("geventpool.sockets.factory.monotonic", lambda: clock.now)
     return clock
 
 
@@ -471,7 +471,7 @@ def test_tls_true_is_tls_1_2_or_later_whatever_the_system_allows(monkeypatch):
     lenient = ssl.create_default_context()
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         lenient.minimum_version = ssl.TLSVersion.TLSv1
-    monkeypatch.setattr("geventpool.sockets.create_default_context", lambda: lenient)
+    monkeypatch.setattr("geventpool.sockets.factory.create_default_context", lambda: lenient)
 
     assert SocketFactory("host:443", tls=True).context.minimum_version is ssl.TLSVersion.TLSv1_2
 
@@ -783,7 +783,7 @@ def test_each_server_gets_its_part_of_what_is_left_and_the_last_one_the_rest(ser
     ("seconds", "parts"), [(20, [2.5] * 8), (10, [2, 2, 2, 2, 1, 0.5, 0.25, 0.25])]
 )
 def test_many_servers_get_two_seconds_or_more_while_they_last(clock, seconds, parts):
-    dial = geventpool.sockets._Dial("many")
+    dial = factory_module._Dial("many")
     began, ends = clock.now, []
     for share in range(8, 0, -1):
         with dial.part("one", share, began + seconds) as ends_at:
@@ -794,7 +794,7 @@ def test_many_servers_get_two_seconds_or_more_while_they_last(clock, seconds, pa
 
 
 def test_without_a_bound_nobody_is_cut_short():
-    dial = geventpool.sockets._Dial("many")
+    dial = factory_module._Dial("many")
 
     with dial.part("one", 3, float("inf")) as ends_at:
         assert ends_at == float("inf")
@@ -1015,7 +1015,7 @@ def test_a_handshake_that_the_peer_does_not_finish_is_an_error_and_leaves_nothin
 def test_after_a_connection_that_was_over_before_its_handshake_the_next_one_is_tried(
     act, tls_server, keep, resolve, trusting, monkeypatch
 ):
-    connect = geventpool.sockets.connect
+    connect = factory_module.connect
     is_connected = gevent.event.Event()
 
     def connect_and_wait(*args):
@@ -1031,7 +1031,7 @@ def test_after_a_connection_that_was_over_before_its_handshake_the_next_one_is_t
         is_connected.wait()
         act(sock)
 
-    monkeypatch.setattr("geventpool.sockets.connect", connect_and_wait)
+    monkeypatch.setattr("geventpool.sockets.factory.connect", connect_and_wait)
     with Peer(act_when_it_is_connected) as peer, tls_server() as secure:
         resolve(peer.address, secure.address)
         factory = SocketFactory("two.test:443", tls=trusting(), server_hostname="localhost")
@@ -1137,7 +1137,7 @@ def test_the_session_of_an_earlier_socket_is_resumed(tls_server, keep, trusting,
 def test_a_socket_whose_ticket_was_not_read_does_not_take_the_place_of_an_earlier_one(
     tls_server, keep, trusting, monkeypatch
 ):
-    monkeypatch.setattr("geventpool.sockets._SESSION_AGE", 0.0)
+    monkeypatch.setattr("geventpool.sockets.factory._SESSION_AGE", 0.0)
     with tls_server(ssl.TLSVersion.TLSv1_3) as server:
         factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
         first = keep(factory())
@@ -1158,7 +1158,7 @@ def test_a_session_is_that_of_one_server_and_one_name(tls_server, keep, trusting
         )
         talk(keep(factory()))
         # What another thread reads from is not asked for its session.
-        monkeypatch.setattr("geventpool.sockets._thread_id", lambda: 0)
+        monkeypatch.setattr("geventpool.sockets.factory._thread_id", lambda: 0)
         assert factory._memory(Address(*one.address))._latest() is None
         monkeypatch.undo()
         assert factory._memory(Address(*one.address))._latest() is not None
@@ -1226,7 +1226,7 @@ def test_while_a_session_is_new_no_other_one_is_asked_for(tls_server, keep, trus
             assert sock.session_reused
             sock.close()
         assert len(asked) == 1
-        monkeypatch.setattr("geventpool.sockets._SESSION_AGE", 0.0)
+        monkeypatch.setattr("geventpool.sockets.factory._SESSION_AGE", 0.0)
         factory().close()
         assert len(asked) > 1
 
@@ -1274,7 +1274,7 @@ def test_a_factory_does_not_keep_the_sockets_it_opened(tls_server, trusting):
 def test_a_factory_remembers_the_sessions_of_a_bounded_number_of_servers(
     tls_server, keep, trusting, monkeypatch
 ):
-    monkeypatch.setattr("geventpool.sockets._MEMORIES", 2)
+    monkeypatch.setattr("geventpool.sockets.factory._MEMORIES", 2)
     with contextlib.ExitStack() as stack:
         addresses = [stack.enter_context(tls_server()).address for _ in range(3)]
         resolver = Answering(None)
@@ -1556,8 +1556,8 @@ def test_nothing_is_open_wherever_a_dial_is_cancelled(
     strike, servers, resolve, tls_server, trusting, monkeypatch
 ):
     """Two servers with two addresses each, to be looked up; the first does not speak TLS."""
-    soon = partial(geventpool.sockets.connect, stagger=0.005)
-    monkeypatch.setattr(geventpool.sockets, "connect", soon)
+    soon = partial(factory_module.connect, stagger=0.005)
+    monkeypatch.setattr(factory_module, "connect", soon)
     with NoTLS() as plain, tls_server() as secure:
         silent, dead = servers.silent(), servers.dead()
         resolver = resolve()

@@ -29,7 +29,7 @@ from certificates import make_certificates
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolTimeout
 from geventpool.events import Reason
-from geventpool.pool import ConnectionPool
+from geventpool.pools import ConnectionPool
 from geventpool.retry import RetryBudget, retry
 from geventpool.sockets import SocketFactory
 from geventpool.testing import ChaosProxy, EchoServer, FakeClock, closed_port, no_retry_delays
@@ -1053,7 +1053,7 @@ def test_the_jumps_are_taken_back_at_the_end_of_the_with() -> None:
         raise KeyError
 
     assert (retry_module._clock, retry_module._sleep) == before
-    for name in ("geventpool._engine", "geventpool._face"):
+    for name in ("geventpool._runtime.runtime", "geventpool.pools.lease"):
         assert vars(importlib.import_module(name))["monotonic"] is time.monotonic
     with clock:  # a second time: from now on
         assert retry_module._clock() < time.monotonic() + 1e5

@@ -13,7 +13,7 @@ import pytest
 from gevent.event import Event
 
 from geventpool import Backoff, ConnectionPool, PoolTimeout
-from geventpool._timers import Timer
+from geventpool._runtime.timers import Timer
 from objects import Maker
 
 BUSY = 0.3  # longer than any of the times below

@@ -13,11 +13,11 @@ from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geventpool import watcher as module
 from geventpool.addresses import Address, AddressGroup
+from geventpool.discovery import Watcher
+from geventpool.discovery import watcher as module
 from geventpool.errors import NameNotFound
 from geventpool.testing import FakeClock
-from geventpool.watcher import Watcher
 
 A, B, C = Address("10.0.0.1", 80), Address("10.0.0.2", 80), Address("10.0.0.3", 80)
 

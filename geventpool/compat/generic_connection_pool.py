@@ -27,13 +27,15 @@ from gevent.socket import socket as Socket
 from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool import sockets
-from geventpool._engine import CLOSE_TIMEOUT
-from geventpool._face import DEFAULT, Lease
-from geventpool._slots import CLOSED, IN_USE, Slot
+from geventpool._runtime.runtime import CLOSE_TIMEOUT
+from geventpool._scheduler.model import Slot
+from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool.backoff import Backoff
-from geventpool.endpoints import EndpointPool, _EndpointLease
 from geventpool.errors import MultiConnectFailure, NotInUse, PoolClosed, PoolError
 from geventpool.events import ConnectionDisposed, PoolListener, Reason
+from geventpool.pools import EndpointPool, Lease
+from geventpool.pools.endpoint_pool import _EndpointLease
+from geventpool.pools.lease import DEFAULT
 
 __all__ = [
     "BaseConnectionManager",

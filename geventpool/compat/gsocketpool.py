@@ -21,12 +21,13 @@ import gevent
 from gevent import Greenlet, GreenletExit, socket
 
 from geventpool import sockets
-from geventpool._engine import CLOSE_TIMEOUT
-from geventpool._slots import CLOSING, IN_USE, Slot
+from geventpool._runtime.runtime import CLOSE_TIMEOUT
+from geventpool._scheduler.model import Slot
+from geventpool._scheduler.state import CLOSING, IN_USE
 from geventpool.backoff import Backoff
 from geventpool.errors import NotInUse, PoolError, PoolTimeout
 from geventpool.events import Reason
-from geventpool.pool import ConnectionPool
+from geventpool.pools import ConnectionPool
 
 __all__ = [
     "Connection",

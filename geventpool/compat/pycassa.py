@@ -26,14 +26,15 @@ import gevent
 from gevent.local import local
 
 from geventpool import events, sockets
-from geventpool._arguments import check_seconds, check_whole
-from geventpool._core import copy_of
-from geventpool._slots import CLOSED, Slot
+from geventpool._scheduler.model import Slot
+from geventpool._scheduler.state import CLOSED
+from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.errors import copy_of
 from geventpool.addresses import Address, address
 from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, NotInUse, PoolError, PoolTimeout
 from geventpool.events import Reason
-from geventpool.pool import ConnectionPool as SingleServerPool
+from geventpool.pools import ConnectionPool as SingleServerPool
 
 __all__ = [
     "AllServersUnavailable",

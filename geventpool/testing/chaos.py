@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent.event import Event
 
-from geventpool._arguments import check_seconds
+from geventpool._util.arguments import check_seconds
 from geventpool.addresses import address
 from geventpool.sockets import SocketFactory
 from geventpool.testing.ends import hang_up, wait_closed

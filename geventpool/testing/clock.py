@@ -14,9 +14,9 @@ import gevent.local
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from geventpool import _engine
-from geventpool._arguments import check_seconds
-from geventpool._slots import AT_ONCE
+from geventpool._runtime.runtime import Engine
+from geventpool._scheduler.state import AT_ONCE
+from geventpool._util.arguments import check_seconds
 
 __all__ = ["FakeClock", "no_retry_delays"]
 
@@ -174,7 +174,7 @@ def _of_retry() -> Iterable[tuple[Any, str, object]]:
 
 def _of_pools() -> Iterable[tuple[Any, str, object]]:
     # A dial waits for a server, which is as fast as it is: what it may take stays real.
-    real = ("geventpool.sockets", "geventpool.testing")
+    real = ("geventpool.sockets.factory", "geventpool.testing")
     ours = {name: module for name, module in sys.modules.items() if name.startswith("geventpool.")}
     return [
         (module, "monotonic", _now)
@@ -189,7 +189,7 @@ _pools_bent = _Replaced(_of_pools)
 
 def _catch_up() -> None:
     """Have the pools of this thread look at the time again: their timers do not know of a jump."""
-    engine: _engine.Engine | None = getattr(gevent.get_hub(), "_geventpool_engine", None)
+    engine: Engine | None = getattr(gevent.get_hub(), "_geventpool_engine", None)
     if engine is None:
         return
     now = _now()

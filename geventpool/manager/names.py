@@ -17,11 +17,11 @@ from weakref import WeakMethod
 
 import gevent
 
-from geventpool._arguments import check_seconds, check_whole
+from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, address
+from geventpool.discovery.static import StaticResolver
+from geventpool.discovery.watcher import Watcher
 from geventpool.errors import ConnectError, NameNotFound
-from geventpool.resolver import StaticResolver
-from geventpool.watcher import Watcher
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "Found", "Names"]
 

@@ -9,13 +9,15 @@ from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
-from geventpool._arguments import check_seconds, check_whole
-from geventpool._engine import get_ident
-from geventpool._face import DEFAULT, Face, Lease, LocalLease, stats_of
-from geventpool._slots import Bucket, Limit, Slot
+from geventpool._runtime.runtime import get_ident
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot
+from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
+from geventpool.pools.base import Face, stats_of
+from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 
 __all__ = ["EndpointPool"]
 

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
-from geventpool._arguments import check_seconds, check_whole
-from geventpool._face import DEFAULT, Face, Lease, LocalLease, stats_of
-from geventpool._slots import NEVER, Bucket, Limit
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket
+from geventpool._scheduler.state import NEVER
+from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
+from geventpool.pools.base import Face, stats_of
+from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 
 __all__ = ["ConnectionPool", "Lease"]
 

@@ -30,25 +30,17 @@ from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub, get_hub
 
 from geventpool import events
-from geventpool._core import Core, copy_of
-from geventpool._crew import Crew, Rounds, leave_behind
-from geventpool._fork import identity_of, leave_to_parent
-from geventpool._log import say
-from geventpool._sentinel import Sentinel
-from geventpool._slots import (
-    CHECKING,
-    CLOSED,
-    CONNECTING,
-    IDLE,
-    IN_USE,
-    NEVER,
-    Bucket,
-    Limit,
-    Slot,
-    Waiter,
-)
-from geventpool._timers import Timer
-from geventpool._watch import watch
+from geventpool._runtime.fork import identity_of, leave_to_parent
+from geventpool._runtime.hangups import Sentinel
+from geventpool._runtime.leaks import watch
+from geventpool._runtime.timers import Timer
+from geventpool._runtime.workers import Crew, Rounds, leave_behind
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.state import CHECKING, CLOSED, CONNECTING, IDLE, IN_USE, NEVER
+from geventpool._util.errors import copy_of
+from geventpool._util.log import say
 from geventpool.errors import (
     ConnectError,
     NotInUse,

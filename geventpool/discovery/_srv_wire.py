@@ -23,8 +23,8 @@ from dns.name import Name, from_text, root
 from dns.rdataclass import IN
 from dns.rdatatype import AAAA, A
 
-from geventpool._cache import Absent, Failed, Found, reason
 from geventpool.addresses import Address, AddressGroup, AnyAddress, address
+from geventpool.discovery.lookup_cache import Absent, Failed, Found, reason
 
 __all__ = ["SrvQuestion", "nameservers_of_the_system"]
 

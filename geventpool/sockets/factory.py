@@ -2,7 +2,8 @@
 
 Every socket opened here is gevent's own, cooperative whether or not the program is monkey-patched.
 What a target may be is in ``addresses.py``, how the addresses of one host are raced in
-``_eyeballs.py``, and how a socket is looked at, whether it is clean and alive, in ``_look.py``.
+``happy_eyeballs.py``, and how a socket is looked at, whether it is clean and alive, in
+``liveness.py``.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from gevent.socket import (
 )
 from gevent.ssl import SSLSocket, create_default_context
 
-from geventpool._arguments import check_seconds
-from geventpool._eyeballs import Candidate, connect, interleaved
-from geventpool._look import close, fileno, is_socket, look, look_at_descriptor
+from geventpool._util.arguments import check_seconds
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
+from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
+from geventpool.sockets.liveness import close, fileno, is_socket, look, look_at_descriptor
 
 __all__ = ["SocketFactory", "close", "fileno", "is_socket", "look", "look_at_descriptor"]
 

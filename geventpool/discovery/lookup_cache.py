@@ -1,7 +1,7 @@
 """A question about a name: asked once for all who want to know, and its answer kept for a while.
 
 It is asked in a greenlet of its own, so that a caller who is killed or timed out takes the answer
-from nobody.  What is asked, and whom, is for others to say: resolver.py and _dns.py.
+from nobody.  What is asked, and whom, is for others to say: ``dns.py`` and ``_srv_wire.py``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import gevent
 import gevent.hub
 from gevent import Timeout
 
-from geventpool._arguments import check_seconds, check_text, check_whole
-from geventpool._log import say
+from geventpool._util.arguments import check_seconds, check_text, check_whole
+from geventpool._util.log import say
 from geventpool.addresses import AddressGroup
-from geventpool.errors import NameNotFound
+from geventpool.discovery.messages import not_found
 
-__all__ = ["Absent", "CachingResolver", "Failed", "Found", "Question", "not_found", "reason"]
+__all__ = ["Absent", "CachingResolver", "Clock", "Failed", "Found", "Question", "reason"]
 
 _log = logging.getLogger("geventpool.resolver")
+
+Clock = Callable[[], float]
 
 #: Seconds that a caller waits for a look-up when there is a stale answer to give him instead: the
 #: "client response timer" of RFC 8767.
@@ -72,11 +74,6 @@ class Question(Protocol):
         """The answer.  Raises Absent or Failed; any other Exception is a failure, too."""
 
 
-def not_found(name: str, why: str, tried: Sequence[str]) -> NameNotFound:
-    message = f"{name!r} was not found: {why} (tried {'; '.join(tried)})"
-    return NameNotFound(message, name=name, tried=tried)
-
-
 def reason(failure: Exception) -> str:
     return str(failure) or repr(failure)
 
@@ -121,7 +118,7 @@ class CachingResolver:
         max_stale: float,
         timeout: float | None,
         max_names: int,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         check_seconds("negative_ttl", negative_ttl, zero=True, none=False)
         check_seconds("max_stale", max_stale, zero=True, none=False)

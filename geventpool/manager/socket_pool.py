@@ -20,16 +20,17 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import gevent
 
 from geventpool import sockets
-from geventpool._arguments import check_seconds, check_whole
-from geventpool._core import copy_of
-from geventpool._slots import Bucket, Limit
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket
+from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.errors import copy_of
 from geventpool.addresses import AnyAddress
 from geventpool.backoff import Backoff
-from geventpool.endpoints import EndpointPool
 from geventpool.errors import ConnectError, MultiConnectFailure
-from geventpool.health import ServerModel, ServerModelDirectory
-from geventpool.monitored import MonitoredSocket, Traffic
-from geventpool.sockets import SocketFactory
+from geventpool.manager.health import ServerModel, ServerModelDirectory
+from geventpool.pools.endpoint_pool import EndpointPool
+from geventpool.sockets.factory import SocketFactory
+from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = ["DialError", "Endpoint", "SockType", "SocketPool", "about"]
 

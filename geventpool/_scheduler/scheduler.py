@@ -3,8 +3,8 @@
 The core decides and nothing else.  It does no I/O, starts no greenlet, reads no clock and calls no
 user code; time is passed in, and what it wants done it asks of its *effects* (the engine), which
 only schedule.  So nothing in here can switch, which is why it needs no lock: between two switches
-of the caller every change is whole.  What it decides about stands in ``_slots.py``, the greenlets
-that carry its decisions out are in ``_engine.py``.
+of the caller every change is whole.  What it decides about stands in ``model.py``, the greenlets
+that carry its decisions out are in ``_runtime``.
 
                    dial ok           hand-over           release
     CONNECTING ----------> IDLE ---------------> IN_USE ---------> IDLE
@@ -20,14 +20,15 @@ Read ``Core.settle`` first: it is called after every change and makes every deci
 from __future__ import annotations
 
 import bisect
-import copy
 import heapq
 import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from geventpool._slots import (
+from geventpool._scheduler.limit import Limit, idle_since
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.state import (
     AT_ONCE,
     CHECKING,
     CLOSED,
@@ -38,17 +39,13 @@ from geventpool._slots import (
     NEVER,
     OPEN,
     TRANSITIONS,
-    Bucket,
-    Limit,
-    Slot,
     State,
-    Waiter,
-    idle_since,
 )
+from geventpool._util.errors import copy_of
 from geventpool.errors import ConnectError, OutOfSockets
 from geventpool.events import Reason
 
-__all__ = ["Core", "Effects", "copy_of"]
+__all__ = ["Core", "Effects"]
 
 
 class Effects(Protocol):
@@ -940,19 +937,6 @@ def _out_of_sockets(bucket: Bucket, full: list[Limit]) -> OutOfSockets:
         used=limit.used,
         maximum=limit.maximum,
     )
-
-
-def copy_of(error: BaseException) -> BaseException:
-    """One for each caller: what is raised takes on the frames that it passes, and the original is
-    kept by the pool."""
-    try:
-        own = copy.copy(error)
-    except Exception:
-        return error  # its class cannot be copied
-    if type(own) is not type(error):
-        return error
-    own.__cause__, own.__context__ = error.__cause__, error.__context__
-    return own
 
 
 def _waits(waiter: Waiter) -> bool:

@@ -2,7 +2,7 @@
 
 It puts together what others know: Names, which addresses a name has (``names.py``); a
 ServerModelDirectory, how each of them is doing and which to try next (``health.py``); and a
-SocketPool, the sixth socket of which is never opened if five are the limit (``_socket_pool.py``).
+SocketPool, the sixth socket of which is never opened if five are the limit (``socket_pool.py``).
 What is here is the walk over the addresses, and what is told to whom when it has come to an end.
 
 The walk never counts as a failure of a server what is none: that its caller was killed, or that
@@ -21,10 +21,9 @@ from typing import Any, TypeAlias, cast
 import gevent
 from gevent.monkey import get_original
 
-from geventpool._arguments import check_seconds
-from geventpool._face import DEFAULT
-from geventpool._slots import IN_USE, Limit
-from geventpool._socket_pool import DialError, Endpoint, SocketPool, SockType, about
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.state import IN_USE
+from geventpool._util.arguments import check_seconds
 from geventpool.addresses import Address, AnyAddress, Resolver, address
 from geventpool.errors import (
     ConnectError,
@@ -35,10 +34,12 @@ from geventpool.errors import (
     PoolTimeout,
 )
 from geventpool.events import PoolStats, Reason
-from geventpool.health import Attempt, Balance, HealthPolicy, ServerModelDirectory
-from geventpool.monitored import MonitoredSocket, Traffic
-from geventpool.names import AddressGroupMap, ConnectInfo, Found, Names
-from geventpool.sockets import SocketFactory
+from geventpool.manager.health import Attempt, Balance, HealthPolicy, ServerModelDirectory
+from geventpool.manager.names import AddressGroupMap, ConnectInfo, Found, Names
+from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool, SockType, about
+from geventpool.pools.lease import DEFAULT
+from geventpool.sockets.factory import SocketFactory
+from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "ConnectionManager"]
 

@@ -1,7 +1,7 @@
 """Who looks at names again and again, and tells of what has changed behind them.
 
 A Watcher looks by way of any resolver, and knows nothing of how that finds what it says.  Must
-never be done here: act on a change.  The manager does (``manager.py``), or the program itself.
+never be done here: act on a change.  The manager does (``manager``), or the program itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import gevent
 from gevent import Timeout
 from gevent.event import Event
 
-from geventpool._arguments import check_seconds, check_text
-from geventpool._log import say
+from geventpool._util.arguments import check_seconds, check_text
+from geventpool._util.log import say
 from geventpool.addresses import AddressGroup, AnyAddress, Resolver
 
 __all__ = ["Watcher"]

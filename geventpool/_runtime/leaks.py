@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from geventpool._slots import Slot
+from geventpool._scheduler.model import Slot
 
 __all__ = ["watch"]
 

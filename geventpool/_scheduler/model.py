@@ -1,199 +1,22 @@
-"""Slots, buckets, limits and waiters: what there is, how much of it, and how it stands.
+"""Slots, waiters and buckets: what there is, and how it stands.
 
-Nothing is decided here: see ``_core.py``, which also is the only one to change what stands here.
+Nothing is decided here: see ``scheduler.py``, which also is the only one to change what stands here
+(but for the fast path of ``pools/lease.py``).
 """
 
 from __future__ import annotations
 
-import enum
-import heapq
-import itertools
-import math
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.state import AT_ONCE, CONNECTING, IDLE, NEVER
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 
-__all__ = [
-    "AT_ONCE",
-    "CHECKING",
-    "CLOSED",
-    "CLOSING",
-    "CONNECTING",
-    "IDLE",
-    "IN_USE",
-    "NEVER",
-    "OPEN",
-    "TRANSITIONS",
-    "Bucket",
-    "Heap",
-    "Limit",
-    "Slot",
-    "State",
-    "Waiter",
-    "idle_since",
-]
-
-T = TypeVar("T", bound=Hashable)
-
-
-class State(enum.Enum):
-    """Where a slot is in its life."""
-
-    __hash__ = object.__hash__  # Enum's own, which hashes the name, takes four times as long
-
-    CONNECTING = "connecting"
-    IDLE = "idle"
-    IN_USE = "in use"  # held by a caller, or promised to one
-    CHECKING = "checking"  # the pool itself has it, for its keepalive
-    CLOSING = "closing"  # still counts in every limit
-    CLOSED = "closed"
-
-
-CONNECTING, IDLE, IN_USE, CHECKING, CLOSING, CLOSED = State
-
-#: Every move a slot may make.  ``Core._move`` is the only place that makes one and counts it
-#: (but for IDLE <-> IN_USE on the fast path of ``pool.Lease``, which no count depends on).
-TRANSITIONS: dict[State, frozenset[State]] = {
-    CONNECTING: frozenset({IDLE, CLOSED}),
-    IDLE: frozenset({IN_USE, CHECKING, CLOSING}),
-    IN_USE: frozenset({IDLE, CLOSING, CLOSED}),
-    CHECKING: frozenset({IDLE, CLOSING}),
-    CLOSING: frozenset({CLOSED}),
-    CLOSED: frozenset(),
-}
-OPEN = frozenset({IDLE, IN_USE, CHECKING})
-NEVER = math.inf
-AT_ONCE = -math.inf
-_numbers = itertools.count()
-
-
-class Heap(Generic[T]):
-    """Things by their key, the least first; each is in it once at most, and may leave at any time.
-
-    One that leaves is let go of at once.  The gap it leaves stays until it comes to the top, or
-    there are more gaps than things: closing it would cost O(n).
-    """
-
-    __slots__ = ("_entries", "_heap")
-
-    def __init__(self) -> None:
-        self._heap: list[list[Any]] = []  # [key, number, thing, or None for a gap]
-        self._entries: dict[T, list[Any]] = {}
-
-    def put(self, thing: T, key: float) -> None:
-        """Put *thing* in, or give it another key."""
-        self.discard(thing)
-        entry = self._entries[thing] = [key, next(_numbers), thing]
-        heapq.heappush(self._heap, entry)
-
-    def discard(self, thing: T) -> None:
-        """Take *thing* out, if it is in it."""
-        entry = self._entries.pop(thing, None)
-        if entry is not None:
-            entry[2] = None
-            if len(self._heap) > 64 + 2 * len(self._entries):
-                self._heap = list(self._entries.values())
-                heapq.heapify(self._heap)
-
-    def first(self) -> tuple[float, T]:
-        """The least key and whose it is; there must be one."""
-        while self._heap[0][2] is None:
-            heapq.heappop(self._heap)
-        key, _, thing = self._heap[0]
-        return key, thing
-
-    def __contains__(self, thing: object) -> bool:
-        return thing in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._entries)
-
-
-class Limit:
-    """A cap on slots: at most *maximum* are counted at any moment, dialing and closing included.
-
-    Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
-    is full, the longest idle connection of any of them makes room for whoever has waited longest.
-    It makes none for another pool's minimum, which is filled when a place comes free.
-
-    ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
-    ``used``, nothing more is opened until enough connections have gone: idle ones are closed at
-    once, others as they come back.
-    """
-
-    def __init__(self, maximum: float, name: str | None = None) -> None:
-        self._maximum = _whole(maximum, "maximum")
-        self.name = name
-        self.used = 0
-        self._closing = 0
-        self._core: Any = None  # the one whose buckets share it
-        self._buckets: dict[Bucket, None] = {}
-        # Those of them that are not one of many: their idle slots are asked for when need be.
-        self._few: dict[Bucket, None] = {}
-        # The idle slots of the others, and what was idle once: by since when, or from before that.
-        self._lru: Heap[Slot] = Heap()
-        self._hungry: dict[Bucket, None] = {}  # have waiters
-        # The same by the turn of their oldest waiter, or that of one before him.
-        self._queue: Heap[Bucket] = Heap()
-        self._held_up: dict[Bucket, None] = {}  # have waiters who wait because this limit is full
-        self._thin: dict[Bucket, None] = {}  # are below their minimum because of this limit
-
-    @property
-    def maximum(self) -> float:
-        """The cap; ``math.inf`` for none."""
-        return self._maximum
-
-    @maximum.setter
-    def maximum(self, maximum: float) -> None:
-        self._maximum = _whole(maximum, "maximum")
-        if self._core is not None:
-            self._core.effects.settle_limit_later(self)
-
-    @property
-    def full(self) -> bool:
-        """Whether no slot more may be counted."""
-        return self.used >= self._maximum
-
-    def _enqueue(self, bucket: Bucket) -> None:
-        """Note where among the hungry ones *bucket* stands."""
-        self._queue.put(bucket, next(iter(bucket.line)).turn)
-
-    def _note_idle(self, slot: Slot) -> None:
-        """Note an idle slot of a bucket that is one of many."""
-        if slot not in self._lru:  # else the key is put right when it is asked for
-            self._lru.put(slot, slot.since)
-
-    def _longest_idle(self) -> Slot | None:
-        """The slot counted here that has been idle longest, or None."""
-        found = [slot for bucket in self._few if (slot := bucket.longest_idle())]
-        while self._lru:
-            since, slot = self._lru.first()
-            if slot.state is not IDLE:
-                self._lru.discard(slot)  # until it is idle again
-            elif slot.since > since:
-                self._lru.put(slot, slot.since)
-            else:
-                found.append(slot)
-                break
-        return min(found, key=idle_since, default=None)
-
-    def __repr__(self) -> str:
-        return f"<Limit {self.name or ''} {self.used} of {self._maximum}>".replace("  ", " ")
-
-
-def _whole(value: float, name: str) -> float:
-    if isinstance(value, bool) or not (isinstance(value, int) or value == math.inf):
-        raise TypeError(f"{name} must be a whole number or math.inf, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must not be negative: {value!r}")
-    return value
+__all__ = ["Bucket", "Slot", "Waiter"]
 
 
 class Slot:
@@ -501,8 +324,3 @@ class Bucket:
 
 def _nobody() -> None:
     return None
-
-
-def idle_since(slot: Slot) -> float:
-    """By what idle slots are ordered."""
-    return slot.since

@@ -10,7 +10,9 @@ from typing import Any
 import gevent
 from gevent import GreenletExit, getcurrent
 
-from geventpool._slots import AT_ONCE, NEVER, Bucket, Heap
+from geventpool._scheduler.model import Bucket
+from geventpool._scheduler.state import AT_ONCE, NEVER
+from geventpool._util.heap import Heap
 
 __all__ = ["Crew", "Rounds", "leave_behind"]
 

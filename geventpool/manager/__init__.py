@@ -1,0 +1,28 @@
+"""From the name of a service to an open connection: names, the health of servers, and the pool.
+
+Must never be here: how a name is looked up (``discovery``) or a socket opened (``sockets``), or
+who gets which connection.  Read ``manager.py`` first.
+"""
+
+from geventpool.manager.health import (
+    Attempt,
+    Balance,
+    HealthPolicy,
+    PeakEwma,
+    ServerModel,
+    ServerModelDirectory,
+)
+from geventpool.manager.manager import ConnectionManager
+from geventpool.manager.names import AddressGroupMap, ConnectInfo
+
+__all__ = [
+    "AddressGroupMap",
+    "Attempt",
+    "Balance",
+    "ConnectInfo",
+    "ConnectionManager",
+    "HealthPolicy",
+    "PeakEwma",
+    "ServerModel",
+    "ServerModelDirectory",
+]
