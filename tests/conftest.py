@@ -12,6 +12,8 @@ import gc
 import hypothesis
 import pytest
 
+pytest.register_assert_rewrite("support")
+
 pytest_plugins = ["geventpool.testing.fixtures", "pytester"]
 
 hypothesis.settings.register_profile(

@@ -1,0 +1,13 @@
+"""What the tests have in common: servers, connections, strikes, forked children, and the like.
+
+No test is here, and no file of tests imports from another one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["ROOT", "TESTS"]
+
+TESTS = Path(__file__).resolve().parent.parent
+ROOT = TESTS.parent

@@ -1,0 +1,148 @@
+"""A scheduler by itself: its effects are noted, its clock is set by hand, its steps are counted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from geventpool import _scheduler
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.scheduler import Core
+from geventpool._util import heap
+from geventpool.backoff import Backoff
+from geventpool.events import Reason
+
+__all__ = ["HERE", "REFUSED", "Notes", "Steps", "World", "assert_flat"]
+
+HERE = 7  # the thread whose fast path it is
+REFUSED = OSError("refused")
+#: The files whose lines are counted.
+DECIDING = {heap.__file__, *map(str, Path(_scheduler.__file__).parent.glob("*.py"))}
+
+
+class Notes:
+    """Effects that note what is asked for; the tests carry it out when they like."""
+
+    def __init__(self) -> None:
+        self.dials: list[Slot] = []
+        self.closes: list[Slot] = []
+        self.checks: list[Slot] = []
+        self.woken: list[Waiter] = []
+        self.reasons: list[Reason] = []
+        self.retries: list[float] = []
+        self.limits: list[Limit] = []
+
+    def start_dial(self, slot: Slot) -> None:
+        self.dials.append(slot)
+
+    def start_close(self, slot: Slot, reason: Reason) -> None:
+        self.closes.append(slot)
+        self.reasons.append(reason)
+
+    def start_check(self, slot: Slot) -> None:
+        self.checks.append(slot)
+
+    def wake(self, token: object, waiter: Waiter) -> None:
+        self.woken.append(waiter)
+
+    def settle_later(self, bucket: Bucket) -> None:
+        self.retries.append(bucket.retry_at)
+
+    def settle_limit_later(self, limit: Limit) -> None:
+        self.limits.append(limit)
+
+
+class World:
+    """A core, its effects, a clock that is set by hand, and shorthands for what callers do."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.notes = Notes()
+        self.core = Core(self.notes)
+
+    def bucket(self, size: int, min_size: int = 0, *, name: str = "b", **settings: Any) -> Bucket:
+        settings.setdefault("backoff", Backoff(first=1.0, longest=8.0, jitter=0.0))
+        bucket = Bucket(name, size=size, min_size=min_size, **settings)
+        bucket.door = HERE
+        self.core.add(bucket, self.now)
+        return bucket
+
+    def full(self, size: int, **settings: Any) -> Bucket:
+        """A fixed pool with all its connections open and idle."""
+        bucket = self.bucket(size, size, **settings)
+        self.open_all()
+        assert bucket.idle == size
+        return bucket
+
+    def open_all(self) -> None:
+        while self.notes.dials:
+            self.open_one()
+
+    def open_one(self) -> Slot:
+        slot = self.notes.dials.pop(0)
+        self.core.opened(slot, self.now)
+        return slot
+
+    def fail_one(self) -> None:
+        self.core.dial_failed(self.notes.dials.pop(0), REFUSED, self.now)
+
+    def close_all(self) -> None:
+        while self.notes.closes:
+            self.core.closed(self.notes.closes.pop(0), self.now)
+
+    def take(self, bucket: Bucket) -> Slot:
+        """What a caller gets who finds something idle."""
+        slot = self.core.take(bucket, self.now)
+        assert slot is not None
+        slot.uses += 1
+        slot.since = self.now
+        return slot
+
+    def join(self, bucket: Bucket, timeout: float | None = None, turn: int = 0) -> Waiter:
+        deadline = None if timeout is None else self.now + timeout
+        waiter = Waiter(bucket, turn or self.core.draw_turn(), deadline, None)
+        self.core.join(waiter, self.now, again=turn > 0)
+        return waiter
+
+    def release(self, *slots: Slot) -> None:
+        for slot in slots:
+            self.core.release(slot, self.now)
+
+    def discard(self, slot: Slot, reason: Reason = Reason.DISCARDED) -> None:
+        self.core.discard(slot, reason, self.now)
+
+    def settle(self, bucket: Bucket) -> None:
+        self.core.settle(bucket, self.now)
+
+
+class Steps:
+    """Counts the lines of the core that are run, its comprehensions' turns included."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def of(self, call: Callable[[], object]) -> int:
+        self.count = 0
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+        return self.count
+
+    def _trace(self, frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename not in DECIDING:
+            return None
+        self.count += 1
+        return self._trace
+
+
+def assert_flat(cost: Callable[[int], int], small: int = 20, factor: int = 20) -> None:
+    """The steps do not grow with the number: a few more are forgiven."""
+    few, many = cost(small), cost(small * factor)
+    assert few > 0
+    assert many <= 1.2 * few + 5, f"{few} steps at {small}, {many} at {small * factor}"
