@@ -1,4 +1,4 @@
-"""Thrift clients in a pool with the face of pycassa: another server takes over when one is busy.
+"""Thrift clients in a pool with the API of pycassa: another server takes over when one is busy.
 
 Needs thriftpy2 (``pip install thriftpy2``); with Apache Thrift, only ``connect`` differs.
 """

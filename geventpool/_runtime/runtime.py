@@ -51,7 +51,7 @@ from geventpool.errors import (
 )
 from geventpool.events import Holder, Reason
 
-__all__ = ["Engine", "Owner", "get_ident"]
+__all__ = ["Engine", "PoolHooks", "get_ident"]
 
 #: The id of the OS thread, whether or not the program is monkey-patched.
 get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -64,7 +64,7 @@ _MOST_CHECKERS = 16
 logging.getLogger("geventpool").addHandler(logging.NullHandler())
 
 
-class Owner(Protocol):
+class PoolHooks(Protocol):
     """What the engine needs of a pool: its settings, and the hooks, which get the bucket's key."""
 
     name: str
@@ -163,7 +163,7 @@ class Engine:
             bucket.retry_timer = None
         self.forget_if_empty(bucket)
 
-    def _stop_check(self, greenlet: Any, item: tuple[Slot, Owner]) -> None:
+    def _stop_check(self, greenlet: Any, item: tuple[Slot, PoolHooks]) -> None:
         """End a check of a closed pool, unless its greenlet is at another by now."""
         if self.checkers.working.get(greenlet) is item and item[0].state is CHECKING:
             greenlet.throw(PoolClosed("the pool was closed"))
@@ -173,7 +173,7 @@ class Engine:
         if self.dialers.working.get(greenlet) is slot and slot.state is CONNECTING:
             greenlet.throw(GreenletExit)
 
-    def orphan(self, buckets: Sequence[Bucket], owner: Owner) -> None:
+    def orphan(self, buckets: Sequence[Bucket], owner: PoolHooks) -> None:
         """The pool was collected: close what it left.  Safe in a finalizer, from any thread."""
         for bucket in buckets:
             bucket.late_owner = owner  # alive until its connections are closed
@@ -188,7 +188,7 @@ class Engine:
     def _hub_is_dead(self) -> bool:
         return self.hub.dead or not getattr(self.hub, "loop", None)
 
-    def enter(self, pool: Bucket | Owner) -> None:
+    def enter(self, pool: Bucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
         hub = self.hub
         if get_ident() != self.ident or hub.dead:
@@ -202,7 +202,7 @@ class Engine:
 
     # What callers do
 
-    def acquire(self, owner: Owner, bucket: Bucket, timeout: float | None) -> tuple[Slot, Any]:
+    def acquire(self, owner: PoolHooks, bucket: Bucket, timeout: float | None) -> tuple[Slot, Any]:
         """A slot in use by the current greenlet, and its connection."""
         me = getcurrent()
         if get_ident() != self.ident or me is self.hub or self.hub.dead:
@@ -252,7 +252,7 @@ class Engine:
 
     def _wait(
         self,
-        owner: Owner,
+        owner: PoolHooks,
         waiter: Waiter,
         began: float,
         now: float,
@@ -311,7 +311,7 @@ class Engine:
         self._time_out(owner, bucket, began, timeout)
 
     def _time_out(
-        self, owner: Owner, bucket: Bucket, began: float, timeout: float | None
+        self, owner: PoolHooks, bucket: Bucket, began: float, timeout: float | None
     ) -> NoReturn:
         """Raise the PoolTimeout of a caller who began to wait at *began*."""
         bucket.timed_out += 1
@@ -343,7 +343,7 @@ class Engine:
 
     def _fit(
         self,
-        owner: Owner,
+        owner: PoolHooks,
         slot: Slot,
         began: float,
         deadline: float | None,
@@ -370,7 +370,7 @@ class Engine:
             self._time_out(owner, slot.bucket, began, timeout)
         return self._answers(owner, slot, bound)
 
-    def _unfit(self, owner: Owner, slot: Slot) -> Reason | None:
+    def _unfit(self, owner: PoolHooks, slot: Slot) -> Reason | None:
         """Why a slot must not be handed out, as far as can be told without asking the server."""
         if slot.doomed is not None:
             return slot.doomed
@@ -399,7 +399,7 @@ class Engine:
         self.sentinel.look()  # a hang-up looks like unread bytes; the hub may not have run since
         return slot.doomed or Reason.UNREAD
 
-    def _answers(self, owner: Owner, slot: Slot, bound: float) -> bool:
+    def _answers(self, owner: PoolHooks, slot: Slot, bound: float) -> bool:
         """Whether the server answers within *bound* seconds; if not, the slot is gone."""
         conn = slot.conn
         alarm = gevent.Timeout.start_new(bound)
@@ -419,7 +419,7 @@ class Engine:
             return False
         return True
 
-    def give_back(self, owner: Owner, slot: Slot, conn: Any, suspect: bool = False) -> None:
+    def give_back(self, owner: PoolHooks, slot: Slot, conn: Any, suspect: bool = False) -> None:
         """Take back a connection that its holder thinks fit for use.
 
         *suspect*: an exception left the ``with``, so look closer.
@@ -462,7 +462,7 @@ class Engine:
 
     def give_up(
         self,
-        owner: Owner,
+        owner: PoolHooks,
         slot: Slot,
         conn: Any,
         reason: Reason,
@@ -492,7 +492,7 @@ class Engine:
         slot.bucket.spoiled += 1
         _count_use(slot, monotonic())
 
-    def detach(self, owner: Owner, slot: Slot) -> None:
+    def detach(self, owner: PoolHooks, slot: Slot) -> None:
         """Let the holder keep the connection: it is not the pool's any more."""
         self.enter(slot.bucket)
         conn = slot.watch()
@@ -502,7 +502,7 @@ class Engine:
         self._changed(slot.bucket)
         self._tell_disposed(owner, slot.bucket, conn, Reason.DETACHED)
 
-    def find(self, owner: Owner, conn: Any) -> Slot:
+    def find(self, owner: PoolHooks, conn: Any) -> Slot:
         """The slot of *conn*, which the caller has; NotInUse if there is none.
 
         It is CLOSED if he has had it since before a fork: it is the parent's.
@@ -528,7 +528,7 @@ class Engine:
 
     # Verbs of the whole pool
 
-    def fill(self, owner: Owner, bucket: Bucket, timeout: float | None) -> None:
+    def fill(self, owner: PoolHooks, bucket: Bucket, timeout: float | None) -> None:
         """Wait until *bucket* has all its connections open."""
         self.enter(bucket)
         began = monotonic()
@@ -570,14 +570,14 @@ class Engine:
             self.core.drain(bucket, over, monotonic())
             self._keep(bucket, monotonic())
 
-    def dispose(self, owner: Owner, buckets: Sequence[Bucket]) -> None:
+    def dispose(self, owner: PoolHooks, buckets: Sequence[Bucket]) -> None:
         """Close what lies idle."""
         self.enter(owner)
         for bucket in buckets:
             self.core.dispose(bucket, Reason.DISPOSED, monotonic())
         self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
 
-    def close(self, owner: Owner, buckets: Sequence[Bucket], timeout: float | None) -> None:
+    def close(self, owner: PoolHooks, buckets: Sequence[Bucket], timeout: float | None) -> None:
         """Close all the *buckets* of a pool for good and wait for the last connection to go."""
         self.enter(owner)
         deadline = None if timeout is None else monotonic() + timeout
@@ -760,7 +760,9 @@ class Engine:
             recycled = events.ConnectionRecycled(owner, old, conn, endpoint=bucket.endpoint)
             self.tell(owner, "connection_recycled", recycled)
 
-    def _dial_failed(self, owner: Owner, slot: Slot, error: BaseException, timed_out: bool) -> None:
+    def _dial_failed(
+        self, owner: PoolHooks, slot: Slot, error: BaseException, timed_out: bool
+    ) -> None:
         """Book a failed dial; raises *error* again if it was meant for the greenlet."""
         bucket = slot.bucket
         # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
@@ -796,7 +798,7 @@ class Engine:
             del trace  # this frame outlives the call, in the traceback of what is raised
             raise error
 
-    def _register(self, owner: Owner, slot: Slot, conn: Any) -> Exception | None:
+    def _register(self, owner: PoolHooks, slot: Slot, conn: Any) -> Exception | None:
         """Make *conn* the connection of *slot*, and have it watched.
 
         Returns what _fileno raised: to log it could switch, and the dial is not booked yet.
@@ -823,7 +825,7 @@ class Engine:
             trouble = exc
         return trouble
 
-    def _forget(self, owner: Owner | None, slot: Slot) -> None:
+    def _forget(self, owner: PoolHooks | None, slot: Slot) -> None:
         """Undo ``_register``, before the connection is closed or let go."""
         if slot.fd is not None:
             self.sentinel.unwatch(slot.fd, slot)
@@ -832,13 +834,13 @@ class Engine:
         if owner is not None:
             self._unindex(owner, slot)
 
-    def _unindex(self, owner: Owner, slot: Slot) -> None:
+    def _unindex(self, owner: PoolHooks, slot: Slot) -> None:
         if owner.index.get(slot.ident) is slot:
             del owner.index[slot.ident]
 
     # Closing
 
-    def _close(self, item: tuple[Slot, Reason, Owner | None]) -> None:
+    def _close(self, item: tuple[Slot, Reason, PoolHooks | None]) -> None:
         slot, reason, owner = item
         bucket, conn, error = slot.bucket, slot.conn, slot.error
         raised: BaseException | None = None
@@ -863,7 +865,7 @@ class Engine:
 
     def _tell_disposed(
         self,
-        owner: Owner,
+        owner: PoolHooks,
         bucket: Bucket,
         conn: Any,
         reason: Reason,
@@ -873,7 +875,7 @@ class Engine:
             event = events.ConnectionDisposed(owner, conn, reason, error, endpoint=bucket.endpoint)
             self.tell(owner, "connection_disposed", event)
 
-    def _closed(self, owner: Owner | None, slot: Slot, reason: Reason, conn: Any) -> None:
+    def _closed(self, owner: PoolHooks | None, slot: Slot, reason: Reason, conn: Any) -> None:
         bucket = slot.bucket
         slot.conn = slot.error = None
         self.core.closed(slot, monotonic())
@@ -881,7 +883,7 @@ class Engine:
 
     # Checking
 
-    def _check(self, item: tuple[Slot, Owner | None]) -> None:
+    def _check(self, item: tuple[Slot, PoolHooks | None]) -> None:
         slot, owner = item
         bucket = slot.bucket
         if slot.state is not CHECKING:
@@ -1009,7 +1011,7 @@ class Engine:
                 event = events.ConnectionLost(owner, used, _where(slot), endpoint=bucket.endpoint)
                 self.tellers.put((owner, "connection_lost", event))
 
-    def _tell_later(self, item: tuple[Owner, str, Any]) -> None:
+    def _tell_later(self, item: tuple[PoolHooks, str, Any]) -> None:
         owner, what, event = item
         if what == "connection_lost":
             self._log(
@@ -1024,7 +1026,7 @@ class Engine:
 
     # Listeners and the log: whatever they raise, the pool is whole
 
-    def tell(self, owner: Owner, what: str, event: Any) -> None:
+    def tell(self, owner: PoolHooks, what: str, event: Any) -> None:
         """Tell the listeners of *owner*; what they raise is logged."""
         for listener in owner.listening.get(what, ()):
             try:
@@ -1032,7 +1034,9 @@ class Engine:
             except Exception:
                 self._log(owner, logging.ERROR, "%r failed", listener, exc_info=True)
 
-    def _log(self, owner: Owner, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
+    def _log(
+        self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
+    ) -> None:
         if owner.log.isEnabledFor(level):
             say(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
 

@@ -1,4 +1,4 @@
-"""The face of generic-connection-pool 0.8.1, over an EndpointPool, which its ConnectionPool is.
+"""The API of generic-connection-pool 0.8.1, over an EndpointPool, which its ConnectionPool is.
 
 All its names are here: those of ``threading``, ``common``, ``exceptions`` and ``contrib``, and the
 cooperative twins of those of ``asyncio``: a gevent program needs no event loop, so the classes are

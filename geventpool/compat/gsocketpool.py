@@ -1,4 +1,4 @@
-"""The face of gsocketpool 0.1.6: ``from geventpool.compat.gsocketpool import Pool, TcpConnection``.
+"""The API of gsocketpool 0.1.6: ``from geventpool.compat.gsocketpool import Pool, TcpConnection``.
 
 Its signatures and defaults over a ConnectionPool, which Pool is: ``stats()``, ``close()``,
 ``discard()`` and the rest are there, too.  What changes for its users, and why, stands in

@@ -1,4 +1,4 @@
-"""The face of pycassa.pool 1.11: ``from geventpool.compat.pycassa import ConnectionPool``.
+"""The API of pycassa.pool 1.11: ``from geventpool.compat.pycassa import ConnectionPool``.
 
 Its names, parameters, events and exceptions over a geventpool ConnectionPool, which the pool is:
 ``stats()``, ``holders()``, ``drain()`` and ``close()`` are there, too (but connections come from

@@ -1,7 +1,7 @@
-"""What every face of the engine has: settings and their checks, listeners, and the verbs
+"""What every pool has: settings and their checks, listeners, and the verbs
 that take a connection.
 
-A face adds where its connections lead: ``connection_pool.py`` to one place, ``endpoint_pool.py`` to
+A pool adds where its connections lead: ``connection_pool.py`` to one place, ``endpoint_pool.py`` to
 many.  Who gets which connection is decided in ``_scheduler``, and the greenlets that open, check
 and close are in ``_runtime``.
 """
@@ -27,7 +27,7 @@ from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.lease import DEFAULT, LocalLease
 
-__all__ = ["Face", "stats_of"]
+__all__ = ["BasePool", "stats_of"]
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -35,10 +35,10 @@ _numbers = itertools.count(1)
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 
-class Face(Generic[C]):
+class BasePool(Generic[C]):
     """The settings and verbs that all pools have; their meaning is told in ConnectionPool."""
 
-    # The hooks are the faces' own: they get an endpoint first where there are several.
+    # The hooks are each pool's own: they get an endpoint first where there are several.
     _new_connection: Callable[..., C]
     _keepalive: Callable[..., object]
     _close_connection: Callable[..., object]
@@ -165,7 +165,7 @@ class Face(Generic[C]):
         raise NotImplementedError
 
     def _overrides(self, hook: str) -> bool:
-        """Whether *hook* is not the face's own."""
+        """Whether *hook* is not the pool class's own."""
         raise NotImplementedError
 
     # Verbs
@@ -260,7 +260,7 @@ class Face(Generic[C]):
                 self._engine.orphan(buckets, self)
 
 
-F = TypeVar("F", bound=Face[Any])
+F = TypeVar("F", bound=BasePool[Any])
 
 
 def stats_of(

@@ -13,7 +13,7 @@ from geventpool._scheduler.state import NEVER
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
-from geventpool.pools.base import Face, stats_of
+from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 
 __all__ = ["ConnectionPool", "Lease"]
@@ -23,7 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class ConnectionPool(Face[C]):
+class ConnectionPool(BasePool[C]):
     """A pool of connections to one server; each is whatever ``_new_connection`` returns.
 
     Override ``_new_connection`` or give *connect*, a callable.  ``ConnectionPool(20)`` keeps 20

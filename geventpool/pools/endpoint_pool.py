@@ -16,7 +16,7 @@ from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
-from geventpool.pools.base import Face, stats_of
+from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 
 __all__ = ["EndpointPool"]
@@ -48,7 +48,7 @@ class _LocalEndpointLease(_AtEndpoint, LocalLease[Any]):
     __slots__ = ("_endpoint",)
 
 
-class EndpointPool(Face[C], Generic[E, C]):
+class EndpointPool(BasePool[C], Generic[E, C]):
     """A pool of connections to many endpoints: whatever is hashable and says where to connect to.
     (None may be one, too; but a verb that can be asked of all endpoints takes it for all.)
 

@@ -19,7 +19,7 @@ from geventpool._scheduler.state import IDLE, IN_USE, NEVER
 from geventpool.events import Reason
 
 if TYPE_CHECKING:
-    from geventpool.pools.base import Face
+    from geventpool.pools.base import BasePool
 
 __all__ = ["DEFAULT", "Lease", "LocalLease"]
 
@@ -40,7 +40,7 @@ class Lease(Generic[C]):
 
     # No __init__, which ``get`` spells out: the call would cost as much as the clock.
     _bucket: Bucket
-    _pool: Face[C]
+    _pool: BasePool[C]
     _timeout: float | None
 
     def __enter__(self) -> C:

@@ -281,7 +281,7 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
         ("_runtime/runtime.py", "from geventpool.sockets import look"),
         ("manager/names.py", "def f():\n    from .._runtime.runtime import Engine"),
         ("manager/names.py", "from .._scheduler.scheduler import Core"),
-        ("errors.py", "if TYPE_CHECKING:\n    from geventpool.pools.base import Face"),
+        ("errors.py", "if TYPE_CHECKING:\n    from geventpool.pools.base import BasePool"),
         ("_util/log.py", "from .._scheduler.state import State"),
         ("contrib/redis.py", "from ..observe import page"),
         ("contrib/redis.py", "from .other import page"),
