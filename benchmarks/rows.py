@@ -223,9 +223,7 @@ def echo(quick: bool) -> list[Row]:
         while least.pool.idle:
             least.pool.idle.pop().close()
 
-    mine, bare, each = (
-        requests / median(times[name]) for name in ("pooled", "least", "dedicated")
-    )
+    mine, bare, each = (requests / median(times[name]) for name in ("pooled", "least", "dedicated"))
     return [
         Row(
             "echo, 100 greenlets on 10 sockets, per s | a socket each for 10"

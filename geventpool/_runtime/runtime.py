@@ -1,8 +1,8 @@
-"""The greenlets around a core: dial, close, check, wait, keepalive, reaper.
+"""The greenlets around a scheduler: dial, close, check, wait, keepalive, reaper.
 
-There is one Engine per hub.  It gives the core the time, carries out what the core asks for, and
-calls the hooks of the pools, which it knows by weak references only: a pool that nobody uses any
-more is collected, and its connections closed.
+There is one Runtime per hub.  It gives the scheduler the time, carries out what the scheduler asks
+for, and calls the hooks of the pools, which it knows by weak references only: a pool that nobody
+uses any more is collected, and its connections closed.
 
 Two rules keep it right.  Whatever may switch (hooks, listeners, log handlers, waits) is called with
 the books whole, so that a Timeout or a kill thrown there loses nothing.  And nothing that may
@@ -37,7 +37,7 @@ from geventpool._runtime.timers import Timer
 from geventpool._runtime.workers import Crew, Rounds, leave_behind
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
-from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CHECKING, CLOSED, CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._util.errors import copy_of
 from geventpool._util.log import say
@@ -51,7 +51,7 @@ from geventpool.errors import (
 )
 from geventpool.events import Holder, Reason
 
-__all__ = ["Engine", "PoolHooks", "get_ident"]
+__all__ = ["PoolHooks", "Runtime", "get_ident"]
 
 #: The id of the OS thread, whether or not the program is monkey-patched.
 get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -65,7 +65,7 @@ logging.getLogger("geventpool").addHandler(logging.NullHandler())
 
 
 class PoolHooks(Protocol):
-    """What the engine needs of a pool: its settings, and the hooks, which get the bucket's key."""
+    """What the runtime needs of a pool: its settings, and the hooks, which get the bucket's key."""
 
     name: str
     log: logging.Logger
@@ -77,7 +77,7 @@ class PoolHooks(Protocol):
     max_waiting: int | None
     track: bool
     index: dict[int, Slot]  # id(connection) -> its slot
-    rounds: Any  # the engine's: its keepalive and its reaper, None at first
+    rounds: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
     has_is_alive: bool  # whether _is_alive is the user's own
     is_picky: bool  # whether a hand-out takes more than a look
@@ -95,16 +95,16 @@ class PoolHooks(Protocol):
     def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]: ...
 
 
-class Engine:
+class Runtime:
     """Everything that runs for the pools of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.loop = hub.loop
-        #: The core's way to have a waiter's greenlet run soon, ``wake(switch, waiter)``.
+        #: The scheduler's way to have a waiter's greenlet run soon, ``wake(switch, waiter)``.
         self.wake = hub.loop.run_callback
         self.ident = get_ident()
-        self.core = Core(self)
+        self.scheduler = Scheduler(self)
         self.sentinel = Sentinel(hub, self._peer_closed)
         self.buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
         self._lost: deque[Slot] = deque()
@@ -113,17 +113,17 @@ class Engine:
         self._alarm_at = NEVER
         self._alarm_is_idle = False
         self._hire_crews()
-        _engines.add(self)
+        _runtimes.add(self)
 
     @classmethod
-    def of_this_thread(cls) -> Engine:
-        """The engine of the current thread's hub, made at first use."""
+    def of_this_thread(cls) -> Runtime:
+        """The runtime of the current thread's hub, made at first use."""
         hub = get_hub()
-        engine = cast("Engine | None", getattr(hub, "_geventpool_engine", None))
-        if engine is None:
-            engine = cls(hub)
-            hub._geventpool_engine = engine  # type: ignore[attr-defined]
-        return engine
+        runtime = cast("Runtime | None", getattr(hub, "_geventpool_runtime", None))
+        if runtime is None:
+            runtime = cls(hub)
+            hub._geventpool_runtime = runtime  # type: ignore[attr-defined]
+        return runtime
 
     def _hire_crews(self) -> None:
         self.dialers = Crew(self._dial)
@@ -135,7 +135,7 @@ class Engine:
 
     def add(self, bucket: Bucket) -> None:
         """Take in the bucket of a new pool.  Its minimum is opened as soon as the hub runs."""
-        self.core.add(bucket, monotonic())
+        self.scheduler.add(bucket, monotonic())
         self.buckets.add(bucket)
         self._keep(bucket)
 
@@ -143,14 +143,14 @@ class Engine:
         """One of many leaves no trace once it has neither slots nor callers."""
         if bucket.many and bucket.empty:
             self._stop_keeping(bucket)
-            self.core.remove(bucket)
+            self.scheduler.remove(bucket)
             if bucket.leave is not None:
                 bucket.leave(bucket)
 
     def shut(self, bucket: Bucket) -> None:
         """Close *bucket* for good, without waiting."""
         if not bucket.closed:
-            self.core.shut(bucket, PoolClosed(), monotonic())
+            self.scheduler.shut(bucket, PoolClosed(), monotonic())
         self._stop_keeping(bucket)
         for greenlet, slot in list(self.dialers.working.items()):
             if slot is not None and slot.bucket is bucket and greenlet is not getcurrent():
@@ -214,10 +214,10 @@ class Engine:
                 event: Any = events.PoolAtMax(owner, bucket.own.maximum, endpoint=bucket.endpoint)
                 self.tell(owner, "pool_at_max", event)
         deadline = None if timeout is None else began + timeout
-        turn = self.core.draw_turn()
+        turn = self.scheduler.draw_turn()
         again = False
         while True:
-            slot = None if bucket.line or not bucket._idle else self.core.take(bucket, now)
+            slot = None if bucket.line or not bucket._idle else self.scheduler.take(bucket, now)
             if slot is not None:
                 slot.uses += 1
                 slot.since = now
@@ -273,7 +273,7 @@ class Engine:
                 pool=bucket.name,
                 max_waiting=owner.max_waiting,
             )
-        self.core.join(waiter, now, again)
+        self.scheduler.join(waiter, now, again)
         if deadline is not None and (deadline < self._alarm_at or self._alarm_is_idle):
             self._set_alarm(deadline)
         if bucket.retry_timer is not None:
@@ -291,10 +291,10 @@ class Engine:
             if waiter.waker is not None:
                 waiter.waker.stop()
             bucket.abandoned += 1
-            self.core.leave(waiter, monotonic())
+            self.scheduler.leave(waiter, monotonic())
             self._relax_alarm()
             raise
-        if not self.core.hungry:
+        if not self.scheduler.hungry:
             self._relax_alarm()
         slot: Slot | None = waiter.slot
         if slot is not None:
@@ -366,7 +366,7 @@ class Engine:
         if deadline is not None:
             bound = min(bound, deadline - monotonic())
         if bound <= 0:
-            self.core.return_unused(slot, monotonic())
+            self.scheduler.return_unused(slot, monotonic())
             self._time_out(owner, slot.bucket, began, timeout)
         return self._answers(owner, slot, bound)
 
@@ -452,10 +452,10 @@ class Engine:
                 self._discard(slot, conn, reason)
                 return
         elif slot.unproven:
-            self.core.proved(slot)
+            self.scheduler.proved(slot)
         slot.conn = conn
         slot.holder = slot.where = None
-        self.core.release(slot, now)
+        self.scheduler.release(slot, now)
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
             self.tell(owner, "connection_checked_in", event)
@@ -485,7 +485,7 @@ class Engine:
         slot.conn = conn
         slot.holder = slot.where = None
         slot.error = error
-        self.core.discard(slot, reason, monotonic())
+        self.scheduler.discard(slot, reason, monotonic())
 
     def _count_spoiled(self, slot: Slot) -> None:
         """Book the end of a use after which the connection is not the pool's any more."""
@@ -498,7 +498,7 @@ class Engine:
         conn = slot.watch()
         self._count_spoiled(slot)
         self._forget(owner, slot)
-        self.core.detach(slot, Reason.DETACHED, monotonic())
+        self.scheduler.detach(slot, Reason.DETACHED, monotonic())
         self._changed(slot.bucket)
         self._tell_disposed(owner, slot.bucket, conn, Reason.DETACHED)
 
@@ -536,7 +536,7 @@ class Engine:
         failed = bucket.dial_failed
         bucket.filling += 1
         try:
-            self.core.settle(bucket, began)
+            self.scheduler.settle(bucket, began)
             while bucket.open < max(bucket.size, bucket.min_size):
                 if bucket.closed:
                     raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
@@ -561,20 +561,20 @@ class Engine:
     ) -> None:
         """Set how many connections to keep, and how many more there may be (None: as before)."""
         self.enter(bucket)
-        self.core.resize(bucket, size, min_size, monotonic(), max_overflow)
+        self.scheduler.resize(bucket, size, min_size, monotonic(), max_overflow)
 
     def drain(self, bucket: Bucket, over: float) -> None:
         """Have every connection opened so far replaced within *over* seconds."""
         self.enter(bucket)
         if not bucket.closed:
-            self.core.drain(bucket, over, monotonic())
+            self.scheduler.drain(bucket, over, monotonic())
             self._keep(bucket, monotonic())
 
     def dispose(self, owner: PoolHooks, buckets: Sequence[Bucket]) -> None:
         """Close what lies idle."""
         self.enter(owner)
         for bucket in buckets:
-            self.core.dispose(bucket, Reason.DISPOSED, monotonic())
+            self.scheduler.dispose(bucket, Reason.DISPOSED, monotonic())
         self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
 
     def close(self, owner: PoolHooks, buckets: Sequence[Bucket], timeout: float | None) -> None:
@@ -633,7 +633,7 @@ class Engine:
         if bucket.many and not bucket.slots:
             self.forget_if_empty(bucket)
 
-    # What the core asks for
+    # What the scheduler asks for
 
     def start_dial(self, slot: Slot) -> None:
         """Have a greenlet dial."""
@@ -669,7 +669,7 @@ class Engine:
 
     def _retry_now(self, bucket: Bucket) -> None:
         bucket.retry_timer = None
-        self.core.settle(bucket, monotonic())
+        self.scheduler.settle(bucket, monotonic())
         self.forget_if_empty(bucket)
 
     def settle_limit_later(self, limit: Limit) -> None:
@@ -677,7 +677,7 @@ class Engine:
         self.loop.run_callback_threadsafe(self._settle_limit, limit)
 
     def _settle_limit(self, limit: Limit) -> None:
-        self.core.settle_limit(limit, monotonic())
+        self.scheduler.settle_limit(limit, monotonic())
 
     # Deadlines of waiters: one timer for all of them
 
@@ -695,14 +695,14 @@ class Engine:
         self._alarm_at = NEVER
         self._alarm = None
         self._alarm_is_idle = False
-        self.core.expire(monotonic())
-        deadline = self.core.next_deadline()
+        self.scheduler.expire(monotonic())
+        deadline = self.scheduler.next_deadline()
         if deadline is not None:
             self._set_alarm(deadline)
 
     def _relax_alarm(self) -> None:
         """Do not let the timer of a wait that is over keep the program alive."""
-        if self._alarm is not None and not self.core.hungry:
+        if self._alarm is not None and not self.scheduler.hungry:
             self._alarm.ref = False
             self._alarm_is_idle = True
 
@@ -714,8 +714,8 @@ class Engine:
         began = monotonic()
         if owner is None:
             self.shut(bucket)  # collected just now: its _bury is on the way
-        if owner is None or not self.core.wanted(slot):
-            self.core.cancel_dial(slot, began)
+        if owner is None or not self.scheduler.wanted(slot):
+            self.scheduler.cancel_dial(slot, began)
             self._changed(bucket)
             return
         slot.since = began
@@ -746,7 +746,7 @@ class Engine:
         if quiet and trouble is None and not bucket.recycled:
             self.dialers.returning = 1  # this greenlet dials the next one itself
         try:
-            self.core.opened(slot, now)
+            self.scheduler.opened(slot, now)
         finally:
             self.dialers.returning = 0
         self._changed(bucket)
@@ -784,7 +784,7 @@ class Engine:
         _forget_frames(error)
         news = slot.state is CONNECTING and not bucket.closed
         first = bucket.last_error is None
-        self.core.dial_failed(slot, error, monotonic())
+        self.scheduler.dial_failed(slot, error, monotonic())
         self._changed(bucket)
         if news:
             level = logging.WARNING if first else logging.DEBUG
@@ -878,7 +878,7 @@ class Engine:
     def _closed(self, owner: PoolHooks | None, slot: Slot, reason: Reason, conn: Any) -> None:
         bucket = slot.bucket
         slot.conn = slot.error = None
-        self.core.closed(slot, monotonic())
+        self.scheduler.closed(slot, monotonic())
         self._changed(bucket)
 
     # Checking
@@ -889,7 +889,7 @@ class Engine:
         if slot.state is not CHECKING:
             return
         if bucket.closed or owner is None:  # None: collected just now, its _bury is on the way
-            self.core.checked(slot, False, monotonic())
+            self.scheduler.checked(slot, False, monotonic())
             return
         ok = False
         raised: BaseException | None = None
@@ -906,7 +906,7 @@ class Engine:
             alarm.close()
             bucket.checked += 1
             slot.error = raised
-            self.core.checked(slot, ok, monotonic())
+            self.scheduler.checked(slot, ok, monotonic())
         if raised is not None:
             self._log(owner, logging.INFO, "a keepalive failed: %r", raised)
 
@@ -968,11 +968,11 @@ class Engine:
             each.discard(bucket)
 
     def _keep_alive(self, bucket: Bucket, now: float, longest: float) -> float:
-        again = self.core.start_checks(bucket, longest, now)
+        again = self.scheduler.start_checks(bucket, longest, now)
         return max(again, now + longest / 100, monotonic() + _BREAK)
 
     def _reap(self, bucket: Bucket, now: float, longest: float) -> float:
-        again = self.core.reap(bucket, now)
+        again = self.scheduler.reap(bucket, now)
         return max(min(again, now + longest), monotonic() + _BREAK)
 
     # News from outside: the hub tells, so nothing here may switch
@@ -986,7 +986,7 @@ class Engine:
             if owner is not None and "peer_closed" in owner.listening:
                 event = events.PeerClosed(owner, conn, in_use, endpoint=bucket.endpoint)
                 self.tellers.put((owner, "peer_closed", event))
-            self.core.peer_closed(slot, monotonic())
+            self.scheduler.peer_closed(slot, monotonic())
 
     def _collected(self, watch: Any) -> None:
         """A connection was garbage collected.  This may run anywhere: only take a note."""
@@ -1005,7 +1005,7 @@ class Engine:
             now = monotonic()
             used = now - slot.since
             self._forget(owner, slot)
-            self.core.detach(slot, Reason.LOST, now)
+            self.scheduler.detach(slot, Reason.LOST, now)
             self._changed(bucket)
             if owner is not None:
                 event = events.ConnectionLost(owner, used, _where(slot), endpoint=bucket.endpoint)
@@ -1070,7 +1070,7 @@ class Engine:
             with warnings.catch_warnings():
                 # Copies of the parent's sockets, closed here by the collector: as they should be.
                 warnings.simplefilter("ignore", ResourceWarning)
-                self.core.forget_all(bucket)
+                self.scheduler.forget_all(bucket)
             bucket.reset_counters()
             if bucket.retry_timer is not None:
                 bucket.retry_timer.stop()
@@ -1086,7 +1086,7 @@ class Engine:
 
     def _revive(self) -> None:
         for bucket in list(self.buckets):
-            self.core.settle(bucket, monotonic())
+            self.scheduler.settle(bucket, monotonic())
 
     # Looking
 
@@ -1187,12 +1187,12 @@ def _stack_of(greenlet: Any) -> str | None:
 
 
 _RECYCLED = frozenset({Reason.EXPIRED, Reason.WORN_OUT, Reason.DRAINED})
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for engine in list(_engines):
-        engine.forked()
+    for runtime in list(_runtimes):
+        runtime.forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""The engine's timers.
+"""The runtime's timers.
 
 A timer of the loop counts from the loop's own time, which stands still while a greenlet computes:
 started after two seconds of that, one of two seconds would ring at once.  So this file alone makes

@@ -34,7 +34,7 @@ class Limit:
         self.name = name
         self.used = 0
         self._closing = 0
-        self._core: Any = None  # the one whose buckets share it
+        self._scheduler: Any = None  # the one whose buckets share it
         self._buckets: dict[Bucket, None] = {}
         # Those of them that are not one of many: their idle slots are asked for when need be.
         self._few: dict[Bucket, None] = {}
@@ -54,8 +54,8 @@ class Limit:
     @maximum.setter
     def maximum(self, maximum: float) -> None:
         self._maximum = _whole(maximum, "maximum")
-        if self._core is not None:
-            self._core.effects.settle_limit_later(self)
+        if self._scheduler is not None:
+            self._scheduler.effects.settle_limit_later(self)
 
     @property
     def full(self) -> bool:

@@ -92,7 +92,7 @@ class Waiter:
         self.error: BaseException | None = None
         self.expired = False
         self.back = False  # in line again, near the front
-        self.token = token  # whom to wake: the engine's business
+        self.token = token  # whom to wake: the runtime's business
         self.waker: Any = None
 
     @property
@@ -161,7 +161,7 @@ class Bucket:
         self.closed = False
         self.filling = 0  # callers of fill() who wait for *size* connections
 
-        # The engine's business.
+        # The runtime's business.
         self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
         self.late_owner: Any = None  # that pool once it was collected, as long as there are slots
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
@@ -193,7 +193,8 @@ class Bucket:
         self.last_error: BaseException | None = None
 
         # The fast path: the thread that may pop from ``idle`` and push to it without asking the
-        # core, 0 for none.  *door* is what the engine allows; the core opens and shuts it.
+        # scheduler, 0 for none.  *door* is what the runtime allows; the scheduler opens and shuts
+        # it.
         self.door = 0
         self.fast_for = 0
         self.freshness = NEVER  # the fast path takes nothing that was idle longer (seconds)

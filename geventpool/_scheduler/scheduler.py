@@ -1,10 +1,10 @@
 """Who gets which connection next: all that is decided about slots, buckets, limits and waiters.
 
-The core decides and nothing else.  It does no I/O, starts no greenlet, reads no clock and calls no
-user code; time is passed in, and what it wants done it asks of its *effects* (the engine), which
-only schedule.  So nothing in here can switch, which is why it needs no lock: between two switches
-of the caller every change is whole.  What it decides about stands in ``model.py``, the greenlets
-that carry its decisions out are in ``_runtime``.
+The scheduler decides and nothing else.  It does no I/O, starts no greenlet, reads no clock and
+calls no user code; time is passed in, and what it wants done it asks of its *effects* (the
+runtime), which only schedule.  So nothing in here can switch, which is why it needs no lock:
+between two switches of the caller every change is whole.  What it decides about stands in
+``model.py``, the greenlets that carry its decisions out are in ``_runtime``.
 
                    dial ok           hand-over           release
     CONNECTING ----------> IDLE ---------------> IN_USE ---------> IDLE
@@ -14,7 +14,8 @@ that carry its decisions out are in ``_runtime``.
 
 (and IN_USE -> CLOSED, when a holder detaches a connection or loses it to the garbage collector).
 
-Read ``Core.settle`` first: it is called after every change and makes every decision about waiters.
+Read ``Scheduler.settle`` first: it is called after every change and makes every decision about
+waiters.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from geventpool._util.errors import copy_of
 from geventpool.errors import ConnectError, OutOfSockets
 from geventpool.events import Reason
 
-__all__ = ["Core", "Effects"]
+__all__ = ["Effects", "Scheduler"]
 
 
 class Effects(Protocol):
-    """What the core asks for.  Each only schedules: it may neither switch nor call back."""
+    """What the scheduler asks for.  Each only schedules: it may neither switch nor call back."""
 
     def start_dial(self, slot: Slot) -> None:
         """Dial; then call ``opened`` or ``dial_failed``."""
@@ -71,7 +72,7 @@ class Effects(Protocol):
         """Call ``settle_limit`` soon, with the time (this one from any thread)."""
 
 
-class Core:
+class Scheduler:
     """The buckets of one hub and everything that is decided about them."""
 
     def __init__(self, effects: Effects) -> None:
@@ -89,11 +90,11 @@ class Core:
     def add(self, bucket: Bucket, now: float) -> None:
         """Take *bucket* in; its minimum is dialed at once.  ValueError if it cannot fit."""
         for limit in bucket.shared:
-            if limit._core is not None and limit._core is not self and limit._buckets:
+            if limit._scheduler is not None and limit._scheduler is not self and limit._buckets:
                 raise ValueError(f"limits: {limit!r} is shared by pools of another hub")
         self._check_minimum(bucket, bucket.min_size)
         for limit in bucket.limits:
-            limit._core = self
+            limit._scheduler = self
             limit._buckets[bucket] = None
             if not bucket.many or limit is bucket.own:
                 limit._few[bucket] = None
@@ -364,7 +365,7 @@ class Core:
             self._move(slot, CLOSED)
             self.settle(slot.bucket, now)
 
-    # What the engine reports
+    # What the runtime reports
 
     def wanted(self, slot: Slot) -> bool:
         """Whether this dial, not begun yet, would still serve anybody."""

@@ -9,9 +9,7 @@ from typing import Any
 __all__ = ["say"]
 
 
-def say(
-    log: logging.Logger, level: int, message: str, *args: object, exc_info: Any = None
-) -> None:
+def say(log: logging.Logger, level: int, message: str, *args: object, exc_info: Any = None) -> None:
     """Log *message*.  What a handler raises is printed; a Timeout or a kill goes on its way."""
     try:
         log.log(level, message, *args, exc_info=exc_info)

@@ -292,9 +292,9 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             )
         exc = sys.exc_info()[1]
         if exc is not None and self._spoils(exc):
-            self._engine.give_up(self, slot, conn, Reason.ERROR, exc)
+            self._runtime.give_up(self, slot, conn, Reason.ERROR, exc)
         else:
-            self._engine.give_back(self, slot, conn, suspect=exc is not None)
+            self._runtime.give_back(self, slot, conn, suspect=exc is not None)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pool for good: see EndpointPool.  After *timeout* seconds (None: never) what
@@ -315,7 +315,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
     def _slot_of(self, conn: ConnectionT) -> Slot | None:
         """The slot in which the caller has *conn*; None if the pool is closed, and *conn* too."""
         try:
-            return self._engine.find(self, conn)
+            return self._runtime.find(self, conn)
         except NotInUse as error:
             if self.closed:
                 return None
@@ -383,7 +383,7 @@ class _ManagedLease(_EndpointLease):
             pool._connection_manager.on_acquire(self._bucket.endpoint, conn)
         except BaseException as exc:
             if self._slot.state is IN_USE and self._slot.uses == self._use:
-                pool._engine.give_up(pool, self._slot, conn, Reason.ERROR, exc)
+                pool._runtime.give_up(pool, self._slot, conn, Reason.ERROR, exc)
             raise
         if pool.has_reset:
             pool._unreleased.add(_ident(conn))

@@ -206,7 +206,7 @@ class Pool(ConnectionPool[C]):
         It is released or discarded after what leaves the ``with``, as with ``get()``: see Lease.
         """
         conn = self.acquire()
-        slot = self._engine.find(self, conn)
+        slot = self._runtime.find(self, conn)
         use = slot.uses
 
         def is_held() -> bool:
@@ -216,7 +216,7 @@ class Pool(ConnectionPool[C]):
             yield conn
         except BaseException as exc:
             if self._spoils(exc) and is_held():
-                self._engine.give_up(self, slot, conn, Reason.ERROR, exc)
+                self._runtime.give_up(self, slot, conn, Reason.ERROR, exc)
             raise
         finally:
             if is_held():
@@ -260,7 +260,7 @@ class Pool(ConnectionPool[C]):
         Raises ConnectionNotFoundError if it is in use (``discard`` closes those), was dropped
         before, or is none of this pool's.
         """
-        self._engine.enter(self._bucket)
+        self._runtime.enter(self._bucket)
         slots = [slot for slot in self._bucket.idle_slots() if slot.conn is conn][:1]
         was_ours = self._opened.pop(id(conn), None) is not None
         if not slots and (conn in self._using or not was_ours):
@@ -273,7 +273,7 @@ class Pool(ConnectionPool[C]):
 
     def drop_expired(self) -> None:
         """Close the idle connections that are expired; returns when that is done."""
-        self._engine.enter(self._bucket)
+        self._runtime.enter(self._bucket)
         idle = [(slot, slot.conn) for slot in self._bucket.idle_slots()]
         self._close_idle([slot for slot, conn in idle if conn.is_expired() is True])
 
@@ -305,9 +305,9 @@ class Pool(ConnectionPool[C]):
             self.close(0)
             raise
         for conn in opened:
-            slot = self._engine.find(self, conn)
+            slot = self._runtime.find(self, conn)
             slot.conn = conn
-            self._engine.core.return_unused(slot, monotonic())
+            self._runtime.scheduler.return_unused(slot, monotonic())
 
     def _new_connection(self) -> C:
         conn = self._create_connection()
@@ -335,7 +335,7 @@ class Pool(ConnectionPool[C]):
     def _is_alive(self, conn: C) -> bool:
         slot = self.index.get(id(conn))
         if slot is not None and slot.uses == 1:  # new: what lies unread is the server's greeting
-            self._engine.sentinel.look()
+            self._runtime.sentinel.look()
             # Never idle, it comes from open(): what is born expired would be opened without end.
             return slot.doomed is None and not (slot.idled and _says(conn.is_expired, True))
         if _says(conn.is_expired, True) or _says(conn.is_connected, False):
@@ -347,9 +347,9 @@ class Pool(ConnectionPool[C]):
         """Close those of *slots* that are (still) idle, and wait until they are closed."""
         now = monotonic()
         for slot in slots:
-            self._engine.core.dismiss(slot, Reason.DISCARDED, now)
+            self._runtime.scheduler.dismiss(slot, Reason.DISCARDED, now)
         while any(slot.state is CLOSING for slot in slots):
-            if not self._engine._wait_for_change(self._bucket, now + CLOSE_TIMEOUT):
+            if not self._runtime._wait_for_change(self._bucket, now + CLOSE_TIMEOUT):
                 break
 
 

@@ -335,9 +335,9 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             reason = self._unfit(session, slot)
             if reason is None:
                 suspect, session.suspect = session.suspect, False
-                self._engine.give_back(self, slot, real, suspect)
+                self._runtime.give_back(self, slot, real, suspect)
             else:
-                self._engine.give_up(self, slot, real, reason)
+                self._runtime.give_up(self, slot, real, reason)
         if not lost:
             self._tell("connection_checked_in", "debug", connection=real)
 
@@ -393,7 +393,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         self.connect_timeout = 2 * CONNECT_TIMEOUT * (len(shuffled) + 1)
         for slot in list(self._bucket.idle_slots()):
             if slot.conn.server not in shuffled:
-                self._engine.core.dismiss(slot, Reason.DRAINED, monotonic())
+                self._runtime.scheduler.dismiss(slot, Reason.DRAINED, monotonic())
         self._tell("server_list_obtained", "debug", server_list=list(shuffled))
 
     def add_listener(self, listener: Any) -> None:
@@ -572,7 +572,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         wrapper._lost, wrapper._stand_in = True, None
         slot = self._slot_of(real)
         if slot is not None:
-            self._engine.give_up(self, slot, real, Reason.ERROR, error)
+            self._runtime.give_up(self, slot, real, Reason.ERROR, error)
         self._tell(
             "connection_failed",
             "info",
@@ -593,7 +593,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
     def _slot_of(self, conn: ConnectionWrapper) -> Slot | None:
         """The slot it is in use in; None if it was closed under its holder, or by a fork."""
         try:
-            slot = self._engine.find(self, conn)
+            slot = self._runtime.find(self, conn)
         except NotInUse:
             return None
         return None if slot.state is CLOSED else slot
@@ -617,14 +617,14 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             try:
                 listener({"pool_id": self.logging_name, "level": level, **fields})
             except Exception:
-                self._engine._log(self, logging.ERROR, "%r failed", listener, exc_info=True)
+                self._runtime._log(self, logging.ERROR, "%r failed", listener, exc_info=True)
 
 
 QueuePool = ConnectionPool
 
 
 class _Translator(events.PoolListener):
-    """Makes pycassa's events of the engine's own."""
+    """Makes pycassa's events of the runtime's own."""
 
     def connection_disposed(self, event: events.ConnectionDisposed) -> None:
         if event.reason is not Reason.ERROR:  # that it has failed is told already

@@ -183,7 +183,7 @@ class ConnectionManager:
         the name of the limit; the one address's own error, or MultiConnectFailure with those of
         all; MarkedDownError where that was done by hand.  Nothing half-open stays behind.
         """
-        self._pool._engine.enter(self._pool)
+        self._pool._runtime.enter(self._pool)
         check_seconds("read_timeout", read_timeout)
         if sock_type is not None and not callable(sock_type):
             raise TypeError(f"sock_type must be callable, not {sock_type!r}")
@@ -271,14 +271,14 @@ class ConnectionManager:
 
         Its connections are closed, those in use on return.
         """
-        self._pool._engine.enter(self._pool)
+        self._pool._runtime.enter(self._pool)
         server = self.servers[address(target)]
         server.mark_down(monotonic(), seconds)
         self._pool.drain_address(server.address)
 
     def mark_up(self, target: object) -> None:
         """Use the address *target* again, and forget that it ever failed."""
-        self._pool._engine.enter(self._pool)
+        self._pool._runtime.enter(self._pool)
         self.servers[address(target)].mark_up(monotonic())
 
     # Looking, and the end
@@ -301,7 +301,7 @@ class ConnectionManager:
 
     def close(self, timeout: float | None = None) -> None:
         """Close it for good: as ``ConnectionPool.close``; afterwards calls get PoolClosed."""
-        self._pool._engine.enter(self._pool)
+        self._pool._runtime.enter(self._pool)
         self._names.close()
         self._pool.close(timeout)
 
@@ -343,8 +343,8 @@ class ConnectionManager:
 
     def _held(self, sock: Any) -> MonitoredSocket | None:
         """The socket in *sock*, which must be in use."""
-        self._pool._engine.enter(self._pool)
-        self._pool._engine.find(self._pool, sock)
+        self._pool._runtime.enter(self._pool)
+        self._pool._runtime.find(self._pool, sock)
         return self._pool.socket_of(sock)
 
     def _failed(self, use: _Use, error: BaseException | None) -> None:
@@ -369,9 +369,9 @@ class ConnectionManager:
             else:
                 monitored.use.cancelled()
         if pool._spoils(exc):
-            pool._engine.give_up(pool, slot, sock, Reason.ERROR, exc)
+            pool._runtime.give_up(pool, slot, sock, Reason.ERROR, exc)
         else:
-            pool._engine.give_back(pool, slot, sock, suspect=True)
+            pool._runtime.give_back(pool, slot, sock, suspect=True)
 
 
 class ManagedLease:

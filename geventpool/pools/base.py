@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from gevent import getcurrent
 
 from geventpool import sockets
-from geventpool._runtime.runtime import Engine
+from geventpool._runtime.runtime import Runtime
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import CLOSED, IN_USE
@@ -152,16 +152,16 @@ class BasePool(Generic[C]):
         self._reference = weakref.ref(self)
         for listener in _several("listeners", listeners):
             self.add_listener(listener)
-        self._engine = Engine.of_this_thread()
+        self._runtime = Runtime.of_this_thread()
 
     def _new_bucket(self, name: str, **settings: Any) -> Bucket:
-        """A bucket with the settings of this pool, not yet known to the engine."""
+        """A bucket with the settings of this pool, not yet known to the runtime."""
         bucket = Bucket(name, **{**self._bucket_settings, **settings})
         bucket.owner = self._reference
         return bucket
 
     def _all_buckets(self) -> Sequence[Bucket]:
-        """Those that the engine knows."""
+        """Those that the runtime knows."""
         raise NotImplementedError
 
     def _overrides(self, hook: str) -> bool:
@@ -175,27 +175,27 @@ class BasePool(Generic[C]):
 
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
-        slot = self._engine.find(self, conn)
+        slot = self._runtime.find(self, conn)
         if slot.state is not CLOSED:
-            self._engine.give_back(self, slot, conn)
+            self._runtime.give_back(self, slot, conn)
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
 
         Raises NotInUse as ``release`` does.
         """
-        slot = self._engine.find(self, conn)
+        slot = self._runtime.find(self, conn)
         if slot.state is not CLOSED:
-            self._engine.give_up(self, slot, conn, Reason.DISCARDED)
+            self._runtime.give_up(self, slot, conn, Reason.DISCARDED)
 
     def detach(self, conn: C) -> C:
         """Take *conn*, which you hold, out of the pool for good: closing it is up to you now.
 
         Raises NotInUse as ``release`` does.
         """
-        slot = self._engine.find(self, conn)
+        slot = self._runtime.find(self, conn)
         if slot.state is not CLOSED:
-            self._engine.detach(self, slot)
+            self._runtime.detach(self, slot)
         return conn
 
     def close(self, timeout: float | None = None) -> None:
@@ -206,7 +206,7 @@ class BasePool(Generic[C]):
         closed under their holders.  Closing twice does no harm.
         """
         check_seconds("timeout", timeout, zero=True)
-        self._engine.close(self, self._all_buckets(), timeout)
+        self._runtime.close(self, self._all_buckets(), timeout)
 
     def __enter__(self: F) -> F:
         return self
@@ -255,9 +255,9 @@ class BasePool(Generic[C]):
         return sockets.look_at_descriptor(descriptor)
 
     def __del__(self) -> None:
-        if "_engine" in self.__dict__ and (buckets := self._all_buckets()):
+        if "_runtime" in self.__dict__ and (buckets := self._all_buckets()):
             if not all(bucket.closed and not bucket.slots for bucket in buckets):
-                self._engine.orphan(buckets, self)
+                self._runtime.orphan(buckets, self)
 
 
 F = TypeVar("F", bound=BasePool[Any])

@@ -126,8 +126,8 @@ class ConnectionPool(BasePool[C]):
         )
         plain = not (track or self.has_is_alive or self.has_reset or max_uses is not None)
         if plain and not self.listening:
-            bucket.door = self._engine.ident
-        self._engine.add(bucket)
+            bucket.door = self._runtime.ident
+        self._runtime.add(bucket)
         self._bucket: Bucket = bucket
 
     # Hooks to override
@@ -186,7 +186,7 @@ class ConnectionPool(BasePool[C]):
         already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
         is raised, the caller holds nothing and the pool has lost nothing.
         """
-        conn: C = self._engine.acquire(self, self._bucket, self._patience(timeout))[1]
+        conn: C = self._runtime.acquire(self, self._bucket, self._patience(timeout))[1]
         return conn
 
     @overload
@@ -211,7 +211,7 @@ class ConnectionPool(BasePool[C]):
         *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; what is
         open by then stays open.
         """
-        self._engine.fill(self, self._bucket, self._patience(timeout))
+        self._runtime.fill(self, self._bucket, self._patience(timeout))
 
     def resize(
         self, size: int, min_size: int | None = None, *, max_overflow: int | None = DEFAULT
@@ -228,7 +228,7 @@ class ConnectionPool(BasePool[C]):
             min_size = min(bucket.min_size, size)
         min_size = _check_min_size(size, min_size)
         overflow = bucket.max_overflow if max_overflow is DEFAULT else _overflow(max_overflow)
-        self._engine.resize(bucket, size, min_size, overflow)
+        self._runtime.resize(bucket, size, min_size, overflow)
 
     def drain(self, over: float = 0.0) -> None:
         """Replace every connection opened so far, each at a random moment of *over* seconds.
@@ -238,11 +238,11 @@ class ConnectionPool(BasePool[C]):
         and none while dials fail.
         """
         check_seconds("over", over, zero=True, none=False)
-        self._engine.drain(self._bucket, over)
+        self._runtime.drain(self._bucket, over)
 
     def dispose(self) -> None:
         """Close the idle connections.  The pool stays usable and refills to its minimum."""
-        self._engine.dispose(self, (self._bucket,))
+        self._runtime.dispose(self, (self._bucket,))
 
     def add_listener(self, listener: object) -> None:
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
@@ -270,7 +270,7 @@ class ConnectionPool(BasePool[C]):
 
     def holders(self) -> tuple[Holder, ...]:
         """For each connection in use: who has it, for how long, and where he is just now."""
-        return self._engine.holders((self._bucket,))
+        return self._runtime.holders((self._bucket,))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._bucket!r}>"

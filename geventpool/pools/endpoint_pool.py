@@ -130,7 +130,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         self._leave = partial(_leave, weakref.ref(self))
         #: Has no connections: it adds up what those have counted that have left.
         self._past = self._make_bucket(None)
-        self._engine.buckets.add(self._past)  # for a child to set it back to zero
+        self._runtime.buckets.add(self._past)  # for a child to set it back to zero
 
     # Hooks to override
 
@@ -208,7 +208,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         patience = self._patience(timeout)
         bucket = self._expect(endpoint)
         try:
-            self._engine.fill(self, bucket, patience)
+            self._runtime.fill(self, bucket, patience)
         finally:
             self._expected(bucket)
 
@@ -224,24 +224,24 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         check_whole("max_size", max_size, least=1)
         min_idle = min(self._min_idle, max_size)
         _check_sizes(max_size, total_max_size, min_idle)
-        self._engine.enter(self)
+        self._runtime.enter(self)
         self._max_size, self._min_idle = max_size, min_idle
         self._total.maximum = _maximum(total_max_size)
         for bucket in list(self._buckets.values()):
             bucket.min_idle = min_idle
-            self._engine.resize(bucket, max_size, 0)
+            self._runtime.resize(bucket, max_size, 0)
 
     def drain(self, endpoint: E | None = None, over: float = 0.0) -> None:
         """Close every connection to *endpoint* (None: to all) opened so far, each at a random
         moment of *over* seconds; those in use on return.  Returns at once."""
         check_seconds("over", over, zero=True, none=False)
-        self._engine.enter(self)
+        self._runtime.enter(self)
         for bucket in self._chosen(endpoint):
-            self._engine.drain(bucket, over)
+            self._runtime.drain(bucket, over)
 
     def dispose(self, endpoint: E | None = None) -> None:
         """Close the idle connections to *endpoint* (None: to all).  The pool stays usable."""
-        self._engine.dispose(self, self._chosen(endpoint))
+        self._runtime.dispose(self, self._chosen(endpoint))
 
     # Looking
 
@@ -278,7 +278,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     def holders(self, endpoint: E | None = None) -> tuple[Holder, ...]:
         """For each connection in use: who has it, for how long, and where he is just now."""
-        return self._engine.holders(self._chosen(endpoint))
+        return self._runtime.holders(self._chosen(endpoint))
 
     def __repr__(self) -> str:
         buckets = list(self._buckets.values())
@@ -297,20 +297,20 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     def _acquire(self, endpoint: E, timeout: float | None) -> tuple[Slot, C]:
         bucket = self._expect(endpoint)
         try:
-            return self._engine.acquire(self, bucket, timeout)
+            return self._runtime.acquire(self, bucket, timeout)
         finally:
             self._expected(bucket)
 
     def _expect(self, endpoint: E) -> Bucket:
         """The bucket of *endpoint*, which does not leave before it is no more ``_expected``."""
-        if get_ident() != self._engine.ident:
-            self._engine.enter(self)
+        if get_ident() != self._runtime.ident:
+            self._runtime.enter(self)
         bucket = self._find(endpoint)
         if bucket is None:
             if self.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed", pool=self.name)
             bucket = self._make_bucket(endpoint)
-            self._engine.add(bucket)
+            self._runtime.add(bucket)
             self._buckets[endpoint] = bucket
         bucket.callers += 1
         return bucket
@@ -318,7 +318,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     def _expected(self, bucket: Bucket) -> None:
         bucket.callers -= 1
         if not bucket.slots:
-            self._engine.forget_if_empty(bucket)
+            self._runtime.forget_if_empty(bucket)
 
     def _make_bucket(self, endpoint: E | None) -> Bucket:
         settings: dict[str, Any] = {

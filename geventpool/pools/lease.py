@@ -44,9 +44,9 @@ class Lease(Generic[C]):
     _timeout: float | None
 
     def __enter__(self) -> C:
-        # The fast path: something is idle and nobody waits who could use it (the core keeps
+        # The fast path: something is idle and nobody waits who could use it (the scheduler keeps
         # *fast_for* true to that), so a pop is all it takes.  The price: this and __exit__ know
-        # how the core moves a slot between IDLE and IN_USE, which is why those two states are
+        # how the scheduler moves a slot between IDLE and IN_USE, which is why those two states are
         # counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._bucket
         idle = bucket._idle
@@ -67,11 +67,11 @@ class Lease(Generic[C]):
                 self._conn = conn
                 slot.conn = None
                 return conn
-            self._pool._engine.core.put_back(slot)
+            self._pool._runtime.scheduler.put_back(slot)
         pool, timeout = self._pool, self._timeout
         if timeout is DEFAULT:
             timeout = pool.timeout
-        slot, conn = pool._engine.acquire(pool, bucket, timeout)
+        slot, conn = pool._runtime.acquire(pool, bucket, timeout)
         self._slot, self._conn, self._use = slot, conn, slot.uses
         return conn
 
@@ -102,15 +102,15 @@ class Lease(Generic[C]):
                     bucket._idle.append(slot)
                 else:
                     slot.holder = None
-                    self._pool._engine.core.release(slot, now)
+                    self._pool._runtime.scheduler.release(slot, now)
                 return
         pool = self._pool
         if exc is None:
-            pool._engine.give_back(pool, slot, self._conn)
+            pool._runtime.give_back(pool, slot, self._conn)
         elif pool._spoils(exc):
-            pool._engine.give_up(pool, slot, self._conn, Reason.ERROR, exc)
+            pool._runtime.give_up(pool, slot, self._conn, Reason.ERROR, exc)
         else:
-            pool._engine.give_back(pool, slot, self._conn, suspect=True)
+            pool._runtime.give_back(pool, slot, self._conn, suspect=True)
 
 
 class LocalLease(Lease[C]):
@@ -139,4 +139,4 @@ class LocalLease(Lease[C]):
             super().__exit__(exc_type, exc, traceback)
         elif exc is not None and self._pool._spoils(exc):
             # The outer with may yet swallow it, but the connection is broken all the same.
-            self._pool._engine.core.doom(self._outer._slot, Reason.ERROR)
+            self._pool._runtime.scheduler.doom(self._outer._slot, Reason.ERROR)

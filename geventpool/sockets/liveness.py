@@ -1,6 +1,6 @@
 """Look at a socket: is it open, is its peer still there, is there nothing unread on it?
 
-Looking never switches: the engine does it between taking a connection and handing it out.
+Looking never switches: the runtime does it between taking a connection and handing it out.
 """
 
 from __future__ import annotations

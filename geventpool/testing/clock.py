@@ -14,7 +14,7 @@ import gevent.local
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from geventpool._runtime.runtime import Engine
+from geventpool._runtime.runtime import Runtime
 from geventpool._scheduler.state import AT_ONCE
 from geventpool._util.arguments import check_seconds
 
@@ -189,13 +189,13 @@ _pools_bent = _Replaced(_of_pools)
 
 def _catch_up() -> None:
     """Have the pools of this thread look at the time again: their timers do not know of a jump."""
-    engine: Engine | None = getattr(gevent.get_hub(), "_geventpool_engine", None)
-    if engine is None:
+    runtime: Runtime | None = getattr(gevent.get_hub(), "_geventpool_runtime", None)
+    if runtime is None:
         return
     now = _now()
-    engine.core.expire(now)
-    for bucket in list(engine.buckets):
-        engine.core.settle(bucket, now)
+    runtime.scheduler.expire(now)
+    for bucket in list(runtime.buckets):
+        runtime.scheduler.settle(bucket, now)
         for rounds in bucket.rounds:
             if bucket in rounds.buckets:
                 rounds.add(bucket, AT_ONCE)

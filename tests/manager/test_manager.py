@@ -1123,9 +1123,7 @@ def test_a_descriptor_above_1023_is_one_like_any_other(  # seed: neither pooled 
             _close(filler)
 
 
-def test_that_this_machine_has_no_room_is_no_failure_of_a_server(
-    hosts: Hosts, manage: Any
-) -> None:
+def test_that_this_machine_has_no_room_is_no_failure_of_a_server(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     manager = manage(health=HealthPolicy(failures=1))
     with manager.connection(server.address):
@@ -1515,7 +1513,7 @@ def test_a_dial_that_is_killed_is_no_failure_of_the_server(hosts: Hosts, manage:
 
     callers = [gevent.spawn(call) for _ in range(3)]
     server.wait_open(1)
-    gevent.killall(list(manager._pool._engine.dialers.working))
+    gevent.killall(list(manager._pool._runtime.dialers.working))
     gevent.joinall(callers, raise_error=True)
     assert len(set(map(id, caught))) == 3
     assert manager.servers[server.address].last_error is None

@@ -34,7 +34,7 @@ from geventpool import (
     SocketFactory,
     WrongHub,
 )
-from geventpool._runtime.runtime import Engine
+from geventpool._runtime.runtime import Runtime
 from geventpool._scheduler.model import Waiter
 from geventpool.pools import EndpointPool
 from geventpool.testing import FakeClock
@@ -737,7 +737,7 @@ WAYS_TO_COME_FREE: dict[str, Callable[[Any, list[Any]], Any]] = {
     "drained": lambda pool, held: (pool.drain(), pool.release(held.pop())),
     "resized": lambda pool, held: pool.resize(1, 2),
     "broken": lambda pool, held: (
-        pool._engine.core.peer_closed(pool._engine.find(pool, held[0]), 0.0)
+        pool._runtime.scheduler.peer_closed(pool._runtime.find(pool, held[0]), 0.0)
         or pool.release(held.pop())
     ),
 }
@@ -780,7 +780,7 @@ def test_a_waiter_hears_of_the_place_of_a_dial_that_comes_to_nothing(
             places.error = None
             dialing.kill()
         elif end == "is killed":
-            [dialer] = pool._engine.dialers.working
+            [dialer] = pool._runtime.dialers.working
             dialing.kill()
             dialer.kill()
         else:
@@ -996,11 +996,11 @@ def test_an_eviction_costs_with_a_thousand_endpoints_what_it_costs_with_ten() ->
         with thousand(Places(), endpoints) as pool:
             used(pool, "new")
             bucket = pool._expect("newer")
-            waiter = Waiter(bucket, pool._engine.core.draw_turn(), None, lambda waiter: None)
+            waiter = Waiter(bucket, pool._runtime.scheduler.draw_turn(), None, lambda waiter: None)
             # What acquire does up to its wait; the close and the dial are the same for all.
-            steps = EverySteps().of(lambda: pool._engine.core.join(waiter, monotonic()))
+            steps = EverySteps().of(lambda: pool._runtime.scheduler.join(waiter, monotonic()))
             assert pool.stats().closed[Reason.EVICTED] == 2
-            pool._engine.core.leave(waiter, monotonic())
+            pool._runtime.scheduler.leave(waiter, monotonic())
             pool._expected(bucket)
             return steps
 
@@ -1265,12 +1265,12 @@ def test_ten_thousand_endpoints_that_come_and_go_leave_nothing(places: Places) -
     with EndpointPool(connect=places, total_max_size=20) as pool:
         used(pool, *range(200))
         collect()
-        buckets, objects = len(Engine.of_this_thread().buckets), len(gc.get_objects())
+        buckets, objects = len(Runtime.of_this_thread().buckets), len(gc.get_objects())
         used(pool, *range(2000))
         collect()
 
         assert len(pool.endpoints()) == 20
-        assert len(Engine.of_this_thread().buckets) == buckets
+        assert len(Runtime.of_this_thread().buckets) == buckets
         assert len(gc.get_objects()) < objects + 1000
         assert len(places.open) == 20
 

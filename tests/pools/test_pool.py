@@ -1829,7 +1829,7 @@ def test_drain_resize_and_dispose_of_a_closed_pool_open_nothing(maker):
     assert maker.opened == 2
 
 
-def test_a_closed_pool_that_was_drained_leaves_nothing_in_the_engine(maker):
+def test_a_closed_pool_that_was_drained_leaves_nothing_in_the_runtime(maker):
     pool = ConnectionPool(2, connect=maker)
     pool.close()
 
@@ -2186,15 +2186,15 @@ def test_the_fast_path_is_open_when_nobody_waits_and_nobody_listens(maker):
     pool = ConnectionPool(2, connect=maker)
     fill_and_idle(pool)
 
-    assert pool._bucket.fast_for == pool._engine.ident
+    assert pool._bucket.fast_for == pool._runtime.ident
     with pool.get(), pool.get():
-        assert pool._bucket.fast_for == pool._engine.ident
+        assert pool._bucket.fast_for == pool._runtime.ident
         with waiting(pool):
             assert pool._bucket.fast_for == 0
             for holder in pool.holders():
                 pool.release(holder.connection)
             gevent.idle()
-            assert pool._bucket.fast_for == pool._engine.ident
+            assert pool._bucket.fast_for == pool._runtime.ident
 
 
 def test_a_dropped_pool_is_collected_and_its_connections_closed(maker):

@@ -46,9 +46,7 @@ class PostgresPool(ConnectionPool[Any]):
 class RedisPool(ConnectionPool[Any]):
     def _new_connection(self) -> Any:
         host, port = require_server("redis")
-        client = redis.Redis(
-            host, port, single_connection_client=True, retry=Retry(NoBackoff(), 0)
-        )
+        client = redis.Redis(host, port, single_connection_client=True, retry=Retry(NoBackoff(), 0))
         client.ping()
         return client
 

@@ -279,8 +279,8 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
         ("discovery/srv.py", "from geventpool.sockets import SocketFactory"),
         ("retry.py", "from geventpool.sockets import SocketFactory"),
         ("_runtime/runtime.py", "from geventpool.sockets import look"),
-        ("manager/names.py", "def f():\n    from .._runtime.runtime import Engine"),
-        ("manager/names.py", "from .._scheduler.scheduler import Core"),
+        ("manager/names.py", "def f():\n    from .._runtime.runtime import Runtime"),
+        ("manager/names.py", "from .._scheduler.scheduler import Scheduler"),
         ("errors.py", "if TYPE_CHECKING:\n    from geventpool.pools.base import BasePool"),
         ("_util/log.py", "from .._scheduler.state import State"),
         ("contrib/redis.py", "from ..observe import page"),
@@ -299,7 +299,7 @@ def test_an_import_in_the_wrong_direction_is_found(name: str, source: str) -> No
     [
         (
             "pools/base.py",
-            "from .. import errors, sockets\nfrom .._scheduler.scheduler import Core\n"
+            "from .. import errors, sockets\nfrom .._scheduler.scheduler import Scheduler\n"
             "from .lease import Lease\nimport geventpool.sockets\nimport ssl",
         ),
         ("pools/__init__.py", "from geventpool.pools.lease import Lease"),

@@ -112,9 +112,7 @@ def test_a_unix_socket_is_a_target_too(
         assert server.open == 1
 
 
-def test_tls_goes_through(
-    server_context: Callable[[Any], Any], chaos_proxy: ProxyMaker
-) -> None:
+def test_tls_goes_through(server_context: Callable[[Any], Any], chaos_proxy: ProxyMaker) -> None:
     with EchoServer(ssl_context=server_context(gevent.ssl)) as server:
         proxy = chaos_proxy(server.address)
         factory = SocketFactory(proxy.address, tls="unverified")

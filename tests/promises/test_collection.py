@@ -18,7 +18,7 @@ import pytest
 from gevent.event import Event
 
 from geventpool import ConnectionPool, NotInUse, PoolListener, PoolTimeout, Reason, SocketFactory
-from geventpool._runtime.runtime import Engine
+from geventpool._runtime.runtime import Runtime
 from geventpool.events import ConnectionLost
 from support.objects import Conn, Maker
 from support.servers import EchoServer
@@ -218,16 +218,16 @@ def test_what_is_due_as_a_pool_is_dropped_leaves_nothing_open(due: str, in_a_cyc
     pool.itself = pool if in_a_cycle else None
     gevent.idle()
     assert pool.stats().idle == 2
-    bucket, core = pool._bucket, pool._engine.core
+    bucket, scheduler = pool._bucket, pool._runtime.scheduler
     gc.disable()
     try:
         del pool
         if due == "dial":
-            core.resize(bucket, 3, 3, monotonic())
+            scheduler.resize(bucket, 3, 3, monotonic())
         if in_a_cycle:
             gc.collect()
         if due == "check":
-            core.start_checks(bucket, 0.0, monotonic() + 1)
+            scheduler.start_checks(bucket, 0.0, monotonic() + 1)
             assert bucket.checking
     finally:
         gc.enable()
@@ -238,9 +238,9 @@ def test_what_is_due_as_a_pool_is_dropped_leaves_nothing_open(due: str, in_a_cyc
 
 
 def test_hundreds_of_pools_made_and_dropped_leave_nothing(maker: Maker) -> None:
-    engine = Engine.of_this_thread()
+    runtime = Runtime.of_this_thread()
     collect()
-    before = set(engine.buckets)
+    before = set(runtime.buckets)
     for _ in range(300):
         pool = ConnectionPool(2, connect=maker, max_lifetime=60)
         with pool.get():
@@ -250,7 +250,7 @@ def test_hundreds_of_pools_made_and_dropped_leave_nothing(maker: Maker) -> None:
     maker.wait_until(lambda: not maker.open)
     collect()
 
-    assert set(engine.buckets) <= before
+    assert set(runtime.buckets) <= before
 
 
 def test_a_connection_in_use_outlives_its_dropped_pool(server: EchoServer) -> None:

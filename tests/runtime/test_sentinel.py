@@ -20,7 +20,7 @@ from gevent.event import Event
 
 from geventpool import ConnectionPool, Reason, SocketFactory
 from geventpool._runtime.hangups import Sentinel
-from geventpool._runtime.runtime import Engine
+from geventpool._runtime.runtime import Runtime
 from support.servers import EchoServer
 
 socketpair = monkey.get_original("socket", "socketpair")
@@ -154,9 +154,7 @@ def test_a_hang_up_from_before_the_watch_is_told_of(
     assert told == ["ours"]
 
 
-def test_thousands_of_hang_ups_at_once_are_all_told_of(
-    sentinel: Sentinel, told: list[Any]
-) -> None:
+def test_thousands_of_hang_ups_at_once_are_all_told_of(sentinel: Sentinel, told: list[Any]) -> None:
     pairs = [socketpair() for _ in range(1500)]
     for number, (ours, _) in enumerate(pairs):
         sentinel.watch(ours.fileno(), number)
@@ -285,7 +283,7 @@ def test_a_connection_is_unwatched_before_it_is_closed() -> None:
             self.peer.close()
 
     watched_at_close: list[bool] = []
-    sentinel = Engine.of_this_thread().sentinel
+    sentinel = Runtime.of_this_thread().sentinel
     with ConnectionPool(2, connect=Closes) as pool:
         pool.fill()
         conn = pool.acquire()
@@ -301,7 +299,7 @@ def test_a_connection_is_unwatched_before_it_is_closed() -> None:
 
 def test_a_detached_connection_is_not_watched_any_more() -> None:
     with EchoServer() as server:
-        sentinel = Engine.of_this_thread().sentinel
+        sentinel = Runtime.of_this_thread().sentinel
         with ConnectionPool(1, connect=SocketFactory(server.address)) as pool:
             conn = pool.acquire()
             assert conn.fileno() in sentinel._tokens
@@ -416,7 +414,7 @@ class Counted:
 
 
 def test_a_checkout_makes_no_call_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    sentinel = Engine.of_this_thread().sentinel
+    sentinel = Runtime.of_this_thread().sentinel
     with EchoServer() as server:
         with ConnectionPool(5, connect=SocketFactory(server.address)) as pool:
             pool.fill()
@@ -449,7 +447,7 @@ def test_a_connection_without_a_descriptor_makes_no_call_at_all() -> None:
 
 def test_all_the_pools_of_a_hub_share_one() -> None:
     with ConnectionPool(1, connect=object) as one, ConnectionPool(1, connect=object) as other:
-        assert one._engine.sentinel is other._engine.sentinel
+        assert one._runtime.sentinel is other._runtime.sentinel
 
 
 def test_it_does_not_keep_a_program_alive() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from geventpool import _scheduler
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
-from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.scheduler import Scheduler
 from geventpool._util import heap
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
@@ -56,18 +56,18 @@ class Notes:
 
 
 class World:
-    """A core, its effects, a clock that is set by hand, and shorthands for what callers do."""
+    """A scheduler, its effects, a clock that is set by hand, and shorthands for what callers do."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.notes = Notes()
-        self.core = Core(self.notes)
+        self.scheduler = Scheduler(self.notes)
 
     def bucket(self, size: int, min_size: int = 0, *, name: str = "b", **settings: Any) -> Bucket:
         settings.setdefault("backoff", Backoff(first=1.0, longest=8.0, jitter=0.0))
         bucket = Bucket(name, size=size, min_size=min_size, **settings)
         bucket.door = HERE
-        self.core.add(bucket, self.now)
+        self.scheduler.add(bucket, self.now)
         return bucket
 
     def full(self, size: int, **settings: Any) -> Bucket:
@@ -83,19 +83,19 @@ class World:
 
     def open_one(self) -> Slot:
         slot = self.notes.dials.pop(0)
-        self.core.opened(slot, self.now)
+        self.scheduler.opened(slot, self.now)
         return slot
 
     def fail_one(self) -> None:
-        self.core.dial_failed(self.notes.dials.pop(0), REFUSED, self.now)
+        self.scheduler.dial_failed(self.notes.dials.pop(0), REFUSED, self.now)
 
     def close_all(self) -> None:
         while self.notes.closes:
-            self.core.closed(self.notes.closes.pop(0), self.now)
+            self.scheduler.closed(self.notes.closes.pop(0), self.now)
 
     def take(self, bucket: Bucket) -> Slot:
         """What a caller gets who finds something idle."""
-        slot = self.core.take(bucket, self.now)
+        slot = self.scheduler.take(bucket, self.now)
         assert slot is not None
         slot.uses += 1
         slot.since = self.now
@@ -103,23 +103,23 @@ class World:
 
     def join(self, bucket: Bucket, timeout: float | None = None, turn: int = 0) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
-        waiter = Waiter(bucket, turn or self.core.draw_turn(), deadline, None)
-        self.core.join(waiter, self.now, again=turn > 0)
+        waiter = Waiter(bucket, turn or self.scheduler.draw_turn(), deadline, None)
+        self.scheduler.join(waiter, self.now, again=turn > 0)
         return waiter
 
     def release(self, *slots: Slot) -> None:
         for slot in slots:
-            self.core.release(slot, self.now)
+            self.scheduler.release(slot, self.now)
 
     def discard(self, slot: Slot, reason: Reason = Reason.DISCARDED) -> None:
-        self.core.discard(slot, reason, self.now)
+        self.scheduler.discard(slot, reason, self.now)
 
     def settle(self, bucket: Bucket) -> None:
-        self.core.settle(bucket, self.now)
+        self.scheduler.settle(bucket, self.now)
 
 
 class Steps:
-    """Counts the lines of the core that are run, its comprehensions' turns included."""
+    """Counts the lines of the scheduler that are run, its comprehensions' turns included."""
 
     def __init__(self) -> None:
         self.count = 0

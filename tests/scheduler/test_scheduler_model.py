@@ -1,4 +1,5 @@
-"""The core against a model: whatever happens in whatever order, its books and its promises hold.
+"""The scheduler against a model: whatever happens in whatever order, its books and its promises
+hold.
 
 Nothing here switches, sleeps or reads a clock.  The machine plays everybody else: callers who come,
 release, discard or give up at any moment; dials, closes and checks that end when and how they like;
@@ -33,7 +34,7 @@ from hypothesis.stateful import (
 
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
-from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import (
     AT_ONCE,
     CHECKING,
@@ -173,7 +174,7 @@ class Machine(RuleBasedStateMachine):
     def set_up(self, data: st.DataObject) -> None:
         draw = data.draw
         self.hub = Hub()
-        self.core = Core(self.hub)
+        self.scheduler = Scheduler(self.hub)
         self.limits = [
             Limit(draw(st.integers(1, 5)), "L0"),
             Limit(draw(st.one_of(st.integers(1, 5), st.just(math.inf))), "L1"),
@@ -217,7 +218,7 @@ class Machine(RuleBasedStateMachine):
         )
         self.buckets.append(bucket)
         try:
-            self.core.add(bucket, self.now)
+            self.scheduler.add(bucket, self.now)
         except ValueError:
             assert not fits
             self.buckets.remove(bucket)
@@ -235,12 +236,12 @@ class Machine(RuleBasedStateMachine):
         found = self._open()
         return found[n % len(found)] if found else None
 
-    # Callers, exactly as Engine.acquire and pool.Lease go about it
+    # Callers, exactly as Runtime.acquire and pool.Lease go about it
 
     def _acquire(
         self, bucket: Bucket, turn: int, timeout: float | None, again: bool = False
     ) -> None:
-        slot = self.core.take(bucket, self.now)
+        slot = self.scheduler.take(bucket, self.now)
         if slot is not None:
             slot.uses += 1
             slot.since = self.now
@@ -248,12 +249,12 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            self.core.join(Waiter(bucket, turn, deadline, None), self.now, again)
+            self.scheduler.join(Waiter(bucket, turn, deadline, None), self.now, again)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
     def acquire(self, n: int, timeout: float | None) -> None:
         if bucket := self._pick(n):
-            self._acquire(bucket, self.core.draw_turn(), timeout)
+            self._acquire(bucket, self.scheduler.draw_turn(), timeout)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, 0, 2.0]))
     def enter(self, n: int, timeout: float | None) -> None:
@@ -269,8 +270,8 @@ class Machine(RuleBasedStateMachine):
                 slot.uses += 1
                 self.held.append(slot)
                 return
-            self.core.put_back(slot)
-        self._acquire(bucket, self.core.draw_turn(), timeout)
+            self.scheduler.put_back(slot)
+        self._acquire(bucket, self.scheduler.draw_turn(), timeout)
 
     @rule(n=st.integers(0, 3), callers=st.integers(2, 6))
     def crowd(self, n: int, callers: int) -> None:
@@ -286,7 +287,7 @@ class Machine(RuleBasedStateMachine):
             waiter = served[n % len(served)]
             self.hub.woken.remove(waiter)
             assert waiter.slot is not None
-            self.core.discard(waiter.slot, Reason.UNREAD, self.now)
+            self.scheduler.discard(waiter.slot, Reason.UNREAD, self.now)
             if not waiter.bucket.closed:
                 self._acquire(waiter.bucket, waiter.turn, None, again=True)
 
@@ -306,7 +307,7 @@ class Machine(RuleBasedStateMachine):
             waiter = waiters[n % len(waiters)]
             if waiter in self.hub.woken:
                 self.hub.woken.remove(waiter)
-            self.core.leave(waiter, self.now)
+            self.scheduler.leave(waiter, self.now)
             assert waiter.slot is None
 
     def _take_from_holder(self, n: int) -> Slot:
@@ -333,8 +334,8 @@ class Machine(RuleBasedStateMachine):
 
     def _release(self, slot: Slot) -> None:
         if slot.unproven:
-            self.core.proved(slot)
-        self.core.release(slot, self.now)
+            self.scheduler.proved(slot)
+        self.scheduler.release(slot, self.now)
 
     @precondition(lambda self: self.held)
     @rule(
@@ -342,22 +343,22 @@ class Machine(RuleBasedStateMachine):
         reason=st.sampled_from([Reason.ERROR, Reason.DISCARDED, Reason.UNREAD]),
     )
     def discard(self, n: int, reason: Reason) -> None:
-        self.core.discard(self._take_from_holder(n), reason, self.now)
+        self.scheduler.discard(self._take_from_holder(n), reason, self.now)
 
     @precondition(lambda self: self.held)
     @rule(n=st.integers(0, 9))
     def detach(self, n: int) -> None:
-        self.core.detach(self._take_from_holder(n), Reason.DETACHED, self.now)
+        self.scheduler.detach(self._take_from_holder(n), Reason.DETACHED, self.now)
 
-    # The network and the engine
+    # The network and the runtime
 
     def _begin_dials(self) -> None:
         for slot in self.hub.dials:
-            if self.core.wanted(slot):
+            if self.scheduler.wanted(slot):
                 slot.since = self.now
                 self.hub.begun.append(slot)
             else:
-                self.core.cancel_dial(slot, self.now)
+                self.scheduler.cancel_dial(slot, self.now)
                 assert slot.state is CLOSED
         self.hub.dials = [slot for slot in self.hub.dials if slot.state is CONNECTING]
         self.hub.dials = [slot for slot in self.hub.dials if slot not in self.hub.begun]
@@ -370,18 +371,18 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.hub.begun)
     @rule(n=st.integers(0, 5))
     def dial_succeeds(self, n: int) -> None:
-        self.core.opened(self.hub.begun.pop(n % len(self.hub.begun)), self.now)
+        self.scheduler.opened(self.hub.begun.pop(n % len(self.hub.begun)), self.now)
 
     @precondition(lambda self: self.hub.begun)
     @rule(n=st.integers(0, 5))
     def dial_fails(self, n: int) -> None:
         slot = self.hub.begun.pop(n % len(self.hub.begun))
-        self.core.dial_failed(slot, OSError("refused"), self.now)
+        self.scheduler.dial_failed(slot, OSError("refused"), self.now)
 
     @precondition(lambda self: self.hub.closes)
     @rule(n=st.integers(0, 5))
     def close_ends(self, n: int) -> None:
-        self.core.closed(self.hub.closes.pop(n % len(self.hub.closes)), self.now)
+        self.scheduler.closed(self.hub.closes.pop(n % len(self.hub.closes)), self.now)
 
     @rule(rounds=st.integers(1, 4))
     def all_dials_and_closes_end_well(self, rounds: int) -> None:
@@ -395,32 +396,32 @@ class Machine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3), keepalive=st.sampled_from([LONG, 1.0]))
     def start_checks(self, n: int, keepalive: float) -> None:
         if bucket := self._pick(n):
-            again = self.core.start_checks(bucket, keepalive, self.now)
+            again = self.scheduler.start_checks(bucket, keepalive, self.now)
             assert again <= self.now + keepalive
 
     @precondition(lambda self: self.hub.checks)
     @rule(n=st.integers(0, 5), ok=st.booleans())
     def check_ends(self, n: int, ok: bool) -> None:
-        self.core.checked(self.hub.checks.pop(n % len(self.hub.checks)), ok, self.now)
+        self.scheduler.checked(self.hub.checks.pop(n % len(self.hub.checks)), ok, self.now)
 
     @rule(n=st.integers(0, 30))
     def peer_hangs_up(self, n: int) -> None:
         slots = [slot for bucket in self.buckets for slot in bucket.slots]
         if slots:
-            self.core.peer_closed(slots[n % len(slots)], self.now)
+            self.scheduler.peer_closed(slots[n % len(slots)], self.now)
 
     def _pass_time(self, seconds: float) -> None:
         self.hub.now += seconds
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:
                 del self.hub.timers[bucket]
-                self.core.settle(bucket, self.now)
+                self.scheduler.settle(bucket, self.now)
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0, 2.5, 6.0]))
     def time_passes(self, seconds: float) -> None:
         self._pass_time(seconds)
-        self.core.expire(self.now)
-        deadline = self.core.next_deadline()
+        self.scheduler.expire(self.now)
+        deadline = self.scheduler.next_deadline()
         deadlines = [w.deadline for b in self.buckets for w in b.line if w.deadline is not None]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
@@ -428,7 +429,7 @@ class Machine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3))
     def reap(self, n: int) -> None:
         if bucket := self._pick(n):
-            again = self.core.reap(bucket, self.now)
+            again = self.scheduler.reap(bucket, self.now)
             assert again > self.now
             if bucket.idle_timeout is not None and bucket.open > bucket.spared:
                 limit = self.now - bucket.idle_timeout
@@ -439,7 +440,7 @@ class Machine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3), over=st.sampled_from([0.0, 0.0, 3.0]))
     def drain(self, n: int, over: float) -> None:
         if bucket := self._pick(n):
-            self.core.drain(bucket, over, self.now)
+            self.scheduler.drain(bucket, over, self.now)
 
     @rule(n=st.integers(0, 3), size=st.integers(1, 5), fixed=st.booleans())
     def resize(self, n: int, size: int, fixed: bool) -> None:
@@ -452,19 +453,19 @@ class Machine(RuleBasedStateMachine):
             for limit in (*bucket.shared, Limit(math.inf))
         )
         min_size = int(min(size, room)) if fixed and room > 0 else 0
-        self.core.resize(bucket, size, min_size, self.now)
+        self.scheduler.resize(bucket, size, min_size, self.now)
 
     @rule(n=st.integers(0, 3))
     def dispose(self, n: int) -> None:
         if bucket := self._pick(n):
-            self.core.dispose(bucket, Reason.DISPOSED, self.now)
+            self.scheduler.dispose(bucket, Reason.DISPOSED, self.now)
 
     @rule(n=st.integers(0, 3), waiting=st.booleans())
     def fill(self, n: int, waiting: bool) -> None:
-        """Callers of fill() come and go; the engine settles when one comes."""
+        """Callers of fill() come and go; the runtime settles when one comes."""
         if bucket := self._pick(n):
             bucket.filling += 1 if waiting or not bucket.filling else -1
-            self.core.settle(bucket, self.now)
+            self.scheduler.settle(bucket, self.now)
 
     @rule(n=st.integers(0, 1), maximum=st.integers(0, 6))
     def set_maximum(self, n: int, maximum: int) -> None:
@@ -475,14 +476,14 @@ class Machine(RuleBasedStateMachine):
     def settle_limits(self) -> None:
         while self.hub.lowered:
             limit = next(iter(self.hub.lowered))
-            self.core.settle_limit(limit, self.now)
+            self.scheduler.settle_limit(limit, self.now)
             del self.hub.lowered[limit]
 
     @precondition(lambda self: self.now > 8)
     @rule(n=st.integers(0, 3))
     def shut(self, n: int) -> None:
         if bucket := self._pick(n):
-            self.core.shut(bucket, LookupError(), self.now)
+            self.scheduler.shut(bucket, LookupError(), self.now)
             assert not bucket.line
             for slot in bucket.slots:
                 assert slot.state is not IDLE
@@ -553,7 +554,7 @@ class Machine(RuleBasedStateMachine):
             assert all(waiter.pending for waiter in bucket.line)
             assert not (bucket.line and bucket.idle), "waits while a connection lies idle"
             assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
-        assert set(self.core.hungry) == {bucket for bucket in self.buckets if bucket.line}
+        assert set(self.scheduler.hungry) == {bucket for bucket in self.buckets if bucket.line}
 
     @invariant()
     def opportunities(self) -> None:
@@ -579,9 +580,9 @@ class Machine(RuleBasedStateMachine):
                     assert not any(b.idle for b in others), "nobody made room"
                     assert not any(b.fast_for for b in others), "the fast path takes his place"
             if could and bucket.has_room and bucket.connecting < bucket.missing:
-                assert any(
-                    b.line for b in neighbours(bucket, self.buckets)
-                ), "below its minimum for nobody's sake"
+                assert any(b.line for b in neighbours(bucket, self.buckets)), (
+                    "below its minimum for nobody's sake"
+                )
             if bucket.fast_for:
                 assert bucket.fast_for == bucket.door
                 assert not bucket.line
@@ -607,7 +608,7 @@ class Machine(RuleBasedStateMachine):
             bucket.idle_timeout, bucket.max_lifetime, bucket.min_idle = 1.0, None, 0
         self._pass_time(2.0)
         for bucket in self._open():
-            self.core.reap(bucket, self.now)
+            self.scheduler.reap(bucket, self.now)
         self._come_to_rest()
         for bucket in self._open():
             roomy = all(
@@ -615,7 +616,7 @@ class Machine(RuleBasedStateMachine):
                 for limit in bucket.limits
             )
             assert bucket.open >= bucket.floor or not roomy, f"below its minimum: {bucket!r}"
-            if slot := self.core.take(bucket, self.now):
+            if slot := self.scheduler.take(bucket, self.now):
                 self._release(slot)
                 assert bucket.fast_for == bucket.door, "the fast path stays shut for ever"
         for limit in self.limits:
@@ -661,7 +662,7 @@ EXAMPLES = int(os.environ.get("GEVENTPOOL_MODEL_EXAMPLES", "300"))
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_whatever_happens_in_whatever_order_the_core_keeps_its_promises(part: int) -> None:
+def test_whatever_happens_in_whatever_order_the_scheduler_keeps_its_promises(part: int) -> None:
     # By another name its examples are others, where hypothesis does not draw them at random.
     machine = type(f"Machine{part}", (Machine,), {})
     run_state_machine_as_test(

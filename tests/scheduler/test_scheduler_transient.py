@@ -1,6 +1,6 @@
-"""The core's rules for buckets that are some of many, and for callers who do not wait.
+"""The scheduler's rules for buckets that are some of many, and for callers who do not wait.
 
-As test_core.py, of the options that EndpointPool and ConnectionManager are made of.
+As test_scheduler.py, of the options that EndpointPool and ConnectionManager are made of.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def test_one_of_many_is_empty_without_slots_callers_and_a_back_off(world: World)
     assert empty == [True, False, False, False, True, False, False]
 
 
-def test_one_of_many_that_is_removed_is_not_kept_alive_by_its_limits_nor_by_the_core(
+def test_one_of_many_that_is_removed_is_not_kept_alive_by_its_limits_nor_by_the_scheduler(
     world: World,
 ) -> None:
     total = Limit(2)
     idle(world, total)  # stays in front of it among the idle
     world.now += 1
     bucket, slot = idle(world, total)
-    assert world.core.dismiss(slot, Reason.DISPOSED, world.now)
+    assert world.scheduler.dismiss(slot, Reason.DISPOSED, world.now)
     world.close_all()
     idle(world, total)  # now it is full
     for each in list(total._buckets):
@@ -87,10 +87,10 @@ def test_one_of_many_that_is_removed_is_not_kept_alive_by_its_limits_nor_by_the_
             world.take(each)
     world.join(one_of_many(world, total))  # stays in front of it in line
     waiter = world.join(bucket, 5.0)
-    world.core.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
     assert bucket.empty
 
-    world.core.remove(bucket)
+    world.scheduler.remove(bucket)
     gone = weakref.ref(bucket)
     del bucket, slot, waiter, each
     world.notes.woken.clear()
@@ -118,7 +118,7 @@ def test_after_a_fork_a_limit_knows_none_of_the_idle_slots(world: World) -> None
     total = Limit(9)
     bucket, _ = idle(world, total)
 
-    world.core.forget_all(bucket)
+    world.scheduler.forget_all(bucket)
 
     assert len(total._lru) == 0
     assert total.used == 0
@@ -167,9 +167,9 @@ def test_the_longest_idle_is_found_among_one_of_many_and_one_of_few_alike(world:
             world.now += 1
 
         assert total._longest_idle() is slots[0]
-        world.core.peer_closed(slots[0], world.now)
+        world.scheduler.peer_closed(slots[0], world.now)
         assert total._longest_idle() is slots[1]
-        world.core.peer_closed(slots[1], world.now)
+        world.scheduler.peer_closed(slots[1], world.now)
         assert total._longest_idle() is None
         world.close_all()
 
@@ -180,14 +180,14 @@ def test_one_of_many_has_no_fast_path_to_open_or_to_shut_for_a_thousand_others(
     total = Limit(1)
     _, slot = busy(world, total)
     opened = []
-    open_door = world.core._open_door
+    open_door = world.scheduler._open_door
 
     def note(bucket: Bucket) -> None:
         opened.append(bucket)
         open_door(bucket)
 
     others = [one_of_many(world, total) for _ in range(50)]
-    world.core._open_door = note  # type: ignore[method-assign]
+    world.scheduler._open_door = note  # type: ignore[method-assign]
     world.join(others[0])  # somebody is held up from now on
     world.release(slot)  # and from now on nobody is
 
@@ -223,7 +223,7 @@ def test_callers_who_come_and_go_behind_one_who_waits_do_not_pile_up(world: Worl
 
     for _ in range(1000):
         waiter = world.join(bucket, 1.0)
-        world.core.leave(waiter, world.now)
+        world.scheduler.leave(waiter, world.now)
 
     assert len(total._queue) == 1
     assert len(total._queue._heap) < 100
@@ -258,8 +258,8 @@ def test_to_evict_costs_the_same_however_many_have_something_idle() -> None:
             world.now += 1.0
             world.release(slot)
         bucket = one_of_many(world, total)
-        waiter = Waiter(bucket, world.core.draw_turn(), None, None)
-        steps = Steps().of(lambda: world.core.join(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.draw_turn(), None, None)
+        steps = Steps().of(lambda: world.scheduler.join(waiter, world.now))
         assert world.notes.closes == [slots[0]]
         return steps
 
@@ -272,7 +272,7 @@ def test_a_release_costs_the_same_however_many_buckets_wait_for_it() -> None:
         total, slots = full_limit(world, 20)
         for _ in range(buckets):
             world.join(one_of_many(world, total))
-        return Steps().of(lambda: world.core.release(slots[0], world.now))
+        return Steps().of(lambda: world.scheduler.release(slots[0], world.now))
 
     assert_flat(cost)
 
@@ -284,9 +284,9 @@ def test_to_join_and_to_leave_cost_the_same_however_many_buckets_wait() -> None:
         for _ in range(buckets):
             world.join(one_of_many(world, total))
         bucket = one_of_many(world, total)
-        waiter = Waiter(bucket, world.core.draw_turn(), None, None)
-        steps = Steps().of(lambda: world.core.join(waiter, world.now))
-        return steps + Steps().of(lambda: world.core.leave(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.draw_turn(), None, None)
+        steps = Steps().of(lambda: world.scheduler.join(waiter, world.now))
+        return steps + Steps().of(lambda: world.scheduler.leave(waiter, world.now))
 
     assert_flat(cost)
 
@@ -298,7 +298,7 @@ def test_a_close_that_ends_costs_the_same_however_many_buckets_wait_for_the_plac
         for _ in range(buckets):
             world.join(one_of_many(world, total))
         world.discard(slots[0])
-        return Steps().of(lambda: world.core.closed(slots[0], world.now))
+        return Steps().of(lambda: world.scheduler.closed(slots[0], world.now))
 
     assert_flat(cost)
 
@@ -310,7 +310,7 @@ def test_to_come_and_to_go_costs_the_same_however_many_buckets_there_are() -> No
         world.release(*slots)
 
         def come_and_go() -> None:
-            world.core.remove(one_of_many(world, total))
+            world.scheduler.remove(one_of_many(world, total))
 
         return Steps().of(come_and_go)
 
@@ -322,7 +322,7 @@ def test_when_all_are_due_together_each_costs_the_same_however_many_they_are() -
         world = World()
         total, _ = full_limit(world, 1)
         waiters = [world.join(one_of_many(world, total), 5.0) for _ in range(buckets)]
-        steps = Steps().of(lambda: world.core.expire(world.now + 5))
+        steps = Steps().of(lambda: world.scheduler.expire(world.now + 5))
         assert all(waiter.expired for waiter in waiters)
         return steps // buckets
 
@@ -335,7 +335,7 @@ def test_one_who_is_due_costs_the_same_however_many_stand_behind_him() -> None:
         total, _ = full_limit(world, 1)
         bucket = one_of_many(world, total)
         waiters = [world.join(bucket, 5.0 + n) for n in range(behind)]
-        steps = Steps().of(lambda: world.core.expire(world.now + 5))
+        steps = Steps().of(lambda: world.scheduler.expire(world.now + 5))
         assert [waiter.expired for waiter in waiters[:2]] == [True, False]
         return steps
 
@@ -351,11 +351,11 @@ def test_deadlines_of_many_buckets_that_come_together_end_waits_by_their_order(
     waiters = [world.join(buckets[n % 3], wait) for n, wait in enumerate(waits)]
     world.notes.woken.clear()
 
-    world.core.expire(world.now + 6)
+    world.scheduler.expire(world.now + 6)
 
     assert world.notes.woken == [waiters[n] for n in (5, 3, 2, 0)]
     assert [w.expired for w in waiters] == [True, False, True, True, False, True]
-    assert world.core.next_deadline() == world.now + 7
+    assert world.scheduler.next_deadline() == world.now + 7
 
 
 # Heap
@@ -554,7 +554,7 @@ def test_down_fails_what_broke_unused_is_told_of_where_no_dial_has_failed(world:
 def test_down_fails_a_kill_says_nothing_about_the_server(world: World) -> None:
     bucket = down(world)
     world.join(bucket)
-    world.core.dial_failed(world.notes.dials.pop(), KeyboardInterrupt(), world.now)
+    world.scheduler.dial_failed(world.notes.dials.pop(), KeyboardInterrupt(), world.now)
 
     assert bucket.last_error is None
 
@@ -572,13 +572,13 @@ def test_down_fails_an_error_that_cannot_be_copied_is_given_as_it_is(world: Worl
         bucket = down(world)
         waiter = world.join(bucket)
         error.__cause__ = cause = KeyError()
-        world.core.dial_failed(world.notes.dials.pop(), error, world.now)
+        world.scheduler.dial_failed(world.notes.dials.pop(), error, world.now)
         assert waiter.error is error
     plain = OSError("down")
     plain.__cause__ = cause
     bucket = down(world)
     waiter = world.join(bucket)
-    world.core.dial_failed(world.notes.dials.pop(), plain, world.now)
+    world.scheduler.dial_failed(world.notes.dials.pop(), plain, world.now)
     assert waiter.error is not plain
     assert waiter.error is not None
     assert waiter.error.__cause__ is cause
@@ -602,7 +602,7 @@ def test_idle_timeout_spares_min_idle_connections_and_dials_none(
 ) -> None:
     bucket = three_idle(world, min_idle=min_idle)
 
-    world.core.reap(bucket, world.now + 10)
+    world.scheduler.reap(bucket, world.now + 10)
     world.close_all()
 
     assert bucket.open == min_idle
@@ -614,10 +614,10 @@ def test_what_min_idle_spares_is_handed_out_though_it_was_idle_for_long(
     world: World, min_idle: int
 ) -> None:
     bucket = three_idle(world, min_idle=min_idle)
-    world.core.reap(bucket, world.now + 9)
+    world.scheduler.reap(bucket, world.now + 9)
     world.now += 20  # the reaper is late
 
-    slot = world.core.take(bucket, world.now)
+    slot = world.scheduler.take(bucket, world.now)
 
     assert (slot is not None) == bool(min_idle)
     assert world.notes.reasons == [Reason.IDLE] * (3 - min_idle)
@@ -632,11 +632,11 @@ def test_what_min_idle_spares_expires_and_is_evicted_and_drained_all_the_same(
             world, total, min_idle=1, max_lifetime=50.0 if end == "expire" else None
         )
         if end == "expire":
-            world.core.reap(bucket, world.now + 50)
+            world.scheduler.reap(bucket, world.now + 50)
         elif end == "evict":
             world.join(one_of_many(world, total))
         else:
-            world.core.drain(bucket, 0.0, world.now)
+            world.scheduler.drain(bucket, 0.0, world.now)
 
         assert slot.state is CLOSING
         world.notes.closes.clear()
@@ -649,7 +649,7 @@ def test_what_is_in_use_counts_in_min_idle(world: World) -> None:
     slot = world.take(bucket)
     assert slot.state is IN_USE
 
-    world.core.reap(bucket, world.now + 10)
+    world.scheduler.reap(bucket, world.now + 10)
     world.close_all()
 
     assert (bucket.in_use, bucket.idle) == (1, 0)
@@ -658,7 +658,7 @@ def test_what_is_in_use_counts_in_min_idle(world: World) -> None:
 def test_a_floor_above_min_idle_is_what_counts(world: World) -> None:
     bucket = world.full(3, idle_timeout=10.0, min_idle=1)
 
-    world.core.reap(bucket, world.now + 10)
+    world.scheduler.reap(bucket, world.now + 10)
 
     assert bucket.open == 3
 
@@ -670,7 +670,7 @@ def test_the_states_of_a_dial_of_many_are_those_of_any(world: World) -> None:
     [slot] = bucket.slots
     assert slot.state is CONNECTING
 
-    world.core.cancel_dial(slot, world.now)
+    world.scheduler.cancel_dial(slot, world.now)
 
     # Somebody waits, so the next one is under way.
     assert [s.state for s in bucket.slots] == [CONNECTING]

@@ -1,4 +1,4 @@
-"""The core's rules, one by one, with effects that only take notes."""
+"""The scheduler's rules, one by one, with effects that only take notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Slot, Waiter
-from geventpool._scheduler.scheduler import Core
+from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import (
     AT_ONCE,
     CHECKING,
@@ -63,11 +63,11 @@ def test_a_move_that_is_not_in_the_table_is_refused(world: World, old: State, ne
     slot.state = old
 
     if new in TRANSITIONS[old]:
-        world.core._move(slot, new)
+        world.scheduler._move(slot, new)
         assert slot.state is new
     else:
         with pytest.raises(AssertionError, match=f"cannot become {new.value}"):
-            world.core._move(slot, new)
+            world.scheduler._move(slot, new)
         assert slot.state is old
 
 
@@ -83,12 +83,12 @@ def test_every_state_counts_in_the_limits_until_the_close_has_ended(world: World
     note()
     world.open_all()
     note()
-    world.core.start_checks(bucket, 1.0, world.now + 1)
+    world.scheduler.start_checks(bucket, 1.0, world.now + 1)
     note()
-    world.core.checked(slot, True, world.now + 1)
+    world.scheduler.checked(slot, True, world.now + 1)
     world.take(bucket)
     note()
-    world.core.resize(bucket, 5, 0, world.now)
+    world.scheduler.resize(bucket, 5, 0, world.now)
     world.discard(slot)
     note()
     world.close_all()
@@ -107,24 +107,24 @@ def test_every_state_counts_in_the_limits_until_the_close_has_ended(world: World
 @pytest.mark.parametrize(
     "verb",
     [
-        lambda core, slot: core.release(slot, 200.0),
-        lambda core, slot: core.discard(slot, Reason.ERROR, 200.0),
-        lambda core, slot: core.detach(slot, Reason.DETACHED, 200.0),
-        lambda core, slot: core.checked(slot, True, 200.0),
-        lambda core, slot: core.opened(slot, 200.0),
-        lambda core, slot: core.dial_failed(slot, REFUSED, 200.0),
-        lambda core, slot: core.cancel_dial(slot, 200.0),
+        lambda scheduler, slot: scheduler.release(slot, 200.0),
+        lambda scheduler, slot: scheduler.discard(slot, Reason.ERROR, 200.0),
+        lambda scheduler, slot: scheduler.detach(slot, Reason.DETACHED, 200.0),
+        lambda scheduler, slot: scheduler.checked(slot, True, 200.0),
+        lambda scheduler, slot: scheduler.opened(slot, 200.0),
+        lambda scheduler, slot: scheduler.dial_failed(slot, REFUSED, 200.0),
+        lambda scheduler, slot: scheduler.cancel_dial(slot, 200.0),
     ],
 )
 def test_news_of_a_slot_that_has_moved_on_changes_nothing(
-    world: World, verb: Callable[[Core, Slot], None]
+    world: World, verb: Callable[[Scheduler, Slot], None]
 ) -> None:
     bucket = world.full(1)
     slot = world.take(bucket)
     world.discard(slot)
     before = repr(bucket), bucket.own.used, dict(bucket.reasons)
 
-    verb(world.core, slot)
+    verb(world.scheduler, slot)
 
     assert (repr(bucket), bucket.own.used, dict(bucket.reasons)) == before
     assert slot.state is CLOSING
@@ -172,7 +172,7 @@ def test_fourth_a_full_shared_limit_loses_its_longest_idle_for_him(world: World)
     world.now += 1
     b = world.full(2, name="b", limits=(limit,))
     for bucket in (a, b):
-        world.core.resize(bucket, bucket.size, 0, world.now)
+        world.scheduler.resize(bucket, bucket.size, 0, world.now)
     (longest,) = a.slots
     c = world.bucket(1, name="c", limits=(limit,))
 
@@ -192,7 +192,7 @@ def test_one_eviction_serves_one_waiter_and_no_second_is_made_while_it_closes(
 ) -> None:
     limit = Limit(2)
     a = world.full(2, name="a", limits=(limit,))
-    world.core.resize(a, 2, 0, world.now)
+    world.scheduler.resize(a, 2, 0, world.now)
     b = world.bucket(2, name="b", limits=(limit,))
 
     world.join(b)
@@ -241,7 +241,7 @@ def test_a_releaser_cannot_take_it_back_in_front_of_a_waiter(world: World) -> No
     world.release(slot)
 
     assert bucket.fast_for == 0 or not bucket._idle
-    assert world.core.take(bucket, world.now) is None
+    assert world.scheduler.take(bucket, world.now) is None
 
 
 def test_minimums_come_last_and_leave_every_place_that_a_waiter_could_use(world: World) -> None:
@@ -296,7 +296,7 @@ def test_a_minimum_is_refilled_when_another_bucket_leaves_the_limit(world: World
     limit = Limit(2)
     a = world.full(2, name="a", limits=(limit,))
     slots = [world.take(a), world.take(a)]
-    world.core.resize(a, 2, 0, world.now)
+    world.scheduler.resize(a, 2, 0, world.now)
     b = world.bucket(1, 1, name="b", limits=(limit,))
     assert b.connecting == 0
 
@@ -311,7 +311,7 @@ def test_a_caller_who_comes_finds_nothing_idle_while_others_wait(world: World) -
     world.take(bucket)
     world.join(bucket)
 
-    assert world.core.take(bucket, world.now) is None
+    assert world.scheduler.take(bucket, world.now) is None
 
 
 def test_a_waiter_served_something_unfit_goes_back_to_where_he_stood(world: World) -> None:
@@ -331,7 +331,7 @@ def test_a_release_passes_over_its_own_bucket_for_an_older_waiter_held_up_by_a_s
 ) -> None:
     limit = Limit(1)
     a = world.full(1, name="a", limits=(limit,))
-    world.core.resize(a, 1, 0, world.now)
+    world.scheduler.resize(a, 1, 0, world.now)
     slot = world.take(a)
     b = world.bucket(1, name="b", limits=(limit,))
     older, younger = world.join(b), world.join(a)
@@ -352,7 +352,7 @@ def test_a_drain_held_up_by_a_shared_limit_goes_on_when_others_have_filled_it(
     a = world.full(2, name="a", limits=(limit,), max_overflow=1)
     b = world.bucket(1, name="b", limits=(limit,))
     waiter = world.join(b)  # his dial takes the room that a replacement would have had
-    world.core.drain(a, 0.0, world.now)
+    world.scheduler.drain(a, 0.0, world.now)
     assert world.notes.reasons == [Reason.DRAINED]  # so one goes first
     world.close_all()
     assert waiter.pending
@@ -372,13 +372,13 @@ def test_a_waiter_who_needs_places_in_two_limits_is_not_overtaken_while_one_come
     a = world.full(1, name="a", limits=(one,))
     b = world.full(1, name="b", limits=(two,))
     for bucket in (a, b):
-        world.core.resize(bucket, 1, 0, world.now)
+        world.scheduler.resize(bucket, 1, 0, world.now)
     both = world.bucket(1, name="both", limits=(one, two))
     older = world.join(both)
     assert len(world.notes.closes) == 2
     younger = [world.join(a), world.join(b)]
 
-    world.core.closed(world.notes.closes.pop(), world.now)
+    world.scheduler.closed(world.notes.closes.pop(), world.now)
     assert not world.notes.dials  # the place in one limit is kept until the other's is free
     world.close_all()
     world.open_all()
@@ -395,7 +395,7 @@ def test_a_waiter_who_gives_up_before_he_is_served_leaves_the_line(world: World)
     slot = world.take(bucket)
     early, late = world.join(bucket), world.join(bucket)
 
-    world.core.leave(early, world.now)
+    world.scheduler.leave(early, world.now)
     world.release(slot)
 
     assert late.slot is slot
@@ -409,7 +409,7 @@ def test_a_waiter_who_gives_up_after_he_was_served_passes_it_on(world: World) ->
     world.release(slot)
     uses = slot.uses
 
-    world.core.leave(early, world.now)
+    world.scheduler.leave(early, world.now)
 
     assert early.slot is None
     assert late.slot is slot
@@ -427,7 +427,7 @@ def test_a_waiter_who_gives_up_leaves_his_place_to_a_minimum_and_opens_the_fast_
     world.fail_one()
     assert not world.notes.dials  # the place is kept for him
 
-    world.core.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
 
     assert b.connecting == 1
     assert a.fast_for == HERE
@@ -439,8 +439,8 @@ def test_leaving_twice_gives_back_once(world: World) -> None:
     waiter = world.join(bucket)
     world.release(slot)
 
-    world.core.leave(waiter, world.now)
-    world.core.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
 
     assert bucket.idle == 1
     assert bucket.open == 1
@@ -452,8 +452,8 @@ def test_deadlines_end_waits_each_at_its_own_time_whatever_their_order(world: Wo
     waiters = [world.join(bucket, timeout) for timeout in (3.0, None, 1.0, 2.0)]
 
     ended = []
-    while (deadline := world.core.next_deadline()) is not None:
-        world.core.expire(deadline)
+    while (deadline := world.scheduler.next_deadline()) is not None:
+        world.scheduler.expire(deadline)
         ended.append((deadline - world.now, world.notes.woken[-1]))
 
     assert ended == [(1.0, waiters[2]), (2.0, waiters[3]), (3.0, waiters[0])]
@@ -467,7 +467,7 @@ def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     world.join(bucket, 1.0)
     assert bucket.fast_for == 0
 
-    world.core.expire(world.now + 1.0)
+    world.scheduler.expire(world.now + 1.0)
 
     assert bucket.fast_for == HERE
 
@@ -479,13 +479,13 @@ def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None
 
     for _ in range(2000):
         waiter = world.join(bucket, 1e6)
-        world.core.leave(waiter, world.now)
+        world.scheduler.leave(waiter, world.now)
 
-    assert len(world.core._early) < 100
-    assert list(world.core.hungry) == [bucket]
+    assert len(world.scheduler._early) < 100
+    assert list(world.scheduler.hungry) == [bucket]
     world.release(slot)
-    assert not world.core.hungry
-    assert world.core.next_deadline() is None
+    assert not world.scheduler.hungry
+    assert world.scheduler.next_deadline() is None
 
 
 # The dial window and the back-off
@@ -574,7 +574,7 @@ def test_when_no_dial_is_wanted_the_burst_is_over(world: World) -> None:
     bucket = world.full(8)
     assert bucket.window == 1
 
-    world.core.dispose(bucket, Reason.DISPOSED, world.now)
+    world.scheduler.dispose(bucket, Reason.DISPOSED, world.now)
     world.close_all()
 
     assert bucket.connecting == 1
@@ -584,12 +584,12 @@ def test_a_dial_that_nobody_wants_any_more_is_not_begun(world: World) -> None:
     bucket = world.bucket(2)
     waiter = world.join(bucket)
     (slot,) = world.notes.dials
-    assert world.core.wanted(slot)
+    assert world.scheduler.wanted(slot)
 
-    world.core.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
 
-    assert not world.core.wanted(slot)
-    world.core.cancel_dial(slot, world.now)
+    assert not world.scheduler.wanted(slot)
+    world.scheduler.cancel_dial(slot, world.now)
     assert slot.state is CLOSED
     assert bucket.own.used == 0
 
@@ -599,9 +599,9 @@ def test_a_dial_for_a_waiter_is_still_wanted_for_the_minimum(world: World) -> No
     waiter = world.join(bucket)
     (slot,) = world.notes.dials
 
-    world.core.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
 
-    assert world.core.wanted(slot)
+    assert world.scheduler.wanted(slot)
 
 
 def test_a_spike_of_short_requests_opens_few_connections(world: World) -> None:
@@ -615,7 +615,7 @@ def test_a_spike_of_short_requests_opens_few_connections(world: World) -> None:
         held.append(waiter.slot)
 
     assert len(world.notes.dials) == 1
-    assert not world.core.wanted(world.notes.dials[0])
+    assert not world.scheduler.wanted(world.notes.dials[0])
 
 
 def test_fail_fast_gives_the_error_to_the_oldest_waiter_alone(world: World) -> None:
@@ -644,7 +644,7 @@ def test_connections_that_die_before_anybody_used_them_slow_the_dials_down(world
     for failures in (1, 2, 3):
         slot = world.open_one()
         world.now += 0.01
-        world.core.peer_closed(slot, world.now)
+        world.scheduler.peer_closed(slot, world.now)
         world.close_all()
         assert bucket.failures == failures
         assert not world.notes.dials
@@ -680,7 +680,7 @@ def test_after_failures_a_connection_is_not_for_the_fast_path_until_it_proved_go
     slot = world.open_one()
     assert slot.fresh_until == AT_ONCE
 
-    world.core.proved(slot)
+    world.scheduler.proved(slot)
 
     assert slot.fresh_until == math.inf
     assert bucket.failures == 0
@@ -688,7 +688,7 @@ def test_after_failures_a_connection_is_not_for_the_fast_path_until_it_proved_go
 
 def test_a_closed_bucket_books_no_setback_for_its_last_dials(world: World) -> None:
     bucket = world.bucket(1, 1)
-    world.core.shut(bucket, REFUSED, world.now)
+    world.scheduler.shut(bucket, REFUSED, world.now)
 
     world.fail_one()
 
@@ -704,7 +704,7 @@ def test_an_idle_slot_whose_peer_hung_up_is_replaced_at_once(world: World) -> No
     world.now += 100
     slot = next(bucket.idle_slots())
 
-    world.core.peer_closed(slot, world.now)
+    world.scheduler.peer_closed(slot, world.now)
 
     assert slot.state is CLOSING
     world.close_all()
@@ -716,7 +716,7 @@ def test_a_held_slot_whose_peer_hung_up_goes_on_return_whoever_waits(world: Worl
     slot = world.take(bucket)
     waiter = world.join(bucket)
 
-    world.core.peer_closed(slot, world.now)
+    world.scheduler.peer_closed(slot, world.now)
     assert slot.state is IN_USE
     world.release(slot)
 
@@ -727,11 +727,11 @@ def test_a_held_slot_whose_peer_hung_up_goes_on_return_whoever_waits(world: Worl
 def test_a_slot_whose_peer_hung_up_while_it_was_checked_is_not_kept(world: World) -> None:
     bucket = world.full(1)
     world.now += 10
-    world.core.start_checks(bucket, 10.0, world.now)
+    world.scheduler.start_checks(bucket, 10.0, world.now)
     (slot,) = world.notes.checks
 
-    world.core.peer_closed(slot, world.now)
-    world.core.checked(slot, True, world.now)
+    world.scheduler.peer_closed(slot, world.now)
+    world.scheduler.checked(slot, True, world.now)
 
     assert world.notes.reasons == [Reason.PEER_CLOSED]
 
@@ -742,7 +742,7 @@ def test_a_slot_whose_peer_hung_up_before_the_dial_was_done_is_handed_to_nobody(
     bucket = world.bucket(1)
     waiter = world.join(bucket)
 
-    world.core.peer_closed(world.notes.dials[0], world.now)
+    world.scheduler.peer_closed(world.notes.dials[0], world.now)
     slot = world.open_one()
 
     assert slot.state is CLOSING
@@ -766,7 +766,7 @@ def test_an_expired_slot_is_not_handed_out_and_not_kept_on_return(world: World) 
     held = world.take(bucket)
     world.now += 10
 
-    assert world.core.take(bucket, world.now) is None
+    assert world.scheduler.take(bucket, world.now) is None
     world.release(held)
 
     assert world.notes.reasons == [Reason.EXPIRED] * 2
@@ -809,12 +809,12 @@ def test_idle_timeout_closes_the_longest_idle_down_to_the_minimum(world: World) 
         world.now += 1
 
     world.now += 2.5  # idle for 6.5, 5.5, 4.5, 3.5 seconds
-    again = world.core.reap(bucket, world.now)
+    again = world.scheduler.reap(bucket, world.now)
 
     assert world.notes.closes == slots[:2]
     assert again - world.now == pytest.approx(0.5)
     world.now += 100
-    world.core.reap(bucket, world.now)
+    world.scheduler.reap(bucket, world.now)
     assert bucket.open == 1
 
 
@@ -827,7 +827,7 @@ def test_a_slot_idle_for_too_long_is_not_handed_out_though_the_reaper_is_late(
     world.release(slot)
     world.now += 5
 
-    assert world.core.take(bucket, world.now) is None
+    assert world.scheduler.take(bucket, world.now) is None
     assert world.notes.reasons == [Reason.IDLE]
 
 
@@ -837,7 +837,7 @@ def test_drained_where_there_is_room_a_replacement_is_open_before_the_old_one_cl
     bucket = world.full(3, max_overflow=1)
     old = set(bucket.slots)
 
-    world.core.drain(bucket, 0.0, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
     least = bucket.open
     while world.notes.dials or world.notes.closes:
         if world.notes.dials:
@@ -855,7 +855,7 @@ def test_drained_at_its_limit_one_is_replaced_at_a_time(world: World) -> None:
     bucket = world.full(3)
     old = set(bucket.slots)
 
-    world.core.drain(bucket, 0.0, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
     least = bucket.open
     while world.notes.dials or world.notes.closes:
         least = min(least, bucket.open)
@@ -869,7 +869,7 @@ def test_drained_at_its_limit_one_is_replaced_at_a_time(world: World) -> None:
 def test_drained_while_the_server_is_away_no_more_than_one_is_given_up(world: World) -> None:
     bucket = world.full(3)
 
-    world.core.drain(bucket, 0.0, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
     for _ in range(5):
         world.close_all()
         world.fail_one()
@@ -892,7 +892,7 @@ def test_a_drain_goes_on_after_an_outage_though_nobody_uses_the_pool(world: Worl
     world.settle(bucket)
     world.open_all()
 
-    world.core.drain(bucket, 0.0, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
     while world.notes.closes:
         world.close_all()
         world.open_all()
@@ -903,7 +903,7 @@ def test_a_drain_goes_on_after_an_outage_though_nobody_uses_the_pool(world: Worl
 def test_a_drain_that_is_spread_takes_each_slot_at_its_own_moment(world: World) -> None:
     bucket = world.full(100)
 
-    world.core.drain(bucket, 10.0, world.now)
+    world.scheduler.drain(bucket, 10.0, world.now)
 
     moments = sorted(slot.retire_at - world.now for slot in bucket.slots)
     assert 0 <= moments[0] < 3  # none of a hundred is: one time in 3e15
@@ -915,7 +915,7 @@ def test_held_slots_are_drained_on_return(world: World) -> None:
     bucket = world.full(1)
     slot = world.take(bucket)
 
-    world.core.drain(bucket, 0.0, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
     assert slot.state is IN_USE
     world.release(slot)
 
@@ -926,7 +926,7 @@ def test_checks_leave_callers_every_other_idle_slot(world: World) -> None:
     bucket = world.full(5)
     world.now += 10
 
-    world.core.start_checks(bucket, 10.0, world.now)
+    world.scheduler.start_checks(bucket, 10.0, world.now)
 
     assert bucket.checking == 2
     assert bucket.idle == 3
@@ -939,11 +939,11 @@ def test_a_checked_slot_returns_to_its_place_among_the_idle(world: World) -> Non
         world.now += 1
     before = list(bucket.idle_slots())
     world.now += 10
-    world.core.start_checks(bucket, 10.0, world.now)
+    world.scheduler.start_checks(bucket, 10.0, world.now)
     assert len(world.notes.checks) == 2
 
     for slot in reversed(world.notes.checks):
-        world.core.checked(slot, True, world.now)
+        world.scheduler.checked(slot, True, world.now)
 
     assert list(bucket.idle_slots()) == before
 
@@ -951,9 +951,9 @@ def test_a_checked_slot_returns_to_its_place_among_the_idle(world: World) -> Non
 def test_a_failed_check_closes_and_replaces(world: World) -> None:
     bucket = world.full(1)
     world.now += 10
-    world.core.start_checks(bucket, 10.0, world.now)
+    world.scheduler.start_checks(bucket, 10.0, world.now)
 
-    world.core.checked(world.notes.checks.pop(), False, world.now)
+    world.scheduler.checked(world.notes.checks.pop(), False, world.now)
     world.close_all()
 
     assert world.notes.reasons == [Reason.KEEPALIVE]
@@ -965,10 +965,10 @@ def test_what_is_checked_while_the_pool_is_disposed_is_closed_after_the_check(
 ) -> None:
     bucket = world.full(2)
     world.now += 10
-    world.core.start_checks(bucket, 10.0, world.now)
+    world.scheduler.start_checks(bucket, 10.0, world.now)
 
-    world.core.dispose(bucket, Reason.DISPOSED, world.now)
-    world.core.checked(world.notes.checks.pop(), True, world.now)
+    world.scheduler.dispose(bucket, Reason.DISPOSED, world.now)
+    world.scheduler.checked(world.notes.checks.pop(), True, world.now)
 
     assert world.notes.reasons == [Reason.DISPOSED] * 2
 
@@ -977,7 +977,7 @@ def test_a_slot_that_closes_while_idle_is_never_taken_by_the_fast_path(world: Wo
     bucket = world.full(3, lifo=True)
     middle = list(bucket.idle_slots())[1]
 
-    world.core.peer_closed(middle, world.now)
+    world.scheduler.peer_closed(middle, world.now)
 
     assert middle in bucket._idle  # as a tombstone
     assert middle.fresh_until == AT_ONCE
@@ -1009,7 +1009,7 @@ def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world:
 
     limit.maximum = 1
     assert world.notes.limits == [limit]
-    world.core.settle_limit(limit, world.now)
+    world.scheduler.settle_limit(limit, world.now)
 
     assert len(world.notes.closes) == 2
     assert b.idle == 0
@@ -1032,7 +1032,7 @@ def test_a_shared_limit_raised_serves_who_waits_for_it(world: World) -> None:
     world.join(b)
 
     limit.maximum = 2
-    world.core.settle_limit(limit, world.now)
+    world.scheduler.settle_limit(limit, world.now)
 
     assert b.connecting == 1
 
@@ -1042,7 +1042,7 @@ def test_resized_below_what_is_open_the_rest_goes_even_under_load(world: World) 
     held = [world.take(bucket) for _ in range(4)]
     waiters = [world.join(bucket) for _ in range(3)]
 
-    world.core.resize(bucket, 2, 2, world.now)
+    world.scheduler.resize(bucket, 2, 2, world.now)
     world.release(*held)
 
     assert world.notes.reasons == [Reason.SURPLUS] * 2
@@ -1053,7 +1053,7 @@ def test_resized_below_what_lies_idle_the_longest_idle_are_closed(world: World) 
     bucket = world.full(4, max_overflow=9)
     slots = list(bucket.idle_slots())
 
-    world.core.resize(bucket, 1, 0, world.now)
+    world.scheduler.resize(bucket, 1, 0, world.now)
 
     assert world.notes.closes == slots[:3]
     assert world.notes.reasons == [Reason.SURPLUS] * 3
@@ -1121,7 +1121,7 @@ def test_the_fast_path_is_shut_for_whoever_shares_a_limit_that_holds_somebody_up
 
     waiter = world.join(b)
     assert (a.fast_for, c.fast_for, apart.fast_for) == (0, 0, HERE)
-    world.core.leave(waiter, world.now)
+    world.scheduler.leave(waiter, world.now)
 
     assert (a.fast_for, c.fast_for) == (HERE, HERE)
     world.release(*held)
@@ -1143,7 +1143,7 @@ def test_waiters_whose_own_limit_is_full_leave_their_neighbours_the_fast_path(
 def test_a_pool_that_is_down_leaves_its_neighbours_the_fast_path(world: World) -> None:
     limit = Limit(2)
     a = world.full(2, name="a", limits=(limit,))
-    world.core.resize(a, 2, 1, world.now)
+    world.scheduler.resize(a, 2, 1, world.now)
     b = world.bucket(1, name="b", limits=(limit,))
     world.join(b)
     world.close_all()
@@ -1160,7 +1160,7 @@ def test_the_fast_path_is_shut_while_there_is_surplus(world: World) -> None:
     world.take(bucket)
     world.take(bucket)
 
-    world.core.resize(bucket, 1, 1, world.now)
+    world.scheduler.resize(bucket, 1, 1, world.now)
 
     assert bucket.fast_for == 0
 
@@ -1173,7 +1173,7 @@ def test_a_closed_bucket_leaves_no_trace_in_its_limits(world: World) -> None:
     world.take(bucket)
     waiter = world.join(bucket)
 
-    world.core.shut(bucket, error, world.now)
+    world.scheduler.shut(bucket, error, world.now)
     assert waiter.error is error
     world.release(*[s for s in bucket.slots if s.state is IN_USE])
     world.close_all()
@@ -1193,7 +1193,7 @@ def test_a_slot_that_the_fast_path_does_not_want_goes_back_to_where_it_came_from
     bucket = world.full(3, lifo=lifo)
     before = list(bucket.idle_slots())
 
-    world.core.put_back(bucket.take())
+    world.scheduler.put_back(bucket.take())
 
     assert list(bucket.idle_slots()) == before
 
@@ -1210,7 +1210,7 @@ def test_after_a_fork_every_slot_is_let_go_and_nothing_is_closed(world: World) -
     waiters = [world.join(bucket) for _ in range(2)]
     assert waiters[0].slot is not None
 
-    world.core.forget_all(bucket)
+    world.scheduler.forget_all(bucket)
     assert (limit.used, bucket.own.used, bucket.open, bucket.connecting) == (0, 0, 0, 0)
     world.release(held)  # the parent's: of no interest
     world.notes.dials.clear()
@@ -1234,8 +1234,8 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
             world.take(bucket)
         for _ in range(waiting):
             world.join(bucket, 30.0)
-        waiter = Waiter(bucket, world.core.draw_turn(), world.now + 30, None)
-        return Steps().of(lambda: world.core.join(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.draw_turn(), world.now + 30, None)
+        return Steps().of(lambda: world.scheduler.join(waiter, world.now))
 
     assert_flat(cost)
 
@@ -1248,7 +1248,7 @@ def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
         waiters = [world.join(bucket) for _ in range(waiting)]
         world.release(slot)
         back = Waiter(bucket, waiters[0].turn, None, None)
-        return Steps().of(lambda: world.core.join(back, world.now, again=True))
+        return Steps().of(lambda: world.scheduler.join(back, world.now, again=True))
 
     assert_flat(cost)
 
@@ -1260,8 +1260,8 @@ def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
         for _ in range(waiting):
             world.join(bucket)
         world.fail_one()
-        waiter = Waiter(bucket, world.core.draw_turn(), None, None)
-        return Steps().of(lambda: world.core.join(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.draw_turn(), None, None)
+        return Steps().of(lambda: world.scheduler.join(waiter, world.now))
 
     assert_flat(cost)
 
@@ -1274,10 +1274,10 @@ def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
         world.take(crowded)
         for _ in range(number):
             world.join(crowded)
-        steps = Steps().of(lambda: world.core.release(slot, world.now))
+        steps = Steps().of(lambda: world.scheduler.release(slot, world.now))
         quiet = world.full(number, name="quiet")
         taken = world.take(quiet)
-        return steps + Steps().of(lambda: world.core.release(taken, world.now))
+        return steps + Steps().of(lambda: world.scheduler.release(taken, world.now))
 
     assert_flat(cost)
 
@@ -1286,14 +1286,14 @@ def test_to_settle_costs_the_same_however_many_lie_idle_wait_or_are_due() -> Non
     def cost(number: int) -> int:
         world = World()
         bucket = world.full(number)
-        world.core.drain(bucket, 0.0, world.now)
+        world.scheduler.drain(bucket, 0.0, world.now)
         assert len(bucket.due) == number - 1
-        steps = Steps().of(lambda: world.core.settle(bucket, world.now))
+        steps = Steps().of(lambda: world.scheduler.settle(bucket, world.now))
         busy = world.full(1, name="busy")
         world.take(busy)
         for _ in range(number):
             world.join(busy)
-        return steps + Steps().of(lambda: world.core.settle(busy, world.now))
+        return steps + Steps().of(lambda: world.scheduler.settle(busy, world.now))
 
     assert_flat(cost)
 
@@ -1326,7 +1326,7 @@ def test_a_full_limit_with_many_hungry_pools_costs_no_more_than_their_number() -
                 slot = world.open_one()
         held = slot
         assert held is not None
-        return Steps().of(lambda: world.core.release(held, world.now))
+        return Steps().of(lambda: world.scheduler.release(held, world.now))
 
     few, many = cost(10), cost(100)
 
@@ -1338,7 +1338,7 @@ def test_a_slot_that_closes_in_the_middle_of_the_idle_costs_the_same_however_man
         world = World()
         bucket = world.full(number)
         slots = list(bucket.idle_slots())
-        return Steps().of(lambda: world.core.peer_closed(slots[number // 2], world.now))
+        return Steps().of(lambda: world.scheduler.peer_closed(slots[number // 2], world.now))
 
     assert_flat(cost)
 
@@ -1348,7 +1348,7 @@ def test_tombstones_among_the_idle_never_outnumber_the_living_by_much(world: Wor
     slots = list(bucket.idle_slots())
 
     for slot in slots[10:290]:
-        world.core.peer_closed(slot, world.now)
+        world.scheduler.peer_closed(slot, world.now)
         assert len(bucket._idle) <= 2 * bucket.idle + 33
 
     assert list(bucket.idle_slots()) == slots[:10] + slots[290:]
