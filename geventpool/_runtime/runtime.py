@@ -34,7 +34,7 @@ from geventpool._runtime.fork import identity_of, leave_to_parent
 from geventpool._runtime.hangups import Sentinel
 from geventpool._runtime.leaks import watch
 from geventpool._runtime.timers import Timer
-from geventpool._runtime.workers import Crew, Rounds, leave_behind
+from geventpool._runtime.workers import MaintenanceLoop, WorkerGroup, leave_behind
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.scheduler import Scheduler
@@ -57,7 +57,7 @@ __all__ = ["PoolHooks", "Runtime", "get_ident"]
 get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
 CLOSE_TIMEOUT = 5.0  # seconds that one _close_connection may take
-_BREAK = 0.001  # seconds at least from one visit of the keepalive or the reaper to the next
+_BREAK = 0.001  # seconds at least from one run of the keepalive or the reaper to the next
 _MOST_CLOSERS = 64
 _MOST_CHECKERS = 16
 # A program that has set up no logging gets no lines of ours on its stderr.
@@ -77,7 +77,7 @@ class PoolHooks(Protocol):
     max_waiting: int | None
     track: bool
     index: dict[int, Slot]  # id(connection) -> its slot
-    rounds: Any  # the runtime's: its keepalive and its reaper, None at first
+    maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
     has_is_alive: bool  # whether _is_alive is the user's own
     is_picky: bool  # whether a hand-out takes more than a look
@@ -112,7 +112,7 @@ class Runtime:
         self._alarm: Any = None  # the timer of the next deadline of a waiter
         self._alarm_at = NEVER
         self._alarm_is_idle = False
-        self._hire_crews()
+        self._make_worker_groups()
         _runtimes.add(self)
 
     @classmethod
@@ -125,11 +125,11 @@ class Runtime:
             hub._geventpool_runtime = runtime  # type: ignore[attr-defined]
         return runtime
 
-    def _hire_crews(self) -> None:
-        self.dialers = Crew(self._dial)
-        self.closers = Crew(self._close, _MOST_CLOSERS)
-        self.checkers = Crew(self._check, _MOST_CHECKERS)
-        self.tellers = Crew(self._tell_later, 1)
+    def _make_worker_groups(self) -> None:
+        self.dialers = WorkerGroup(self._dial)
+        self.closers = WorkerGroup(self._close, _MOST_CLOSERS)
+        self.checkers = WorkerGroup(self._check, _MOST_CHECKERS)
+        self.tellers = WorkerGroup(self._tell_later, 1)
 
     # Pools come and go
 
@@ -137,12 +137,12 @@ class Runtime:
         """Take in the bucket of a new pool.  Its minimum is opened as soon as the hub runs."""
         self.scheduler.add(bucket, monotonic())
         self.buckets.add(bucket)
-        self._keep(bucket)
+        self._schedule_maintenance(bucket)
 
     def forget_if_empty(self, bucket: Bucket) -> None:
         """One of many leaves no trace once it has neither slots nor callers."""
         if bucket.many and bucket.empty:
-            self._stop_keeping(bucket)
+            self._stop_maintenance(bucket)
             self.scheduler.remove(bucket)
             if bucket.leave is not None:
                 bucket.leave(bucket)
@@ -151,11 +151,11 @@ class Runtime:
         """Close *bucket* for good, without waiting."""
         if not bucket.closed:
             self.scheduler.shut(bucket, PoolClosed(), monotonic())
-        self._stop_keeping(bucket)
-        for greenlet, slot in list(self.dialers.working.items()):
+        self._stop_maintenance(bucket)
+        for greenlet, slot in list(self.dialers.active.items()):
             if slot is not None and slot.bucket is bucket and greenlet is not getcurrent():
                 self.loop.run_callback(self._stop_dial, greenlet, slot)
-        for greenlet, item in list(self.checkers.working.items()):
+        for greenlet, item in list(self.checkers.active.items()):
             if item is not None and item[0].bucket is bucket and greenlet is not getcurrent():
                 self.loop.run_callback(self._stop_check, greenlet, item)
         if bucket.retry_timer is not None:
@@ -165,12 +165,12 @@ class Runtime:
 
     def _stop_check(self, greenlet: Any, item: tuple[Slot, PoolHooks]) -> None:
         """End a check of a closed pool, unless its greenlet is at another by now."""
-        if self.checkers.working.get(greenlet) is item and item[0].state is CHECKING:
+        if self.checkers.active.get(greenlet) is item and item[0].state is CHECKING:
             greenlet.throw(PoolClosed("the pool was closed"))
 
     def _stop_dial(self, greenlet: Any, slot: Slot) -> None:
         """End a dial of a closed pool, unless its greenlet dials for another pool by now."""
-        if self.dialers.working.get(greenlet) is slot and slot.state is CONNECTING:
+        if self.dialers.active.get(greenlet) is slot and slot.state is CONNECTING:
             greenlet.throw(GreenletExit)
 
     def orphan(self, buckets: Sequence[Bucket], owner: PoolHooks) -> None:
@@ -568,7 +568,7 @@ class Runtime:
         self.enter(bucket)
         if not bucket.closed:
             self.scheduler.drain(bucket, over, monotonic())
-            self._keep(bucket, monotonic())
+            self._schedule_maintenance(bucket, monotonic())
 
     def dispose(self, owner: PoolHooks, buckets: Sequence[Bucket]) -> None:
         """Close what lies idle."""
@@ -604,8 +604,8 @@ class Runtime:
     def _not_gone(self, buckets: Sequence[Bucket]) -> Bucket | None:
         """One that has a slot left that does not wait for this very greenlet to go on."""
         me = getcurrent()
-        mine = {self.dialers.working.get(me)}
-        mine.update(crew.working.get(me, (None,))[0] for crew in (self.closers, self.checkers))
+        mine = {self.dialers.active.get(me)}
+        mine.update(group.active.get(me, (None,))[0] for group in (self.closers, self.checkers))
         for bucket in buckets:
             for slot in bucket.slots:
                 if slot not in mine and not (slot.state is IN_USE and _holder_of(slot) is me):
@@ -744,11 +744,11 @@ class Runtime:
         trouble = self._register(owner, slot, conn)
         quiet = "connection_created" not in owner.listening
         if quiet and trouble is None and not bucket.recycled:
-            self.dialers.returning = 1  # this greenlet dials the next one itself
+            self.dialers.polling = 1  # this greenlet dials the next one itself
         try:
             self.scheduler.opened(slot, now)
         finally:
-            self.dialers.returning = 0
+            self.dialers.polling = 0
         self._changed(bucket)
         if trouble is not None:
             self._log(owner, logging.WARNING, "_fileno raised %r", trouble)
@@ -925,7 +925,7 @@ class Runtime:
         bucket.hurry_timer = None
         now = monotonic()
         needed = bucket.hungry
-        for greenlet, item in list(self.checkers.working.items()):
+        for greenlet, item in list(self.checkers.active.items()):
             slot = item[0] if item is not None else None
             if needed and slot is not None and slot.bucket is bucket and slot.state is CHECKING:
                 needed -= 1
@@ -937,19 +937,19 @@ class Runtime:
 
     # Keepalive and reaper greenlets
 
-    def _keep(self, bucket: Bucket, drained_at: float | None = None) -> None:
-        """Have *bucket* visited by the keepalive and the reaper of its pool, as far as it needs
-        them; if it is being drained, by the reaper at that time."""
+    def _schedule_maintenance(self, bucket: Bucket, drained_at: float | None = None) -> None:
+        """Have the keepalive and the reaper of its pool look after *bucket*, as far as it needs
+        them; if it is being drained, the reaper at that time."""
         owner = bucket.owner()
         if bucket.closed or owner is None:
             return
-        if owner.rounds is None:
-            owner.rounds = (
-                Rounds(self._keep_alive, owner.keepalive or NEVER),
-                Rounds(self._reap, NEVER),
+        if owner.maintenance is None:
+            owner.maintenance = (
+                MaintenanceLoop(self._keep_alive, owner.keepalive or NEVER),
+                MaintenanceLoop(self._reap, NEVER),
             )
-        bucket.rounds = owner.rounds
-        keepalive, reaper = owner.rounds
+        bucket.maintenance = owner.maintenance
+        keepalive, reaper = owner.maintenance
         spans = [bucket.idle_timeout, bucket.max_lifetime]
         # Nothing opened later is due before that (with full jitter: hardly anything).
         shortest = min((span for span in spans if span is not None), default=NEVER)
@@ -962,9 +962,9 @@ class Runtime:
         if bucket.pinged:
             keepalive.add(bucket, now + keepalive.longest)
 
-    def _stop_keeping(self, bucket: Bucket) -> None:
-        """Have *bucket*, which is closed or empty, visited no more."""
-        for each in bucket.rounds:
+    def _stop_maintenance(self, bucket: Bucket) -> None:
+        """Have nothing look after *bucket* any more, which is closed or empty."""
+        for each in bucket.maintenance:
             each.discard(bucket)
 
     def _keep_alive(self, bucket: Bucket, now: float, longest: float) -> float:
@@ -1055,11 +1055,11 @@ class Runtime:
         self.sentinel.abandon()
         for bucket in list(self.buckets):
             _leave_to_parent(bucket)
-        crews = (self.dialers, self.closers, self.checkers, self.tellers)
-        strays = [greenlet for crew in crews for greenlet in crew.working]
-        for crew in crews:
-            crew.queue.clear()
-        self._hire_crews()
+        groups = (self.dialers, self.closers, self.checkers, self.tellers)
+        strays = [greenlet for group in groups for greenlet in group.active]
+        for group in groups:
+            group.queue.clear()
+        self._make_worker_groups()
         for bucket in list(self.buckets):
             owner = bucket.owner()
             for slot in bucket.slots:

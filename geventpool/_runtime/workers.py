@@ -1,4 +1,5 @@
-"""Standing greenlets: a Crew works off a queue, Rounds visits buckets when they are due."""
+"""Standing greenlets: a WorkerGroup works off a queue, a MaintenanceLoop looks after buckets when
+they are due."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.state import AT_ONCE, NEVER
 from geventpool._util.heap import Heap
 
-__all__ = ["Crew", "Rounds", "leave_behind"]
+__all__ = ["MaintenanceLoop", "WorkerGroup", "leave_behind"]
 
 
 class Worker(gevent.Greenlet):  # type: ignore[type-arg]  # no generic at run time
-    """A greenlet of a Crew.  Its copy in a forked child can be kept from ever going on."""
+    """A greenlet of a WorkerGroup.  Its copy in a forked child can be kept from ever going on."""
 
     left_behind = False
 
@@ -40,65 +41,65 @@ def leave_behind(copies: Iterable[Any]) -> None:
         copy.kill(block=False)
 
 
-class Crew:
+class WorkerGroup:
     """Greenlets that work off a queue, at most *most* at a time; idle ones end."""
 
     def __init__(self, work: Callable[[Any], None], most: float = NEVER) -> None:
         self.queue: deque[Any] = deque()
-        self.working: dict[Any, Any] = {}  # greenlet -> what it works on
-        self.returning = 0  # 1 while one of them is about to look at the queue again
+        self.active: dict[Any, Any] = {}  # greenlet -> what it works on
+        self.polling = 0  # 1 while one of them is about to look at the queue again
         self._work = work
         self._most = most
 
     def put(self, item: Any) -> None:
         self.queue.append(item)
-        if self.returning:
-            self.returning = 0
+        if self.polling:
+            self.polling = 0
         else:
-            self._hire()
+            self._spawn_worker()
 
-    def _hire(self) -> None:
-        if len(self.working) < self._most:
+    def _spawn_worker(self) -> None:
+        if len(self.active) < self._most:
             greenlet = Worker.spawn(self._run)
-            self.working[greenlet] = None
+            self.active[greenlet] = None
             greenlet.rawlink(self._left)
 
     def _run(self) -> None:
         me = getcurrent()
         try:
             while self.queue:
-                self.working[me] = self.queue.popleft()
-                self._work(self.working[me])
+                self.active[me] = self.queue.popleft()
+                self._work(self.active[me])
         finally:
-            del self.working[me]
+            del self.active[me]
 
     def _left(self, greenlet: Any) -> None:
         """One has ended; if it was killed, perhaps before it began, its work goes on."""
-        self.working.pop(greenlet, None)
+        self.active.pop(greenlet, None)
         if self.queue:
             # Those that work may be long at it: only who has not begun yet will take what is left.
-            fresh = sum(item is None for item in self.working.values())
+            fresh = sum(item is None for item in self.active.values())
             if len(self.queue) > fresh:
-                self._hire()
+                self._spawn_worker()
 
 
-class Rounds:
-    """A greenlet that visits the buckets of one pool, each when it is due.
+class MaintenanceLoop:
+    """A greenlet that looks after the buckets of one pool, each when it is due.
 
-    It runs while there are any.  *visit* returns when to come again, NEVER for not at all; it is
-    given *longest*, the seconds that no bucket may stay unvisited for.  Others run between any two
-    visits: what is due may wait for them.
+    It runs while there are any.  *run_due* does what is due for one, and returns when to come
+    again, NEVER for not at all; it is given *longest*, the seconds that no bucket may be left alone
+    for.  Others run between any two calls: what is due may wait for them.
     """
 
-    def __init__(self, visit: Callable[[Bucket, float, float], float], longest: float) -> None:
+    def __init__(self, run_due: Callable[[Bucket, float, float], float], longest: float) -> None:
         self.longest = longest
         self.buckets: Heap[Bucket] = Heap()  # by when they are due
         self.greenlet: Any = None
-        self._visit = visit
+        self._run_due = run_due
         self._until = NEVER  # when the greenlet looks again
 
     def add(self, bucket: Bucket, at: float) -> None:
-        """Visit *bucket* at that time, and then whenever it is due."""
+        """Look after *bucket* at that time, and then whenever it is due."""
         if at == NEVER:
             return
         self.buckets.put(bucket, at)
@@ -108,7 +109,7 @@ class Rounds:
         self._start()
 
     def discard(self, bucket: Bucket) -> None:
-        """Do not visit *bucket* any more."""
+        """Do not look after *bucket* any more."""
         if bucket in self.buckets:
             self.buckets.discard(bucket)
             if not self.buckets and self.greenlet is not None:
@@ -130,14 +131,14 @@ class Rounds:
                 # our clock, it sleeps again.
                 gevent.sleep(at - now, ref=False)
             else:
-                self._call_on_first(now)
+                self._run_first(now)
                 gevent.sleep(0)
 
-    def _call_on_first(self, now: float) -> None:
-        # Not in _run, which would keep alive the bucket it has visited last while it sleeps.
+    def _run_first(self, now: float) -> None:
+        # Not in _run, which would keep alive the bucket it has looked after last while it sleeps.
         bucket = self.buckets.first()[1]
         self.buckets.discard(bucket)
-        self.add(bucket, self._visit(bucket, now, self.longest))
+        self.add(bucket, self._run_due(bucket, now, self.longest))
 
     def _left(self, greenlet: Any) -> None:
         """It has ended; if it was killed, and not by the pool, its work goes on."""

@@ -170,7 +170,7 @@ class Bucket:
         self.changed: Any = None  # an Event, for those who wait for slots to come or go
         self.callers = 0  # of one of many: who is about to wait or does
         self.leave: Callable[[Bucket], object] | None = None  # called when it has left, empty
-        self.rounds: tuple[Any, ...] = ()  # who visits it: keepalive and reaper
+        self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
         self.pinged = True  # by the keepalive of its pool, if that has one
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
 

@@ -128,7 +128,7 @@ class BasePool(Generic[C]):
         self.track = track
         self.log = logging.getLogger("geventpool" if name is None else f"geventpool.{name}")
         self.index: dict[int, Slot] = {}
-        self.rounds: Any = None
+        self.maintenance: Any = None
         self.closed = False
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
         self.has_is_alive = self._overrides("_is_alive")

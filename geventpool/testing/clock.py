@@ -196,6 +196,6 @@ def _catch_up() -> None:
     runtime.scheduler.expire(now)
     for bucket in list(runtime.buckets):
         runtime.scheduler.settle(bucket, now)
-        for rounds in bucket.rounds:
-            if bucket in rounds.buckets:
-                rounds.add(bucket, AT_ONCE)
+        for loop in bucket.maintenance:
+            if bucket in loop.buckets:
+                loop.add(bucket, AT_ONCE)

@@ -780,7 +780,7 @@ def test_a_waiter_hears_of_the_place_of_a_dial_that_comes_to_nothing(
             places.error = None
             dialing.kill()
         elif end == "is killed":
-            [dialer] = pool._runtime.dialers.working
+            [dialer] = pool._runtime.dialers.active
             dialing.kill()
             dialer.kill()
         else:
@@ -1456,7 +1456,7 @@ def test_a_foreign_thread_starts_nothing_for_an_endpoint_that_is_new(places: Pla
         with pytest.raises(WrongHub):
             in_thread(lambda: pool.acquire("new"))
 
-        assert pool.rounds is None  # else its greenlets would run in the hub of that thread
+        assert pool.maintenance is None  # else its greenlets would run in the hub of that thread
         assert not pool._total._buckets
 
 
@@ -1876,7 +1876,7 @@ class TorturedEndpoints(YieldingEndpoints):
     def check_no_more(self) -> None:
         """Let it come to rest, as it never does where a check is due as soon as one is over."""
         if self.keepalive is not None:
-            self.rounds[0].longest = 3600.0
+            self.maintenance[0].longest = 3600.0
 
 
 @pytest.mark.parametrize(

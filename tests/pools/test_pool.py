@@ -1836,7 +1836,7 @@ def test_a_closed_pool_that_was_drained_leaves_nothing_in_the_runtime(maker):
     pool.drain()
     gevent.idle()
 
-    assert not any(pool._bucket in rounds.buckets for rounds in pool._bucket.rounds)
+    assert not any(pool._bucket in loop.buckets for loop in pool._bucket.maintenance)
 
 
 # Release, discard, detach
