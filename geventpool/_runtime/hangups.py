@@ -19,12 +19,12 @@ from typing import Any
 from gevent import monkey
 from gevent.hub import Hub
 
-__all__ = ["Sentinel"]
+__all__ = ["HangupWatcher"]
 
 _MOST_EVENTS = 1024
 
 
-class Sentinel:
+class HangupWatcher:
     """Tells *hung_up* the token of every watched descriptor whose peer has gone."""
 
     def __init__(self, hub: Hub, hung_up: Callable[[Any], None]) -> None:
@@ -50,7 +50,7 @@ class Sentinel:
         return True
 
     @property
-    def blind(self) -> bool:
+    def unsupported(self) -> bool:
         """After a ``watch`` in vain: whether that was for want of epoll, and not the file."""
         return self._epoll is None
 
@@ -65,9 +65,9 @@ class Sentinel:
         except OSError:
             pass  # closed already: the kernel has forgotten it
 
-    def look(self) -> None:
-        """Tell of those that have hung up since the last look.  The hub looks when there is news;
-        who cannot wait for the hub may look, too."""
+    def poll(self) -> None:
+        """Tell of those that have hung up since the last poll.  The hub polls when there is news;
+        what cannot wait for the hub may poll, too."""
         if self._epoll is None:
             return
         for fd, _ in self._epoll.poll(0, _MOST_EVENTS):
@@ -94,7 +94,7 @@ class Sentinel:
             return False
         loop: Any = self._hub.loop
         self._watcher = loop.io(self._epoll.fileno(), 1, ref=False, priority=loop.MAXPRI)
-        self._watcher.start(self.look)
+        self._watcher.start(self.poll)
         return True
 
 

@@ -11,43 +11,45 @@ from typing import Any
 
 from geventpool._scheduler.model import Slot
 
-__all__ = ["watch"]
+__all__ = ["connection_ref"]
 
 
-def watch(slot: Slot, conn: Any, when_collected: Callable[[Any], object]) -> Any:
+def connection_ref(slot: Slot, conn: Any, when_collected: Callable[[Any], object]) -> Any:
     """Return a callable that returns *conn*, and None once it has been collected.
 
-    Its ``leads_to(other)`` says whether that is *conn*.  When *conn* is collected,
+    Its ``is_for(other)`` says whether that is *conn*.  When *conn* is collected,
     *when_collected* is called with something that has the *slot*, from wherever the collector runs.
     What cannot be weakly referenced is kept alive; but of a tuple, its parts are watched.
     """
-    found = _watch(slot, conn, when_collected)
+    found = _ref_to(slot, conn, when_collected)
     # A tuple with a __dict__ is more than its parts.
-    if type(found) is _Keep and isinstance(conn, tuple) and not hasattr(conn, "__dict__"):
-        parts = [_watch(slot, part, when_collected) for part in conn]
-        if any(type(part) is _Watch for part in parts):
-            return _WatchParts(conn, parts)
+    if type(found) is StrongRef and isinstance(conn, tuple) and not hasattr(conn, "__dict__"):
+        parts = [_ref_to(slot, part, when_collected) for part in conn]
+        if any(type(part) is ConnectionRef for part in parts):
+            return PartsRef(conn, parts)
     return found
 
 
-def _watch(slot: Slot, target: Any, when_collected: Callable[[Any], object]) -> _Watch | _Keep:
+def _ref_to(
+    slot: Slot, target: Any, when_collected: Callable[[Any], object]
+) -> ConnectionRef | StrongRef:
     try:
-        found = _Watch(target, when_collected)
+        found = ConnectionRef(target, when_collected)
     except TypeError:
-        return _Keep(target)
+        return StrongRef(target)
     found.slot = slot
     return found
 
 
-class _Watch(weakref.ref):  # type: ignore[type-arg]
+class ConnectionRef(weakref.ref):  # type: ignore[type-arg]
     __slots__ = ("slot",)
     slot: Slot
 
-    def leads_to(self, conn: Any) -> bool:
+    def is_for(self, conn: Any) -> bool:
         return self() is conn
 
 
-class _Keep:
+class StrongRef:
     __slots__ = ("_kept",)
 
     def __init__(self, kept: Any) -> None:
@@ -56,11 +58,11 @@ class _Keep:
     def __call__(self) -> Any:
         return self._kept
 
-    def leads_to(self, conn: Any) -> bool:
+    def is_for(self, conn: Any) -> bool:
         return self._kept is conn
 
 
-class _WatchParts:
+class PartsRef:
     """Watches a tuple, such as a reader and a writer, by those of its parts that can be referenced.
 
     Leads to a tuple like the first, for which its holder may have no use once he has taken it
@@ -69,23 +71,23 @@ class _WatchParts:
 
     __slots__ = ("_parts", "_type")
 
-    def __init__(self, conn: Any, parts: list[_Watch | _Keep]) -> None:
+    def __init__(self, conn: Any, parts: list[ConnectionRef | StrongRef]) -> None:
         self._type = type(conn)
         self._parts = parts
 
     def __call__(self) -> Any:
         found = tuple(part() for part in self._parts)
         for part, each in zip(self._parts, found, strict=True):
-            if each is not None and type(part) is _Watch:
+            if each is not None and type(part) is ConnectionRef:
                 return tuple.__new__(self._type, found)
         return None
 
-    def leads_to(self, conn: Any) -> bool:
+    def is_for(self, conn: Any) -> bool:
         return (
             type(conn) is self._type
             and len(conn) == len(self._parts)
             and all(
-                part() is each and (each is not None or type(part) is _Keep)
+                part() is each and (each is not None or type(part) is StrongRef)
                 for part, each in zip(self._parts, conn, strict=True)
             )
         )

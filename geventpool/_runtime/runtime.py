@@ -31,8 +31,8 @@ from gevent.hub import Hub, get_hub
 
 from geventpool import events
 from geventpool._runtime.fork import identity_of, leave_to_parent
-from geventpool._runtime.hangups import Sentinel
-from geventpool._runtime.leaks import watch
+from geventpool._runtime.hangups import HangupWatcher
+from geventpool._runtime.leaks import connection_ref
 from geventpool._runtime.timers import Timer
 from geventpool._runtime.workers import MaintenanceLoop, WorkerGroup, leave_behind
 from geventpool._scheduler.limit import Limit
@@ -105,7 +105,7 @@ class Runtime:
         self.wake = hub.loop.run_callback
         self.ident = get_ident()
         self.scheduler = Scheduler(self)
-        self.sentinel = Sentinel(hub, self._peer_closed)
+        self.hangups = HangupWatcher(hub, self._peer_closed)
         self.buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
         self._lost: deque[Slot] = deque()
         self._when_collected = self._collected  # one bound method for all, not one for each
@@ -389,14 +389,14 @@ class Runtime:
             return self._unclean(slot)
         # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not, and
         # the hub may not have run since.
-        self.sentinel.look()
+        self.hangups.poll()
         return slot.doomed
 
     def _unclean(self, slot: Slot) -> Reason | None:
         """Why the connection must not be used again, as far as a look can tell, or None."""
         if slot.look is None or not slot.look():
             return None
-        self.sentinel.look()  # a hang-up looks like unread bytes; the hub may not have run since
+        self.hangups.poll()  # a hang-up looks like unread bytes; the hub may not have run since
         return slot.doomed or Reason.UNREAD
 
     def _answers(self, owner: PoolHooks, slot: Slot, bound: float) -> bool:
@@ -495,7 +495,7 @@ class Runtime:
     def detach(self, owner: PoolHooks, slot: Slot) -> None:
         """Let the holder keep the connection: it is not the pool's any more."""
         self.enter(slot.bucket)
-        conn = slot.watch()
+        conn = slot.ref()
         self._count_spoiled(slot)
         self._forget(owner, slot)
         self.scheduler.detach(slot, Reason.DETACHED, monotonic())
@@ -593,7 +593,7 @@ class Runtime:
         else:
             return
         for slot in [slot for bucket in buckets for slot in bucket.slots]:
-            if slot.state is IN_USE and slot.conn is None and (conn := slot.watch()) is not None:
+            if slot.state is IN_USE and slot.conn is None and (conn := slot.ref()) is not None:
                 self._count_spoiled(slot)
                 self._discard(slot, conn, Reason.POOL_CLOSED)
         deadline = monotonic() + CLOSE_TIMEOUT
@@ -807,7 +807,7 @@ class Runtime:
         slot.conn = conn
         slot.ident = id(conn)
         owner.index[slot.ident] = slot
-        slot.watch = watch(slot, conn, self._when_collected)
+        slot.ref = connection_ref(slot, conn, self._when_collected)
         try:
             fd = owner._fileno(*slot.bucket.key, conn)
             if fd is not None and not (isinstance(fd, int) and fd >= 0):
@@ -817,8 +817,8 @@ class Runtime:
                 slot.identity = identity_of(fd)
             if not owner.has_is_alive:
                 slot.look = owner._look(conn)
-            if fd is not None and not self.sentinel.watch(fd, slot):
-                if self.sentinel.blind and slot.look is None:
+            if fd is not None and not self.hangups.watch(fd, slot):
+                if self.hangups.unsupported and slot.look is None:
                     slot.look = owner._look_at_descriptor(fd)  # at each hand-out instead
         except Exception as exc:
             slot.fd = slot.look = None
@@ -828,7 +828,7 @@ class Runtime:
     def _forget(self, owner: PoolHooks | None, slot: Slot) -> None:
         """Undo ``_register``, before the connection is closed or let go."""
         if slot.fd is not None:
-            self.sentinel.unwatch(slot.fd, slot)
+            self.hangups.unwatch(slot.fd, slot)
             slot.fd = None
         slot.look = None
         if owner is not None:
@@ -982,15 +982,15 @@ class Runtime:
         if slot.doomed is None and slot.state is not CLOSED:
             owner = bucket.owner()
             in_use = slot.state is IN_USE
-            conn = slot.watch()
+            conn = slot.ref()
             if owner is not None and "peer_closed" in owner.listening:
                 event = events.PeerClosed(owner, conn, in_use, endpoint=bucket.endpoint)
                 self.tellers.put((owner, "peer_closed", event))
             self.scheduler.peer_closed(slot, monotonic())
 
-    def _collected(self, watch: Any) -> None:
+    def _collected(self, ref: Any) -> None:
         """A connection was garbage collected.  This may run anywhere: only take a note."""
-        slot = watch.slot
+        slot = ref.slot
         if slot.state is IN_USE and slot.conn is None and not self._hub_is_dead():
             self._lost.append(slot)
             self.loop.run_callback_threadsafe(self._take_back_lost)
@@ -998,7 +998,7 @@ class Runtime:
     def _take_back_lost(self) -> None:
         while self._lost:
             slot = self._lost.popleft()
-            if slot.state is not IN_USE or slot.watch() is not None or slot.conn is not None:
+            if slot.state is not IN_USE or slot.ref() is not None or slot.conn is not None:
                 continue
             bucket = slot.bucket
             owner = bucket.owner()
@@ -1052,7 +1052,7 @@ class Runtime:
         """
         if self._hub_is_dead():
             return  # that of a thread that has ended: nothing of it runs, and its timers are gone
-        self.sentinel.abandon()
+        self.hangups.abandon()
         for bucket in list(self.buckets):
             _leave_to_parent(bucket)
         groups = (self.dialers, self.closers, self.checkers, self.tellers)
@@ -1102,7 +1102,7 @@ class Runtime:
             age = now - slot.since
             where, stack = _where(slot), _stack_of(greenlet)
             endpoint = slot.bucket.endpoint
-            found.append(Holder(slot.watch(), greenlet, age, where, stack, endpoint))
+            found.append(Holder(slot.ref(), greenlet, age, where, stack, endpoint))
         return tuple(sorted(found, key=lambda holder: -holder.age))
 
 
@@ -1121,8 +1121,8 @@ def _leave_to_parent(bucket: Bucket) -> None:
     owner = _last_owner(bucket)
     for slot in bucket.slots:
         conn = slot.conn
-        if conn is None and slot.watch is not None:
-            conn = slot.watch()  # a caller has it
+        if conn is None and slot.ref is not None:
+            conn = slot.ref()  # a caller has it
         if conn is None:
             continue
         if slot.state is CHECKING and slot.identity is None and slot.fd is not None:
@@ -1134,8 +1134,8 @@ def _leave_to_parent(bucket: Bucket) -> None:
 def _has_out(slot: Slot, conn: Any) -> bool:
     """Whether a caller has *conn* of *slot*; perhaps since before a fork, as a copy."""
     if slot.state is IN_USE:
-        return slot.conn is None and slot.watch.leads_to(conn)
-    return slot.state is CLOSED and slot.forked and slot.watch.leads_to(conn)
+        return slot.conn is None and slot.ref.is_for(conn)
+    return slot.state is CLOSED and slot.forked and slot.ref.is_for(conn)
 
 
 def _count_use(slot: Slot, now: float) -> float:

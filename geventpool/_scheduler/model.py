@@ -38,13 +38,13 @@ class Slot:
         "identity",
         "idled",
         "look",
+        "ref",
         "retire_at",
         "retire_for",
         "since",
         "state",
         "unproven",
         "uses",
-        "watch",
         "where",
     )
 
@@ -57,7 +57,7 @@ class Slot:
         # The connection, while the pool has it.  While a caller has it the slot must not keep it
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None
-        self.watch: Any = None  # callable -> the connection wherever it is, None once collected
+        self.ref: Any = None  # callable -> the connection wherever it is, None once collected
         self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection

@@ -290,7 +290,7 @@ class Pool(ConnectionPool[C]):
     @property
     def _using(self) -> tuple[C, ...]:
         """The connections in use."""
-        return tuple(s.watch() for s in list(self._bucket.slots) if s.state is IN_USE)
+        return tuple(s.ref() for s in list(self._bucket.slots) if s.state is IN_USE)
 
     # Inside
 
@@ -335,7 +335,7 @@ class Pool(ConnectionPool[C]):
     def _is_alive(self, conn: C) -> bool:
         slot = self.index.get(id(conn))
         if slot is not None and slot.uses == 1:  # new: what lies unread is the server's greeting
-            self._runtime.sentinel.look()
+            self._runtime.hangups.poll()
             # Never idle, it comes from open(): what is born expired would be opened without end.
             return slot.doomed is None and not (slot.idled and _says(conn.is_expired, True))
         if _says(conn.is_expired, True) or _says(conn.is_connected, False):

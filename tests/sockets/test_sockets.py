@@ -29,7 +29,7 @@ import greenlet
 import pytest
 from gevent.monkey import get_original
 
-from geventpool._runtime.hangups import Sentinel
+from geventpool._runtime.hangups import HangupWatcher
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, look
@@ -1759,18 +1759,18 @@ def test_there_is_no_look_for_what_is_not_a_socket(thing):
     assert look(thing) is None
 
 
-def test_without_a_descriptor_left_the_sentinel_is_blind_until_there_is_one(connect):
+def test_without_a_descriptor_left_hang_ups_are_not_watched_until_there_is_one(connect):
     client, server = connect("TCP")
     told = []
-    sentinel = Sentinel(gevent.get_hub(), told.append)
+    hangups = HangupWatcher(gevent.get_hub(), told.append)
     with no_descriptor_left():
-        assert not sentinel.watch(client.fileno(), "client")
-        assert sentinel.blind
+        assert not hangups.watch(client.fileno(), "client")
+        assert hangups.unsupported
 
-    assert sentinel.watch(client.fileno(), "client")
+    assert hangups.watch(client.fileno(), "client")
     end(client, server)
-    sentinel.look()
-    sentinel.abandon()
+    hangups.poll()
+    hangups.abandon()
 
     assert told == ["client"]
 

@@ -1,4 +1,5 @@
-"""The sentinel: every hang-up is noticed, once, by nobody else, and without a call per checkout."""
+"""The hang-up watcher: every hang-up is noticed, once, by nobody else, and without a call per
+checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from gevent import monkey
 from gevent.event import Event
 
 from geventpool import ConnectionPool, Reason, SocketFactory
-from geventpool._runtime.hangups import Sentinel
+from geventpool._runtime.hangups import HangupWatcher
 from geventpool._runtime.runtime import Runtime
 from support.servers import EchoServer
 
@@ -35,13 +36,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def told() -> list[Any]:
-    """The tokens of which the sentinel has told."""
+    """The tokens of which the hang-up watcher has told."""
     return []
 
 
 @pytest.fixture
-def sentinel(told: list[Any]) -> Iterator[Sentinel]:
-    made = Sentinel(gevent.get_hub(), told.append)
+def hangups(told: list[Any]) -> Iterator[HangupWatcher]:
+    made = HangupWatcher(gevent.get_hub(), told.append)
     yield made
     made.abandon()
 
@@ -92,14 +93,14 @@ def send_and_close(theirs: Any) -> None:
 @pytest.mark.parametrize("make_pair", [tcp_pair, socketpair], ids=["TCP", "Unix"])
 @pytest.mark.parametrize("hang_up", [close, reset, half_close, send_and_close])
 def test_a_hang_up_is_told_of_once(
-    sentinel: Sentinel,
+    hangups: HangupWatcher,
     told: list[Any],
     make_pair: Callable[[], tuple[Any, Any]],
     hang_up: Callable[[Any], None],
 ) -> None:
     ours, theirs = make_pair()
     with ours, theirs:
-        assert sentinel.watch(ours.fileno(), "ours")
+        assert hangups.watch(ours.fileno(), "ours")
         gevent.idle()
         assert told == []
 
@@ -111,13 +112,13 @@ def test_a_hang_up_is_told_of_once(
 
 
 def test_data_does_not_wake_it(
-    sentinel: Sentinel, told: list[Any], pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+    hangups: HangupWatcher, told: list[Any], pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
-    look = Sentinel.look
-    monkeypatch.setattr(Sentinel, "look", lambda self: (looks.append(1), look(self)))
+    look = HangupWatcher.poll
+    monkeypatch.setattr(HangupWatcher, "poll", lambda self: (looks.append(1), look(self)))
     ours, theirs = pair
-    sentinel.watch(ours.fileno(), "ours")
+    hangups.watch(ours.fileno(), "ours")
     gevent.idle()
     looks.clear()
     for _ in range(10):
@@ -129,10 +130,10 @@ def test_data_does_not_wake_it(
 
 
 def test_ones_own_half_close_is_no_hang_up(
-    sentinel: Sentinel, told: list[Any], pair: tuple[Any, Any]
+    hangups: HangupWatcher, told: list[Any], pair: tuple[Any, Any]
 ) -> None:
     ours, theirs = pair
-    sentinel.watch(ours.fileno(), "ours")
+    hangups.watch(ours.fileno(), "ours")
     ours.shutdown(stdlib_socket.SHUT_WR)
     gevent.idle()
     assert told == []
@@ -144,20 +145,22 @@ def test_ones_own_half_close_is_no_hang_up(
 
 
 def test_a_hang_up_from_before_the_watch_is_told_of(
-    sentinel: Sentinel, told: list[Any], pair: tuple[Any, Any]
+    hangups: HangupWatcher, told: list[Any], pair: tuple[Any, Any]
 ) -> None:
     ours, theirs = pair
     close(theirs)
-    sentinel.watch(ours.fileno(), "ours")
+    hangups.watch(ours.fileno(), "ours")
     until(lambda: told)
 
     assert told == ["ours"]
 
 
-def test_thousands_of_hang_ups_at_once_are_all_told_of(sentinel: Sentinel, told: list[Any]) -> None:
+def test_thousands_of_hang_ups_at_once_are_all_told_of(
+    hangups: HangupWatcher, told: list[Any]
+) -> None:
     pairs = [socketpair() for _ in range(1500)]
     for number, (ours, _) in enumerate(pairs):
-        sentinel.watch(ours.fileno(), number)
+        hangups.watch(ours.fileno(), number)
     for _, theirs in pairs:
         theirs.close()
     until(lambda: len(told) >= 1500)
@@ -168,7 +171,7 @@ def test_thousands_of_hang_ups_at_once_are_all_told_of(sentinel: Sentinel, told:
 
 
 def test_a_descriptor_beyond_1024_is_watched(
-    sentinel: Sentinel, told: list[Any], pair: tuple[Any, Any]
+    hangups: HangupWatcher, told: list[Any], pair: tuple[Any, Any]
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft <= 3000 and hard != resource.RLIM_INFINITY and hard <= 3000:
@@ -178,7 +181,7 @@ def test_a_descriptor_beyond_1024_is_watched(
     ours, theirs = pair
     high = stdlib_socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 3000))
     with high:
-        assert sentinel.watch(high.fileno(), "high")
+        assert hangups.watch(high.fileno(), "high")
         close(theirs)
         until(lambda: told)
 
@@ -186,40 +189,40 @@ def test_a_descriptor_beyond_1024_is_watched(
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_what_cannot_be_watched_is_refused(sentinel: Sentinel) -> None:
+def test_what_cannot_be_watched_is_refused(hangups: HangupWatcher) -> None:
     with open(__file__, "rb") as regular_file:
-        assert not sentinel.watch(regular_file.fileno(), "a file")
+        assert not hangups.watch(regular_file.fileno(), "a file")
         closed = regular_file.fileno()
-    assert not sentinel.watch(closed, "closed")
+    assert not hangups.watch(closed, "closed")
 
 
 # Whom it tells of
 
 
-def assert_told_of_nothing(sentinel: Sentinel, told: list[Any]) -> None:
+def assert_told_of_nothing(hangups: HangupWatcher, told: list[Any]) -> None:
     """Whatever it could tell of has come when a later hang-up, of our own, has been told of."""
     ours, theirs = socketpair()
     with ours, theirs:
-        sentinel.watch(ours.fileno(), "the last")
+        hangups.watch(ours.fileno(), "the last")
         close(theirs)
         until(lambda: "the last" in told)
-        sentinel.unwatch(ours.fileno(), "the last")
+        hangups.unwatch(ours.fileno(), "the last")
 
     assert told == ["the last"]
     told.clear()
 
 
 def test_nothing_is_told_of_what_is_unwatched(
-    sentinel: Sentinel, told: list[Any], pair: tuple[Any, Any]
+    hangups: HangupWatcher, told: list[Any], pair: tuple[Any, Any]
 ) -> None:
     ours, theirs = pair
-    sentinel.watch(ours.fileno(), "ours")
-    sentinel.unwatch(ours.fileno(), "ours")
+    hangups.watch(ours.fileno(), "ours")
+    hangups.unwatch(ours.fileno(), "ours")
     close(theirs)
-    assert_told_of_nothing(sentinel, told)
+    assert_told_of_nothing(hangups, told)
 
     with pytest.raises(FileNotFoundError):
-        sentinel._epoll.modify(ours.fileno(), 0)
+        hangups._epoll.modify(ours.fileno(), 0)
 
 
 def socketpair_with_number(number: int) -> tuple[Any, Any]:
@@ -233,17 +236,17 @@ def socketpair_with_number(number: int) -> tuple[Any, Any]:
 
 
 def test_to_unwatch_late_does_not_touch_the_next_owner_of_the_number(
-    sentinel: Sentinel, told: list[Any]
+    hangups: HangupWatcher, told: list[Any]
 ) -> None:
     """As when a connection was collected, and its number taken before the pool heard of it."""
     first, first_peer = socketpair()
     number = first.fileno()
-    sentinel.watch(number, "first")
+    hangups.watch(number, "first")
     first.close()
     second, second_peer = socketpair_with_number(number)
     with second, first_peer:
-        sentinel.watch(number, "second")
-        sentinel.unwatch(number, "first")
+        hangups.watch(number, "second")
+        hangups.unwatch(number, "first")
         second_peer.close()
         until(lambda: told)
 
@@ -251,18 +254,18 @@ def test_to_unwatch_late_does_not_touch_the_next_owner_of_the_number(
 
 
 def test_a_duplicate_of_a_closed_connection_does_not_speak_for_the_next_of_its_number(
-    sentinel: Sentinel, told: list[Any]
+    hangups: HangupWatcher, told: list[Any]
 ) -> None:
     """Its user closed it behind the pool's back; a copy, as in a forked child, lives on."""
     first, first_peer = socketpair()
     copy, number = first.dup(), first.fileno()
-    sentinel.watch(number, "first")
+    hangups.watch(number, "first")
     first.close()
     second, second_peer = socketpair_with_number(number)
     with copy, second:
-        sentinel.watch(number, "second")
+        hangups.watch(number, "second")
         first_peer.close()
-        assert_told_of_nothing(sentinel, told)
+        assert_told_of_nothing(hangups, told)
 
         second_peer.close()
         until(lambda: told)
@@ -278,16 +281,16 @@ def test_a_connection_is_unwatched_before_it_is_closed() -> None:
             return int(self.sock.fileno())
 
         def close(self) -> None:
-            watched_at_close.append(self.fileno() in sentinel._tokens)
+            watched_at_close.append(self.fileno() in hangups._tokens)
             self.sock.close()
             self.peer.close()
 
     watched_at_close: list[bool] = []
-    sentinel = Runtime.of_this_thread().sentinel
+    hangups = Runtime.of_this_thread().hangups
     with ConnectionPool(2, connect=Closes) as pool:
         pool.fill()
         conn = pool.acquire()
-        assert conn.fileno() in sentinel._tokens
+        assert conn.fileno() in hangups._tokens
         pool.discard(conn)
         with pytest.raises(OSError):
             with pool.get():
@@ -299,12 +302,12 @@ def test_a_connection_is_unwatched_before_it_is_closed() -> None:
 
 def test_a_detached_connection_is_not_watched_any_more() -> None:
     with EchoServer() as server:
-        sentinel = Runtime.of_this_thread().sentinel
+        hangups = Runtime.of_this_thread().hangups
         with ConnectionPool(1, connect=SocketFactory(server.address)) as pool:
             conn = pool.acquire()
-            assert conn.fileno() in sentinel._tokens
+            assert conn.fileno() in hangups._tokens
             pool.detach(conn)
-            assert sentinel._tokens.get(conn.fileno()) is None
+            assert hangups._tokens.get(conn.fileno()) is None
             conn.close()
 
 
@@ -328,7 +331,7 @@ def test_a_connection_with_the_number_of_a_closed_one_is_watched_like_any_other(
 
 
 def test_a_request_woken_in_the_same_pass_of_the_hub_sees_the_death(
-    sentinel: Sentinel, told: list[Any]
+    hangups: HangupWatcher, told: list[Any]
 ) -> None:
     loop: Any = gevent.get_hub().loop
     if loop.MINPRI == loop.MAXPRI:
@@ -343,11 +346,11 @@ def test_a_request_woken_in_the_same_pass_of_the_hub_sees_the_death(
         idle, idle_peer = socketpair()
         busy, busy_peer = gevent.socket.socketpair()
         if number % 2:
-            sentinel.watch(idle.fileno(), number)
+            hangups.watch(idle.fileno(), number)
         greenlet = gevent.spawn(request, busy)
         gevent.idle()
         if not number % 2:
-            sentinel.watch(idle.fileno(), number)
+            hangups.watch(idle.fileno(), number)
             gevent.idle()
         del told[:]
         # Both happen before the hub polls again.
@@ -363,7 +366,7 @@ def test_a_request_woken_in_the_same_pass_of_the_hub_sees_the_death(
 
 
 def test_one_who_comes_in_the_pass_of_the_death_is_not_given_the_dead_connection() -> None:
-    """The connection is no socket, so nothing but the sentinel can tell."""
+    """The connection is no socket, so nothing but the hang-up watcher can tell."""
     loop: Any = gevent.get_hub().loop
     if loop.MINPRI == loop.MAXPRI:
         pytest.skip("this event loop knows no priorities")
@@ -414,14 +417,14 @@ class Counted:
 
 
 def test_a_checkout_makes_no_call_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    sentinel = Runtime.of_this_thread().sentinel
+    hangups = Runtime.of_this_thread().hangups
     with EchoServer() as server:
         with ConnectionPool(5, connect=SocketFactory(server.address)) as pool:
             pool.fill()
             for conn in [pool.acquire() for _ in range(5)]:
                 pool.release(conn)
-            counted = Counted(sentinel._epoll)
-            monkeypatch.setattr(sentinel, "_epoll", counted)
+            counted = Counted(hangups._epoll)
+            monkeypatch.setattr(hangups, "_epoll", counted)
 
             for _ in range(1000):
                 with pool.get():
@@ -447,7 +450,7 @@ def test_a_connection_without_a_descriptor_makes_no_call_at_all() -> None:
 
 def test_all_the_pools_of_a_hub_share_one() -> None:
     with ConnectionPool(1, connect=object) as one, ConnectionPool(1, connect=object) as other:
-        assert one._runtime.sentinel is other._runtime.sentinel
+        assert one._runtime.hangups is other._runtime.hangups
 
 
 def test_it_does_not_keep_a_program_alive() -> None:
@@ -480,19 +483,19 @@ def test_it_does_not_keep_a_program_alive() -> None:
 
 
 def test_a_child_that_abandons_it_takes_nothing_from_the_parent(
-    sentinel: Sentinel, told: list[Any]
+    hangups: HangupWatcher, told: list[Any]
 ) -> None:
     pairs = [socketpair() for _ in range(10)]
     for number, (ours, _) in enumerate(pairs):
-        sentinel.watch(ours.fileno(), number)
+        hangups.watch(ours.fileno(), number)
     pid = fork()
     if not pid:
         try:
-            sentinel.abandon()
+            hangups.abandon()
             for number, (ours, _) in enumerate(pairs):
-                sentinel.unwatch(ours.fileno(), number)
+                hangups.unwatch(ours.fileno(), number)
                 ours.close()
-                sentinel.watch(pairs[0][1].fileno(), number)
+                hangups.watch(pairs[0][1].fileno(), number)
         finally:
             os._exit(0)
     _reap(pid)
@@ -505,16 +508,16 @@ def test_a_child_that_abandons_it_takes_nothing_from_the_parent(
         ours.close()
 
 
-def test_a_child_has_one_of_its_own(sentinel: Sentinel, told: list[Any]) -> None:
+def test_a_child_has_one_of_its_own(hangups: HangupWatcher, told: list[Any]) -> None:
     ours, theirs = socketpair()
-    sentinel.watch(ours.fileno(), "the parent's")
+    hangups.watch(ours.fileno(), "the parent's")
     report, write_end = os.pipe()
     pid = fork()
     if not pid:
         try:
-            sentinel.abandon()
+            hangups.abandon()
             mine, my_peer = socketpair()
-            sentinel.watch(mine.fileno(), "the child's")
+            hangups.watch(mine.fileno(), "the child's")
             my_peer.close()
             until(lambda: told)
             os.write(write_end, repr(told).encode())
@@ -533,7 +536,7 @@ def test_a_child_has_one_of_its_own(sentinel: Sentinel, told: list[Any]) -> None
 
 
 def test_a_child_of_the_pools_leaves_the_parent_its_news() -> None:
-    """With the pool's own sentinel, abandoned by the fork itself."""
+    """With the pool's own watcher, abandoned by the fork itself."""
     event = Event()
 
     class Ears:
