@@ -80,7 +80,7 @@ class PoolHooks(Protocol):
     maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
     has_is_alive: bool  # whether _is_alive is the user's own
-    is_picky: bool  # whether a hand-out takes more than a look
+    is_picky: bool  # whether a hand-out takes more than a probe
     has_reset: bool
 
     def _all_buckets(self) -> Sequence[Bucket]: ...
@@ -91,8 +91,8 @@ class PoolHooks(Protocol):
     def _fileno(self, *key_and_conn: Any) -> int | None: ...
     def _reset_connection(self, *key_and_conn: Any) -> object: ...
     def _is_socket(self, conn: Any) -> bool: ...
-    def _look(self, conn: Any) -> Callable[[], object] | None: ...
-    def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]: ...
+    def _make_probe(self, conn: Any) -> Callable[[], object] | None: ...
+    def _make_descriptor_probe(self, descriptor: int) -> Callable[[], object]: ...
 
 
 class Runtime:
@@ -225,8 +225,8 @@ class Runtime:
                 waiter = Waiter(bucket, turn, deadline, me.switch)
                 slot = self._wait(owner, waiter, began, now, timeout, again)
             if not owner.is_picky and slot.since < slot.fresh_until:
-                look = slot.look
-                if look is None or (slot.uses > 1 and not look()):
+                why_unusable = slot.why_unusable
+                if why_unusable is None or (slot.uses > 1 and not why_unusable()):
                     break  # the plain case of what follows
             if self._fit(owner, slot, began, deadline, timeout):
                 break
@@ -351,7 +351,7 @@ class Runtime:
     ) -> bool:
         """Whether the slot just given to this caller is fit to be handed out; if not, it is gone.
 
-        The one look per cycle, in the greenlet of the caller: the hub's state cannot change
+        The one probe per cycle, in the greenlet of the caller: the hub's state cannot change
         between it and the hand-out.
         """
         if slot.state is not IN_USE:
@@ -393,8 +393,8 @@ class Runtime:
         return slot.doomed
 
     def _unclean(self, slot: Slot) -> Reason | None:
-        """Why the connection must not be used again, as far as a look can tell, or None."""
-        if slot.look is None or not slot.look():
+        """Why the connection must not be used again, as far as a probe can tell, or None."""
+        if slot.why_unusable is None or not slot.why_unusable():
             return None
         self.hangups.poll()  # a hang-up looks like unread bytes; the hub may not have run since
         return slot.doomed or Reason.UNREAD
@@ -443,9 +443,9 @@ class Runtime:
             now = monotonic()
         used = _count_use(slot, back_at)
         if suspect:
-            if slot.look is None and slot.fd is not None:
+            if slot.why_unusable is None and slot.fd is not None:
                 # No socket we know, but from now on it must be quiet too.
-                slot.look = owner._look_at_descriptor(slot.fd)
+                slot.why_unusable = owner._make_descriptor_probe(slot.fd)
             reason = self._unclean(slot)
             if reason is not None:
                 bucket.spoiled += 1
@@ -816,12 +816,12 @@ class Runtime:
             if fd is not None and not owner._is_socket(conn):
                 slot.identity = identity_of(fd)
             if not owner.has_is_alive:
-                slot.look = owner._look(conn)
+                slot.why_unusable = owner._make_probe(conn)
             if fd is not None and not self.hangups.watch(fd, slot):
-                if self.hangups.unsupported and slot.look is None:
-                    slot.look = owner._look_at_descriptor(fd)  # at each hand-out instead
+                if self.hangups.unsupported and slot.why_unusable is None:
+                    slot.why_unusable = owner._make_descriptor_probe(fd)  # at each hand-out instead
         except Exception as exc:
-            slot.fd = slot.look = None
+            slot.fd = slot.why_unusable = None
             trouble = exc
         return trouble
 
@@ -830,7 +830,7 @@ class Runtime:
         if slot.fd is not None:
             self.hangups.unwatch(slot.fd, slot)
             slot.fd = None
-        slot.look = None
+        slot.why_unusable = None
         if owner is not None:
             self._unindex(owner, slot)
 

@@ -37,7 +37,6 @@ class Slot:
         "ident",
         "identity",
         "idled",
-        "look",
         "ref",
         "retire_at",
         "retire_for",
@@ -46,6 +45,7 @@ class Slot:
         "unproven",
         "uses",
         "where",
+        "why_unusable",
     )
 
     def __init__(self, bucket: Bucket, now: float) -> None:
@@ -61,7 +61,7 @@ class Slot:
         self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
-        self.look: Callable[[], object] | None = None  # truthy: unread bytes, or dead
+        self.why_unusable: Callable[[], object] | None = None  # truthy: unread bytes, or dead
         self.fd: int | None = None
         self.identity: tuple[int, int] | None = None  # of the file behind fd, if it is no socket
         self.idled = 0.0  # how long it was idle before this hand-out

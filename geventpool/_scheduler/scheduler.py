@@ -166,7 +166,7 @@ class Scheduler:
             for limit in bucket.shared:
                 limit._lru.discard(slot)
             slot.state = CLOSED
-            slot.conn = slot.look = slot.fd = None
+            slot.conn = slot.why_unusable = slot.fd = None
             slot.fresh_until = AT_ONCE
         bucket.slots.clear()
         bucket._idle.clear()

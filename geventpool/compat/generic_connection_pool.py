@@ -364,8 +364,8 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
     def _fileno(self, endpoint: EndpointT, conn: ConnectionT) -> int | None:
         return sockets.fileno(_socket_of(conn))
 
-    def _look(self, conn: Any) -> Callable[[], object] | None:
-        return _look(conn)
+    def _make_probe(self, conn: Any) -> Callable[[], object] | None:
+        return _make_probe(conn)
 
 
 class _ManagedLease(_EndpointLease):
@@ -410,8 +410,8 @@ class _LookingMixin(Generic[EndpointT]):
 
         A pool looks by itself, and does not call this unless it is overridden.
         """
-        look = _look(conn)
-        return look is None or not look()
+        why_unusable = _make_probe(conn)
+        return why_unusable is None or not why_unusable()
 
 
 class SocketAlivenessCheckingMixin(_LookingMixin[EndpointT], Generic[EndpointT]):
@@ -586,24 +586,24 @@ def _socket_of(conn: Any) -> Any:
     return conn
 
 
-def _look(conn: Any) -> Callable[[], object] | None:
-    """As ``sockets.look``, for streams, too."""
+def _make_probe(conn: Any) -> Callable[[], object] | None:
+    """As ``sockets.make_probe``, for streams, too."""
     sock = _socket_of(conn)
-    look = sockets.look(sock)
-    if sock is conn or look is None:
-        return look
+    probe = sockets.make_probe(sock)
+    if sock is conn or probe is None:
+        return probe
     reference = weakref.ref(conn[0])
 
-    def look_at_stream() -> object:
+    def stream_probe() -> object:
         reader = reference()
         try:
             if reader is None or reader._has_unread():
                 return "unread bytes"
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
-        return look()
+        return probe()
 
-    return look_at_stream
+    return stream_probe
 
 
 # What a manager's methods take

@@ -340,8 +340,9 @@ class Pool(ConnectionPool[C]):
             return slot.doomed is None and not (slot.idled and _says(conn.is_expired, True))
         if _says(conn.is_expired, True) or _says(conn.is_connected, False):
             return False
-        look = sockets.look(_raw(conn))  # each time, as after a reconnect it is another socket
-        return look is None or not look()
+        # Each time, as after a reconnect it is another socket
+        why_unusable = sockets.make_probe(_raw(conn))
+        return why_unusable is None or not why_unusable()
 
     def _close_idle(self, slots: list[Slot]) -> None:
         """Close those of *slots* that are (still) idle, and wait until they are closed."""

@@ -512,8 +512,8 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
     def _fileno(self, conn: ConnectionWrapper) -> int | None:
         return sockets.fileno(conn._own.socket)
 
-    def _look(self, conn: ConnectionWrapper) -> Callable[[], object] | None:
-        return sockets.look(conn._own.socket)
+    def _make_probe(self, conn: ConnectionWrapper) -> Callable[[], object] | None:
+        return sockets.make_probe(conn._own.socket)
 
     # Inside: callers
 

@@ -244,9 +244,9 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     def _fileno(self, endpoint: Endpoint, conn: Any) -> int | None:
         return sockets.fileno(self._carrier(conn))
 
-    def _look(self, conn: Any) -> Callable[[], object] | None:
+    def _make_probe(self, conn: Any) -> Callable[[], object] | None:
         carrier = self._carrier(conn)
-        return sockets.look(carrier._sock if type(carrier) is MonitoredSocket else carrier)
+        return sockets.make_probe(carrier._sock if type(carrier) is MonitoredSocket else carrier)
 
     def _carrier(self, conn: Any) -> Any:
         """What has the descriptor: the socket in *conn*, or *conn* itself if its sock_type has

@@ -248,11 +248,11 @@ class BasePool(Generic[C]):
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)
 
-    def _look(self, conn: Any) -> Callable[[], object] | None:
-        return sockets.look(conn)
+    def _make_probe(self, conn: Any) -> Callable[[], object] | None:
+        return sockets.make_probe(conn)
 
-    def _look_at_descriptor(self, descriptor: int) -> Callable[[], object]:
-        return sockets.look_at_descriptor(descriptor)
+    def _make_descriptor_probe(self, descriptor: int) -> Callable[[], object]:
+        return sockets.make_descriptor_probe(descriptor)
 
     def __del__(self) -> None:
         if "_runtime" in self.__dict__ and (buckets := self._all_buckets()):

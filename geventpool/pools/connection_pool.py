@@ -152,8 +152,8 @@ class ConnectionPool(BasePool[C]):
         By default: a socket on which nothing lies unread and whose peer has not hung up; of what
         is no socket, only the hang-up is known.
         """
-        look = sockets.look(conn)
-        return look is None or not look()
+        why_unusable = sockets.make_probe(conn)
+        return why_unusable is None or not why_unusable()
 
     def _fileno(self, conn: C) -> int | None:
         """The file descriptor whose hang-up is to be noticed; None: not watched."""

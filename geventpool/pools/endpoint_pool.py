@@ -153,8 +153,8 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     def _is_alive(self, endpoint: E, conn: C) -> bool:
         """Whether *conn* may be handed out.  Must not switch.  By default as in ConnectionPool."""
-        look = sockets.look(conn)
-        return look is None or not look()
+        why_unusable = sockets.make_probe(conn)
+        return why_unusable is None or not why_unusable()
 
     def _fileno(self, endpoint: E, conn: C) -> int | None:
         """The file descriptor whose hang-up is to be noticed; None: not watched."""

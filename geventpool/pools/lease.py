@@ -56,7 +56,7 @@ class Lease(Generic[C]):
             if (
                 now < slot.fresh_until
                 and (bucket.freshness is NEVER or now - slot.since < bucket.freshness)
-                and (slot.look is None or not slot.look())
+                and (slot.why_unusable is None or not slot.why_unusable())
             ):
                 slot.state = IN_USE
                 slot.since = now

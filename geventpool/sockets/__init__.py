@@ -5,7 +5,7 @@ Must never be here: a pool, or a look-up other than that of a host it connects t
 """
 
 from geventpool.sockets.factory import SocketFactory
-from geventpool.sockets.liveness import close, fileno, is_socket, look, look_at_descriptor
+from geventpool.sockets.liveness import close, fileno, is_socket, make_descriptor_probe, make_probe
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = [
@@ -15,6 +15,6 @@ __all__ = [
     "close",
     "fileno",
     "is_socket",
-    "look",
-    "look_at_descriptor",
+    "make_descriptor_probe",
+    "make_probe",
 ]

@@ -47,9 +47,9 @@ from geventpool._util.arguments import check_seconds
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
-from geventpool.sockets.liveness import close, fileno, is_socket, look, look_at_descriptor
+from geventpool.sockets.liveness import close, fileno, is_socket, make_descriptor_probe, make_probe
 
-__all__ = ["SocketFactory", "close", "fileno", "is_socket", "look", "look_at_descriptor"]
+__all__ = ["SocketFactory", "close", "fileno", "is_socket", "make_descriptor_probe", "make_probe"]
 
 # The standard library's own, also in a patched program.
 _own_getaddrinfo = get_original("socket", "getaddrinfo")

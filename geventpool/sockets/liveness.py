@@ -16,7 +16,7 @@ from gevent.monkey import get_original
 from gevent.socket import socket
 from gevent.ssl import SSLSocket
 
-__all__ = ["close", "fileno", "is_socket", "look", "look_at_descriptor"]
+__all__ = ["close", "fileno", "is_socket", "make_descriptor_probe", "make_probe"]
 
 # The standard library's own, also in a patched program.
 _poll = get_original("select", "poll")
@@ -24,10 +24,10 @@ _SOCKETS = (socket, get_original("socket", "socket"))
 _TLS_SOCKETS = (SSLSocket, get_original("ssl", "SSLSocket"))
 
 
-def look(connection: object) -> Callable[[], object] | None:
-    """Return a *look* for this connection, or None if it is not a socket.
+def make_probe(connection: object) -> Callable[[], object] | None:
+    """Return a probe of this connection, or None if it is not a socket.
 
-    A look takes nothing, never switches, never blocks, and may be called any number of times.
+    A probe takes nothing, never switches, never blocks, and may be called any number of times.
     What it returns is falsy if the connection is open, alive and has no unread bytes, and else
     says why not.  Then the connection is good for closing only: of TLS, a byte may be missing.
     It does not keep the connection alive.
@@ -39,7 +39,7 @@ def look(connection: object) -> Callable[[], object] | None:
         return lambda: "closed"
     poller = _poll()
     poller.register(descriptor, select.POLLIN)
-    make = _look_at_tls if isinstance(connection, _TLS_SOCKETS) else _look_at_raw
+    make = _make_tls_probe if isinstance(connection, _TLS_SOCKETS) else _make_raw_probe
     return make(connection, descriptor, poller)
 
 
@@ -48,8 +48,8 @@ def is_socket(connection: object) -> bool:
     return isinstance(connection, _SOCKETS)
 
 
-def look_at_descriptor(descriptor: int) -> Callable[[], object]:
-    """A look at a file descriptor whose owner is no socket we know: anything to read is unread.
+def make_descriptor_probe(descriptor: int) -> Callable[[], object]:
+    """A probe of a file descriptor whose owner is no socket we know: anything to read is unread.
 
     It must not be used once the descriptor is closed, as the number may be another file's then.
     """
@@ -74,12 +74,12 @@ def close(connection: object) -> None:
         method()
 
 
-# How a socket is looked at.  Each look asks for the descriptor again: that of a socket its user
+# How a socket is probed.  Each probe asks for the descriptor again: that of a socket its user
 # closed may be another connection's by now, and poll would tell of that one.
 
 
-class _LookAtRaw(weakref.ref):  # type: ignore[type-arg]
-    """A look at a raw socket, which it does not keep alive.
+class _RawProbe(weakref.ref):  # type: ignore[type-arg]
+    """A probe of a raw socket, which it does not keep alive.
 
     There is one for each pooled connection: as a closure it would be three times as large.
     """
@@ -98,18 +98,18 @@ class _LookAtRaw(weakref.ref):  # type: ignore[type-arg]
 _dereference: Callable[[Any], Any] = weakref.ref.__call__
 
 
-def _look_at_raw(connection: socket, descriptor: int, poller: Any) -> Callable[[], object]:
-    # gevent's close() lets go of the socket within; asking that one saves 0.14 us per look.
-    look = _LookAtRaw(getattr(connection, "_sock", connection))
-    look.descriptor, look.poller = descriptor, poller
-    return look
+def _make_raw_probe(connection: socket, descriptor: int, poller: Any) -> Callable[[], object]:
+    # gevent's close() lets go of the socket within; asking that one saves 0.14 us per probe.
+    probe = _RawProbe(getattr(connection, "_sock", connection))
+    probe.descriptor, probe.poller = descriptor, poller
+    return probe
 
 
-def _look_at_tls(connection: Any, descriptor: int, poller: Any) -> Callable[[], object]:
+def _make_tls_probe(connection: Any, descriptor: int, poller: Any) -> Callable[[], object]:
     reference = weakref.ref(connection)
-    verdict: str | None = None  # kept: what a look has read, the next one would not find
+    verdict: str | None = None  # kept: what a probe has read, the next one would not find
 
-    def look_at_tls() -> object:
+    def tls_probe() -> object:
         nonlocal verdict
         sock = reference()
         if verdict is not None or sock is None or sock.fileno() != descriptor:
@@ -123,7 +123,7 @@ def _look_at_tls(connection: Any, descriptor: int, poller: Any) -> Callable[[], 
         verdict = _read_byte(sock) if poller.poll(0) else None
         return verdict
 
-    return look_at_tls
+    return tls_probe
 
 
 def _read_byte(sock: Any) -> str | None:

@@ -21,7 +21,7 @@ from geventpool.sockets import SocketFactory
 class Careless(ConnectionPool):
     def _spoils(self, exc):
         return False
-    def _look(self, conn):
+    def _make_probe(self, conn):
         return None
 
 class CarelessDemo(Demo):

@@ -278,7 +278,7 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
         ("sockets/factory.py", "from ..discovery.dns import DnsResolver"),  # sideways
         ("discovery/srv.py", "from geventpool.sockets import SocketFactory"),
         ("retry.py", "from geventpool.sockets import SocketFactory"),
-        ("_runtime/runtime.py", "from geventpool.sockets import look"),
+        ("_runtime/runtime.py", "from geventpool.sockets import make_probe"),
         ("manager/names.py", "def f():\n    from .._runtime.runtime import Runtime"),
         ("manager/names.py", "from .._scheduler.scheduler import Scheduler"),
         ("errors.py", "if TYPE_CHECKING:\n    from geventpool.pools.base import BasePool"),

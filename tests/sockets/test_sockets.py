@@ -32,7 +32,7 @@ from gevent.monkey import get_original
 from geventpool._runtime.hangups import HangupWatcher
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
-from geventpool.sockets import SocketFactory, close, fileno, look
+from geventpool.sockets import SocketFactory, close, fileno, make_probe
 from geventpool.sockets import factory as factory_module
 from support.certificates import make_certificates, make_expired
 from support.descriptors import (
@@ -1600,12 +1600,12 @@ def new_connection(request, connect, connect_foreign):
     return connect if request.param == "factory's" else connect_foreign
 
 
-def take_a_look(look_at_it):
+def take_a_look(probe):
     """Return what the look returns, having made sure that it did not switch."""
     switches = []
     tracing = greenlet.settrace(lambda *event: switches.append(event))
     try:
-        found = look_at_it()
+        found = probe()
     finally:
         greenlet.settrace(tracing)
     assert not switches
@@ -1615,10 +1615,10 @@ def take_a_look(look_at_it):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_idle_connection_looks_clean_again_and_again(new_connection, kind):
     client, server = new_connection(kind)
-    look_at_it = look(client)
+    probe = make_probe(client)
 
     for _ in range(3):
-        assert not take_a_look(look_at_it)
+        assert not take_a_look(probe)
         server.sendall(b"ping")
         assert client.recv(4) == b"ping"
         client.sendall(b"pong")
@@ -1630,7 +1630,7 @@ def test_unread_session_tickets_of_tls_1_3_look_clean(new_connection):
     arrived(client)
     assert readable(client)
 
-    assert not take_a_look(look(client))
+    assert not take_a_look(make_probe(client))
     assert not readable(client)
     assert client.gettimeout() is None  # as it was
     server.sendall(b"ping")
@@ -1642,31 +1642,31 @@ def test_unread_session_tickets_of_tls_1_3_look_clean(new_connection):
 )
 def test_a_connection_that_is_dead_or_dirty_looks_bad(new_connection, kind, state):
     client, server = new_connection(kind)
-    look_at_it = look(client)
+    probe = make_probe(client)
 
     state(client, server)
 
-    assert take_a_look(look_at_it)
+    assert take_a_look(probe)
 
 
 def test_unread_bytes_behind_session_tickets_look_bad(new_connection):
     client, server = new_connection("TLS 1.3")
-    look_at_it = look(client)
+    probe = make_probe(client)
     arrived(client)
 
     some_bytes(client, server)
 
-    assert take_a_look(look_at_it) == "unread bytes"
+    assert take_a_look(probe) == "unread bytes"
 
 
 def test_an_end_behind_session_tickets_looks_bad(new_connection):
     client, server = new_connection("TLS 1.3")
-    look_at_it = look(client)
+    probe = make_probe(client)
 
     server.shutdown(socket.SHUT_WR)
     arrived(client)
 
-    assert take_a_look(look_at_it)
+    assert take_a_look(probe)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1675,9 +1675,9 @@ def test_looking_is_allowed_in_a_hub_callback(connect, kind):
     if kind == "TLS 1.3":
         arrived(client)
     found = gevent.event.AsyncResult()
-    look_at_it = look(client)
+    probe = make_probe(client)
 
-    gevent.get_hub().loop.run_callback(lambda: found.set(look_at_it()))
+    gevent.get_hub().loop.run_callback(lambda: found.set(probe()))
 
     assert not found.get(timeout=5)
 
@@ -1686,13 +1686,13 @@ def test_looking_is_allowed_in_a_hub_callback(connect, kind):
 def test_a_closed_socket_is_not_taken_for_the_one_that_got_its_number(new_connection, kind):
     client, _ = new_connection(kind)
     other, _ = new_connection("TCP")
-    look_at_it = look(client)
+    probe = make_probe(client)
     number = client.fileno()
     client.close()
     os.dup2(other.fileno(), number)
 
     try:
-        assert take_a_look(look_at_it) == "closed"
+        assert take_a_look(probe) == "closed"
     finally:
         os.close(number)
 
@@ -1710,8 +1710,8 @@ def test_a_look_does_not_keep_the_connection(listener, unix_listener, serve_tls,
         server = serve_tls(TLS_VERSIONS[kind])
         client = SocketFactory(address, tls=trusting(), server_hostname="localhost")()
         server.get()
-    look_at_it = look(client)
-    assert not look_at_it()
+    probe = make_probe(client)
+    assert not probe()
     gone = weakref.ref(client)
 
     with warnings.catch_warnings():
@@ -1720,7 +1720,7 @@ def test_a_look_does_not_keep_the_connection(listener, unix_listener, serve_tls,
         gc.collect()
 
     assert gone() is None
-    assert take_a_look(look_at_it) == "closed"
+    assert take_a_look(probe) == "closed"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1737,12 +1737,12 @@ def test_a_descriptor_above_1024_is_looked_at(connect, kind):
         finally:
             for filler in fillers:
                 os.close(filler)
-        look_at_it = look(client)
+        probe = make_probe(client)
 
         assert client.fileno() > 1024
-        assert not look_at_it()
+        assert not probe()
         some_bytes(client, server)
-        assert look_at_it()
+        assert probe()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -1751,12 +1751,12 @@ def test_a_socket_closed_before_gets_a_look_that_says_so(keep):
     sock = gevent.socket.socket()
     sock.close()
 
-    assert look(sock)() == "closed"
+    assert make_probe(sock)() == "closed"
 
 
 @pytest.mark.parametrize("thing", [None, object(), 3, "socket"])
 def test_there_is_no_look_for_what_is_not_a_socket(thing):
-    assert look(thing) is None
+    assert make_probe(thing) is None
 
 
 def test_without_a_descriptor_left_hang_ups_are_not_watched_until_there_is_one(connect):
