@@ -40,7 +40,7 @@ from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CHECKING, CLOSED, CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._util.errors import copy_of
-from geventpool._util.log import say
+from geventpool._util.log import log_safely
 from geventpool.errors import (
     ConnectError,
     NotInUse,
@@ -129,7 +129,7 @@ class Runtime:
         self.dialers = WorkerGroup(self._dial)
         self.closers = WorkerGroup(self._close, _MOST_CLOSERS)
         self.checkers = WorkerGroup(self._check, _MOST_CHECKERS)
-        self.tellers = WorkerGroup(self._tell_later, 1)
+        self.notifiers = WorkerGroup(self._notify_later, 1)
 
     # Pools come and go
 
@@ -212,7 +212,7 @@ class Runtime:
         if listening and timeout != 0 and bucket.own.full:
             if not bucket.idle and bucket.connecting <= len(bucket.line):
                 event: Any = events.PoolAtMax(owner, bucket.own.maximum, endpoint=bucket.endpoint)
-                self.tell(owner, "pool_at_max", event)
+                self.notify(owner, "pool_at_max", event)
         deadline = None if timeout is None else began + timeout
         turn = self.scheduler.draw_turn()
         again = False
@@ -244,7 +244,7 @@ class Runtime:
                 owner, conn, monotonic() - began, endpoint=bucket.endpoint
             )
             try:
-                self.tell(owner, "connection_checked_out", event)
+                self.notify(owner, "connection_checked_out", event)
             except BaseException:
                 self.give_back(owner, slot, conn)
                 raise
@@ -338,7 +338,7 @@ class Runtime:
         )
         if "acquire_timed_out" in owner.listening:
             event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
-            self.tell(owner, "acquire_timed_out", event)
+            self.notify(owner, "acquire_timed_out", event)
         raise error from bucket.last_error
 
     def _fit(
@@ -458,7 +458,7 @@ class Runtime:
         self.scheduler.release(slot, now)
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
-            self.tell(owner, "connection_checked_in", event)
+            self.notify(owner, "connection_checked_in", event)
 
     def give_up(
         self,
@@ -475,7 +475,7 @@ class Runtime:
         if error is not None and "connection_failed" in owner.listening:
             endpoint = slot.bucket.endpoint
             event = events.ConnectionFailed(owner, error, conn, endpoint=endpoint)
-            self.tell(owner, "connection_failed", event)
+            self.notify(owner, "connection_failed", event)
 
     def _discard(
         self, slot: Slot, conn: Any, reason: Reason, error: BaseException | None = None
@@ -500,7 +500,7 @@ class Runtime:
         self._forget(owner, slot)
         self.scheduler.detach(slot, Reason.DETACHED, monotonic())
         self._changed(slot.bucket)
-        self._tell_disposed(owner, slot.bucket, conn, Reason.DETACHED)
+        self._notify_disposed(owner, slot.bucket, conn, Reason.DETACHED)
 
     def find(self, owner: PoolHooks, conn: Any) -> Slot:
         """The slot of *conn*, which the caller has; NotInUse if there is none.
@@ -575,7 +575,7 @@ class Runtime:
         self.enter(owner)
         for bucket in buckets:
             self.scheduler.dispose(bucket, Reason.DISPOSED, monotonic())
-        self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
+        self.notify(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
 
     def close(self, owner: PoolHooks, buckets: Sequence[Bucket], timeout: float | None) -> None:
         """Close all the *buckets* of a pool for good and wait for the last connection to go."""
@@ -586,7 +586,7 @@ class Runtime:
         for bucket in buckets:
             self.shut(bucket)
         if first:
-            self.tell(owner, "pool_disposed", events.PoolDisposed(owner, closed=True))
+            self.notify(owner, "pool_disposed", events.PoolDisposed(owner, closed=True))
         while (late := self._not_gone(buckets)) is not None:
             if not self._wait_for_change(late, deadline):
                 break
@@ -754,11 +754,11 @@ class Runtime:
             self._log(owner, logging.WARNING, "_fileno raised %r", trouble)
         if not quiet:
             created = events.ConnectionCreated(owner, conn, seconds, endpoint=bucket.endpoint)
-            self.tell(owner, "connection_created", created)
+            self.notify(owner, "connection_created", created)
         if bucket.recycled:
             old = bucket.recycled.popleft()
             recycled = events.ConnectionRecycled(owner, old, conn, endpoint=bucket.endpoint)
-            self.tell(owner, "connection_recycled", recycled)
+            self.notify(owner, "connection_recycled", recycled)
 
     def _dial_failed(
         self, owner: PoolHooks, slot: Slot, error: BaseException, timed_out: bool
@@ -771,12 +771,12 @@ class Runtime:
         trace = error.__traceback__
         if timed_out:
             # SocketFactory leaves word of what the time was spent on.
-            told = error.__cause__
+            cause = error.__cause__
             error = ConnectError(
                 f"pool {bucket.name!r}: a dial took longer than connect_timeout"
-                f" ({owner.connect_timeout} s)" + (f": {told}" if told is not None else "")
+                f" ({owner.connect_timeout} s)" + (f": {cause}" if cause is not None else "")
             )
-            error.__cause__ = told
+            error.__cause__ = cause
         elif isinstance(error, gevent.Timeout):
             cause = error
             error = ConnectError(f"pool {bucket.name!r}: a dial ended in its own Timeout: {cause}")
@@ -793,7 +793,7 @@ class Runtime:
             self._log(owner, level, "a dial failed: %r", error, exc_info=where)
             if "connection_failed" in owner.listening:
                 event = events.ConnectionFailed(owner, error, endpoint=bucket.endpoint)
-                self.tell(owner, "connection_failed", event)
+                self.notify(owner, "connection_failed", event)
         if meant:
             del trace  # this frame outlives the call, in the traceback of what is raised
             raise error
@@ -861,9 +861,9 @@ class Runtime:
             self._log(owner, logging.DEBUG, "closed a connection: %s", reason)
             if raised is not None:
                 self._log(owner, logging.DEBUG, "_close_connection raised %r", raised)
-            self._tell_disposed(owner, bucket, conn, reason, error)
+            self._notify_disposed(owner, bucket, conn, reason, error)
 
-    def _tell_disposed(
+    def _notify_disposed(
         self,
         owner: PoolHooks,
         bucket: Bucket,
@@ -873,7 +873,7 @@ class Runtime:
     ) -> None:
         if "connection_disposed" in owner.listening:
             event = events.ConnectionDisposed(owner, conn, reason, error, endpoint=bucket.endpoint)
-            self.tell(owner, "connection_disposed", event)
+            self.notify(owner, "connection_disposed", event)
 
     def _closed(self, owner: PoolHooks | None, slot: Slot, reason: Reason, conn: Any) -> None:
         bucket = slot.bucket
@@ -985,7 +985,7 @@ class Runtime:
             conn = slot.ref()
             if owner is not None and "peer_closed" in owner.listening:
                 event = events.PeerClosed(owner, conn, in_use, endpoint=bucket.endpoint)
-                self.tellers.put((owner, "peer_closed", event))
+                self.notifiers.put((owner, "peer_closed", event))
             self.scheduler.peer_closed(slot, monotonic())
 
     def _collected(self, ref: Any) -> None:
@@ -1009,9 +1009,9 @@ class Runtime:
             self._changed(bucket)
             if owner is not None:
                 event = events.ConnectionLost(owner, used, _where(slot), endpoint=bucket.endpoint)
-                self.tellers.put((owner, "connection_lost", event))
+                self.notifiers.put((owner, "connection_lost", event))
 
-    def _tell_later(self, item: tuple[PoolHooks, str, Any]) -> None:
+    def _notify_later(self, item: tuple[PoolHooks, str, Any]) -> None:
         owner, what, event = item
         if what == "connection_lost":
             self._log(
@@ -1022,12 +1022,12 @@ class Runtime:
                 event.used,
                 f" at\n{event.where}" if event.where else " (track=True tells where)",
             )
-        self.tell(owner, what, event)
+        self.notify(owner, what, event)
 
     # Listeners and the log: whatever they raise, the pool is whole
 
-    def tell(self, owner: PoolHooks, what: str, event: Any) -> None:
-        """Tell the listeners of *owner*; what they raise is logged."""
+    def notify(self, owner: PoolHooks, what: str, event: Any) -> None:
+        """Notify the listeners of *owner*; what they raise is logged."""
         for listener in owner.listening.get(what, ()):
             try:
                 listener(event)
@@ -1038,7 +1038,7 @@ class Runtime:
         self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
     ) -> None:
         if owner.log.isEnabledFor(level):
-            say(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
+            log_safely(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
 
     # Fork
 
@@ -1055,7 +1055,7 @@ class Runtime:
         self.hangups.abandon()
         for bucket in list(self.buckets):
             _leave_to_parent(bucket)
-        groups = (self.dialers, self.closers, self.checkers, self.tellers)
+        groups = (self.dialers, self.closers, self.checkers, self.notifiers)
         strays = [greenlet for group in groups for greenlet in group.active]
         for group in groups:
             group.queue.clear()

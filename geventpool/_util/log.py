@@ -6,10 +6,12 @@ import logging
 import traceback
 from typing import Any
 
-__all__ = ["say"]
+__all__ = ["log_safely"]
 
 
-def say(log: logging.Logger, level: int, message: str, *args: object, exc_info: Any = None) -> None:
+def log_safely(
+    log: logging.Logger, level: int, message: str, *args: object, exc_info: Any = None
+) -> None:
     """Log *message*.  What a handler raises is printed; a Timeout or a kill goes on its way."""
     try:
         log.log(level, message, *args, exc_info=exc_info)

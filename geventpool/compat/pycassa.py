@@ -261,7 +261,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             raise TypeError("client_factory must be given: (host, port, timeout) -> open client")
         self._local = local() if use_threadlocal else None
         self.listeners: list[Any] = []
-        self._told: dict[str, list[Callable[[dict[str, Any]], object]]] = {}
+        self._callbacks: dict[str, list[Callable[[dict[str, Any]], object]]] = {}
         super().add_listener(_Translator())
         for listener in (PoolLogger(), *listeners):
             self.add_listener(listener)
@@ -413,7 +413,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             found.pop(_SPELLINGS[1], None)
         for what, method in found.items():
             if getattr(method, "__func__", None) is not getattr(PoolListener, what):
-                self._told.setdefault(_EVENTS[what], []).append(method)
+                self._callbacks.setdefault(_EVENTS[what], []).append(method)
 
     # Looking
 
@@ -613,7 +613,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
 
     def _tell(self, what: str, level: str, **fields: Any) -> None:
         """Tell the listeners; what they raise is logged."""
-        for listener in self._told.get(what, ()):
+        for listener in self._callbacks.get(what, ()):
             try:
                 listener({"pool_id": self.logging_name, "level": level, **fields})
             except Exception:

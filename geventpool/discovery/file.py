@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from geventpool._util.arguments import check_seconds, check_text
-from geventpool._util.log import say
+from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup, AnyAddress, address
 from geventpool.discovery.messages import listed, not_found
 
@@ -89,7 +89,7 @@ class FileResolver:
             self._complain(str(error))
 
     def _complain(self, why: str) -> None:
-        say(_log, logging.WARNING, "%s; what it said before stays in force", why)
+        log_safely(_log, logging.WARNING, "%s; what it said before stays in force", why)
 
     def _read(self) -> tuple[tuple[int, ...], bytes]:
         with open(self.path, "rb") as file:

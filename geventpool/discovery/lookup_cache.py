@@ -19,7 +19,7 @@ import gevent.hub
 from gevent import Timeout
 
 from geventpool._util.arguments import check_seconds, check_text, check_whole
-from geventpool._util.log import say
+from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup
 from geventpool.discovery.messages import not_found
 
@@ -205,7 +205,9 @@ class CachingResolver:
         self._keep(name, entry)
         del self._under_way[key]
         if entry.group and entry.why and old and not old.why:  # once for each outage
-            say(_log, logging.WARNING, "%r: %s; its last addresses serve on", name, entry.why)
+            log_safely(
+                _log, logging.WARNING, "%r: %s; its last addresses serve on", name, entry.why
+            )
         return entry
 
     def _keep(self, name: str, entry: _Entry) -> None:

@@ -18,7 +18,7 @@ from gevent import Timeout
 from gevent.event import Event
 
 from geventpool._util.arguments import check_seconds, check_text
-from geventpool._util.log import say
+from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup, AnyAddress, Resolver
 
 __all__ = ["Watcher"]
@@ -155,7 +155,7 @@ class Watcher:
             change = watched.changed(group, self._clock(), self.hold)
         except (Exception, Timeout) as error:
             # A Timeout, too: in this greenlet it can only be the resolver's.
-            say(_log, logging.DEBUG, "watching %r: %r", name, error)
+            log_safely(_log, logging.DEBUG, "watching %r: %r", name, error)
             return
         on_change = self._on_change()
         if change is None or on_change is None:
@@ -164,7 +164,7 @@ class Watcher:
         try:
             on_change(name, *change)
         except (Exception, Timeout):
-            say(_log, logging.ERROR, "on_change raised, told of %r", name, exc_info=True)
+            log_safely(_log, logging.ERROR, "on_change raised, told of %r", name, exc_info=True)
         finally:
             self._telling = False
 
@@ -197,8 +197,8 @@ def _watch(reference: weakref.ref[Watcher], bell: _Bell) -> None:
 class _Watched:
     """What was told of a name, and what is yet to hold."""
 
-    def __init__(self, told: dict[AnyAddress, Placement] | None) -> None:
-        self.told = told
+    def __init__(self, notified: dict[AnyAddress, Placement] | None) -> None:
+        self.notified = notified
         self.since: dict[AnyAddress, tuple[Placement | None, float]] = {}
 
     def changed(
@@ -206,21 +206,21 @@ class _Watched:
     ) -> tuple[frozenset[AnyAddress], frozenset[AnyAddress], AddressGroup] | None:
         """What to tell now that *group* is seen: (added, removed, group); None if nothing."""
         seen = _placements(group)
-        if self.told is None:
-            self.told = seen
-        told = self.told
-        differing = {a: seen.get(a) for a in [*told, *seen] if told.get(a) != seen.get(a)}
+        if self.notified is None:
+            self.notified = seen
+        notified = self.notified
+        differing = {a: seen.get(a) for a in [*notified, *seen] if notified.get(a) != seen.get(a)}
         self.since = {
             a: self.since[a] if a in self.since and self.since[a][0] == place else (place, now)
             for a, place in differing.items()
         }
         held = {a: place for a, (place, since) in self.since.items() if now - since >= hold}
-        placed = {a: place for a, place in {**told, **held}.items() if place is not None}
+        placed = {a: place for a, place in {**notified, **held}.items() if place is not None}
         if not held or not placed:  # the last one stays until another has held
             return None
-        self.told = placed
+        self.notified = placed
         current = group if placed == seen else _placed(placed)
-        added, removed = placed.keys() - told.keys(), told.keys() - placed.keys()
+        added, removed = placed.keys() - notified.keys(), notified.keys() - placed.keys()
         return frozenset(added), frozenset(removed), current
 
 

@@ -82,9 +82,9 @@ class DialError(ConnectError):
         cause = self.__cause__
         if isinstance(cause, OSError) and (own := copy_of(cause)) is not cause:
             return own
-        told = ConnectError(str(self))
-        told.__cause__ = cause
-        return told
+        error = ConnectError(str(self))
+        error.__cause__ = cause
+        return error
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         try:
             return self._open(endpoint)
         except gevent.Timeout as expired:  # the pool's own, or one that a sock_type let out
-            told = f": {expired.__cause__}" if expired.__cause__ is not None else ""
-            text = f"{endpoint.address}: not open after {monotonic() - began:.3f} s{told}"
+            why = f": {expired.__cause__}" if expired.__cause__ is not None else ""
+            text = f"{endpoint.address}: not open after {monotonic() - began:.3f} s{why}"
             raise DialError(text) from expired
         except Exception:
             raise
