@@ -224,7 +224,7 @@ class Runtime:
             else:
                 waiter = Waiter(bucket, turn, deadline, me.switch)
                 slot = self._wait(owner, waiter, began, now, timeout, again)
-            if not owner.is_picky and slot.since < slot.fresh_until:
+            if not owner.is_picky and slot.since < slot.fast_path_until:
                 why_unusable = slot.why_unusable
                 if why_unusable is None or (slot.uses > 1 and not why_unusable()):
                     break  # the plain case of what follows

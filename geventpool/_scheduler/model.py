@@ -30,9 +30,9 @@ class Slot:
         "doomed",
         "error",
         "expires_at",
+        "fast_path_until",
         "fd",
         "forked",
-        "fresh_until",
         "holder",
         "ident",
         "identity",
@@ -73,7 +73,7 @@ class Slot:
         self.retire_at = NEVER  # from then on replace it when that costs nobody anything
         self.retire_for = Reason.EXPIRED
         self.expires_at = NEVER  # from then on hand it to nobody
-        self.fresh_until = NEVER  # the fast path may have it until then
+        self.fast_path_until = NEVER  # the fast path may have it until then
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value} of {self.bucket.name!r}>"
@@ -193,11 +193,12 @@ class Bucket:
         self.last_error: BaseException | None = None
 
         # The fast path: the thread that may pop from ``idle`` and push to it without asking the
-        # scheduler, 0 for none.  *door* is what the runtime allows; the scheduler opens and shuts
-        # it.
-        self.door = 0
-        self.fast_for = 0
-        self.freshness = NEVER  # the fast path takes nothing that was idle longer (seconds)
+        # scheduler, 0 for none.  *fast_path_thread* is what the runtime allows; the scheduler opens
+        # and shuts it.
+        self.fast_path_thread = 0
+        self.fast_path_open = 0
+        # The fast path takes nothing that was idle longer (seconds)
+        self.fast_path_max_idle = NEVER
         self.take = self._idle.pop if lifo else self._idle.popleft
 
         self.reset_counters()

@@ -151,7 +151,7 @@ class Scheduler:
                 at = now + over * bucket.rng.random()
                 if at < slot.retire_at:
                     slot.retire_at, slot.retire_for = at, Reason.DRAINED
-                    self._refresh(slot)
+                    self._update_fast_path_until(slot)
         self.reap(bucket, now)
 
     def forget_all(self, bucket: Bucket) -> None:
@@ -167,14 +167,14 @@ class Scheduler:
                 limit._lru.discard(slot)
             slot.state = CLOSED
             slot.conn = slot.why_unusable = slot.fd = None
-            slot.fresh_until = AT_ONCE
+            slot.fast_path_until = AT_ONCE
         bucket.slots.clear()
         bucket._idle.clear()
         bucket.due.clear()
         bucket._tombstones = 0
         bucket.open = bucket.connecting = bucket.checking = bucket.closing = 0
         bucket.window, bucket.failures, bucket.retry_at = 1, 0, AT_ONCE
-        bucket.fast_for = 0
+        bucket.fast_path_open = 0
 
     def _check_minimum(self, bucket: Bucket, min_size: int) -> None:
         for limit in bucket.shared if min_size else ():
@@ -232,7 +232,7 @@ class Scheduler:
                 bucket.latest = deadline
             else:
                 self._note_early(waiter, deadline)
-        bucket.fast_for = 0
+        bucket.fast_path_open = 0
         # The crowd's case: only a release, or the end of a close, can do anything for him.
         own = bucket.own
         if bucket._idle or own.used < own._maximum or bucket.prompt or bucket.down_fails:
@@ -296,7 +296,7 @@ class Scheduler:
         bucket = slot.bucket
         if slot.state is not IN_USE:
             return
-        if bucket.simple and bucket.line and now < slot.fresh_until:
+        if bucket.simple and bucket.line and now < slot.fast_path_until:
             own = bucket.own
             if own.used - own._closing <= own._maximum:
                 # The crowd's case: what follows comes to this.
@@ -308,7 +308,7 @@ class Scheduler:
                 waiter.waker = self._wake(waiter.token, waiter)
                 if not bucket.line:
                     self._line_ended(bucket)
-                    self._open_door(bucket)
+                    self._update_fast_path(bucket)
                 return
         reason = self._unfit(slot, now)
         if reason is not None:
@@ -322,7 +322,7 @@ class Scheduler:
                 if bucket.shared:
                     self.settle(bucket, now)  # no place need be kept for him any more
                 else:
-                    self._open_door(bucket)
+                    self._update_fast_path(bucket)
             return
         if bucket.open > bucket.size and not bucket.line:
             self.discard(slot, Reason.SURPLUS, now)
@@ -332,7 +332,7 @@ class Scheduler:
         if not bucket.quiet or bucket.due:
             self.settle(bucket, now)
         else:
-            self._open_door(bucket)
+            self._update_fast_path(bucket)
 
     def discard(self, slot: Slot, reason: Reason, now: float) -> None:
         """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
@@ -348,7 +348,7 @@ class Scheduler:
         """A caller used the connection in good order: the server is well."""
         slot.unproven = False
         slot.bucket.failures = 0
-        self._refresh(slot)
+        self._update_fast_path_until(slot)
 
     def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
         """Close *slot* if it is idle; whether it was."""
@@ -397,7 +397,7 @@ class Scheduler:
             early = 1.0 - bucket.jitter * bucket.rng.random()
             slot.retire_at = min(slot.retire_at, now + bucket.max_lifetime * early)
         slot.since = slot.checked_at = now
-        self._refresh(slot)
+        self._update_fast_path_until(slot)
         self._lay_down(slot, now)
         reason = self._unfit(slot, now)  # as much can happen during a dial
         if reason is not None:
@@ -500,7 +500,7 @@ class Scheduler:
         if bucket := next(iter(limit._buckets), None):
             self.settle(bucket, now)  # which looks after all who wait
         for bucket in limit._few:
-            self._open_door(bucket)
+            self._update_fast_path(bucket)
 
     def settle(self, bucket: Bucket, now: float) -> None:
         """Decide everything that a change of *bucket* made possible.
@@ -526,7 +526,7 @@ class Scheduler:
         self._trim(bucket)
         if not bucket.connecting:
             bucket.window = 1  # nothing more to dial: the burst is over
-        self._open_door(bucket)
+        self._update_fast_path(bucket)
 
     def _serve(self, bucket: Bucket, now: float) -> None:
         """Do for the waiters of *bucket*, and of those it shares limits with, what can be done.
@@ -717,7 +717,7 @@ class Scheduler:
     def _close(self, slot: Slot, reason: Reason) -> None:
         plucked = slot.state is IDLE
         self._count_reason(slot, reason)
-        slot.fresh_until = AT_ONCE  # the fast path may yet meet it in the queue, as a tombstone
+        slot.fast_path_until = AT_ONCE  # the fast path may yet meet it in the queue, as a tombstone
         self._move(slot, CLOSING)
         if plucked:
             self._pluck(slot)
@@ -842,12 +842,12 @@ class Scheduler:
         """Have *slot* closed as soon as nobody holds it."""
         if slot.doomed is None:
             slot.doomed = reason
-            slot.fresh_until = AT_ONCE
+            slot.fast_path_until = AT_ONCE
 
-    def _refresh(self, slot: Slot) -> None:
+    def _update_fast_path_until(self, slot: Slot) -> None:
         """Say until when the fast path may have *slot* without asking."""
         slow = slot.doomed is not None or slot.unproven
-        slot.fresh_until = AT_ONCE if slow else min(slot.retire_at, slot.expires_at)
+        slot.fast_path_until = AT_ONCE if slow else min(slot.retire_at, slot.expires_at)
 
     def _move(self, slot: Slot, state: State) -> None:
         """Move *slot* to *state* and count it: the only place that does."""
@@ -907,11 +907,13 @@ class Scheduler:
             limit._held_up.pop(bucket, None)
         if before is not bool(limit._held_up):
             for other in limit._few:
-                self._open_door(other)
+                self._update_fast_path(other)
 
-    def _open_door(self, bucket: Bucket) -> None:
+    def _update_fast_path(self, bucket: Bucket) -> None:
         """Open the fast path if nobody else could want what lies idle, shut it otherwise."""
-        bucket.fast_for = bucket.door if bucket.door and bucket.quiet else 0
+        bucket.fast_path_open = (
+            bucket.fast_path_thread if bucket.fast_path_thread and bucket.quiet else 0
+        )
 
 
 def _backing_off(bucket: Bucket) -> BaseException:

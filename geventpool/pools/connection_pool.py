@@ -120,13 +120,13 @@ class ConnectionPool(BasePool[C]):
             limits=self._limits,
             lifo=order == "lifo" or (order is None and min_size < size),
         )
-        bucket.freshness = min(
+        bucket.fast_path_max_idle = min(
             NEVER if idle_timeout is None else idle_timeout,
             NEVER if check_after is None else check_after,
         )
         plain = not (track or self.has_is_alive or self.has_reset or max_uses is not None)
         if plain and not self.listening:
-            bucket.door = self._runtime.ident
+            bucket.fast_path_thread = self._runtime.ident
         self._runtime.add(bucket)
         self._bucket: Bucket = bucket
 
@@ -248,7 +248,7 @@ class ConnectionPool(BasePool[C]):
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
         super().add_listener(listener)
         if self.listening and "_bucket" in self.__dict__:
-            self._bucket.door = self._bucket.fast_for = 0
+            self._bucket.fast_path_thread = self._bucket.fast_path_open = 0
 
     # Looking
 

@@ -45,17 +45,20 @@ class Lease(Generic[C]):
 
     def __enter__(self) -> C:
         # The fast path: something is idle and nobody waits who could use it (the scheduler keeps
-        # *fast_for* true to that), so a pop is all it takes.  The price: this and __exit__ know
-        # how the scheduler moves a slot between IDLE and IN_USE, which is why those two states are
-        # counted together.  A slot that needs a second thought goes back, to the slow path.
+        # *fast_path_open* true to that), so a pop is all it takes.  The price: this and __exit__
+        # know how the scheduler moves a slot between IDLE and IN_USE, which is why those two states
+        # are counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._bucket
         idle = bucket._idle
-        if idle and bucket.fast_for == get_ident():
+        if idle and bucket.fast_path_open == get_ident():
             slot = idle.pop() if bucket.lifo else idle.popleft()
             now = monotonic()
             if (
-                now < slot.fresh_until
-                and (bucket.freshness is NEVER or now - slot.since < bucket.freshness)
+                now < slot.fast_path_until
+                and (
+                    bucket.fast_path_max_idle is NEVER
+                    or now - slot.since < bucket.fast_path_max_idle
+                )
                 and (slot.why_unusable is None or not slot.why_unusable())
             ):
                 slot.state = IN_USE
@@ -89,14 +92,16 @@ class Lease(Generic[C]):
             now = monotonic()
             # Plain: nobody waits (then it is left in the thread in which it was entered: no need to
             # look again), or somebody does.
-            if now < slot.fresh_until and (bucket.fast_for or bucket.door == get_ident()):
+            if now < slot.fast_path_until and (
+                bucket.fast_path_open or bucket.fast_path_thread == get_ident()
+            ):
                 used = now - slot.since
                 bucket.use_count += 1
                 bucket.use_sum += used
                 if used > bucket.use_max:
                     bucket.use_max = used
                 slot.conn = self._conn
-                if bucket.fast_for:
+                if bucket.fast_path_open:
                     slot.state = IDLE
                     slot.since = now
                     bucket._idle.append(slot)

@@ -2186,15 +2186,15 @@ def test_the_fast_path_is_open_when_nobody_waits_and_nobody_listens(maker):
     pool = ConnectionPool(2, connect=maker)
     fill_and_idle(pool)
 
-    assert pool._bucket.fast_for == pool._runtime.ident
+    assert pool._bucket.fast_path_open == pool._runtime.ident
     with pool.get(), pool.get():
-        assert pool._bucket.fast_for == pool._runtime.ident
+        assert pool._bucket.fast_path_open == pool._runtime.ident
         with waiting(pool):
-            assert pool._bucket.fast_for == 0
+            assert pool._bucket.fast_path_open == 0
             for holder in pool.holders():
                 pool.release(holder.connection)
             gevent.idle()
-            assert pool._bucket.fast_for == pool._runtime.ident
+            assert pool._bucket.fast_path_open == pool._runtime.ident
 
 
 def test_a_dropped_pool_is_collected_and_its_connections_closed(maker):

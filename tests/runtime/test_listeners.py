@@ -449,7 +449,7 @@ def test_without_listeners_the_fast_path_is_open_and_no_event_is_made(maker, mon
         monkeypatch.delattr(events, event_class.__name__)
 
     with pool.get():
-        assert pool._bucket.fast_for == pool._runtime.ident
+        assert pool._bucket.fast_path_open == pool._runtime.ident
     pool.discard(pool.acquire())
     with pytest.raises(ConnectionError):
         with pool.get():
@@ -461,7 +461,7 @@ def test_a_listener_who_overrides_nothing_costs_nothing(maker):
     pool.fill(timeout=10)
 
     assert pool.listening == {}
-    assert pool._bucket.fast_for == pool._runtime.ident
+    assert pool._bucket.fast_path_open == pool._runtime.ident
 
 
 # A listener cannot break the pool

@@ -240,7 +240,7 @@ def test_a_releaser_cannot_take_it_back_in_front_of_a_waiter(world: World) -> No
 
     world.release(slot)
 
-    assert bucket.fast_for == 0 or not bucket._idle
+    assert bucket.fast_path_open == 0 or not bucket._idle
     assert world.scheduler.take(bucket, world.now) is None
 
 
@@ -430,7 +430,7 @@ def test_a_waiter_who_gives_up_leaves_his_place_to_a_minimum_and_opens_the_fast_
     world.scheduler.leave(waiter, world.now)
 
     assert b.connecting == 1
-    assert a.fast_for == HERE
+    assert a.fast_path_open == HERE
 
 
 def test_leaving_twice_gives_back_once(world: World) -> None:
@@ -465,11 +465,11 @@ def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     bucket = world.full(1)
     world.take(bucket)
     world.join(bucket, 1.0)
-    assert bucket.fast_for == 0
+    assert bucket.fast_path_open == 0
 
     world.scheduler.expire(world.now + 1.0)
 
-    assert bucket.fast_for == HERE
+    assert bucket.fast_path_open == HERE
 
 
 def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None:
@@ -678,11 +678,11 @@ def test_after_failures_a_connection_is_not_for_the_fast_path_until_it_proved_go
     world.now = bucket.retry_at
     world.settle(bucket)
     slot = world.open_one()
-    assert slot.fresh_until == AT_ONCE
+    assert slot.fast_path_until == AT_ONCE
 
     world.scheduler.proved(slot)
 
-    assert slot.fresh_until == math.inf
+    assert slot.fast_path_until == math.inf
     assert bucket.failures == 0
 
 
@@ -980,7 +980,7 @@ def test_a_slot_that_closes_while_idle_is_never_taken_by_the_fast_path(world: Wo
     world.scheduler.peer_closed(middle, world.now)
 
     assert middle in bucket._idle  # as a tombstone
-    assert middle.fresh_until == AT_ONCE
+    assert middle.fast_path_until == AT_ONCE
 
 
 def test_an_overflow_slot_is_closed_on_return_when_nobody_waits(world: World) -> None:
@@ -1013,7 +1013,7 @@ def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world:
 
     assert len(world.notes.closes) == 2
     assert b.idle == 0
-    assert a.fast_for == b.fast_for == 0
+    assert a.fast_path_open == b.fast_path_open == 0
     world.close_all()
     world.release(held[0])
     assert world.notes.reasons[-1] is Reason.SURPLUS
@@ -1094,7 +1094,7 @@ def test_a_limit_cannot_be_shared_between_hubs(world: World) -> None:
 def test_the_fast_path_is_open_when_nobody_waits(world: World) -> None:
     bucket = world.full(2)
 
-    assert bucket.fast_for == HERE
+    assert bucket.fast_path_open == HERE
 
 
 def test_the_fast_path_is_shut_while_a_caller_of_the_bucket_waits(world: World) -> None:
@@ -1102,10 +1102,10 @@ def test_the_fast_path_is_shut_while_a_caller_of_the_bucket_waits(world: World) 
     slot = world.take(bucket)
 
     waiter = world.join(bucket)
-    assert bucket.fast_for == 0
+    assert bucket.fast_path_open == 0
     world.release(slot)
 
-    assert bucket.fast_for == HERE
+    assert bucket.fast_path_open == HERE
     assert waiter.slot is not None
 
 
@@ -1120,10 +1120,10 @@ def test_the_fast_path_is_shut_for_whoever_shares_a_limit_that_holds_somebody_up
     held = world.take(a), world.take(c)
 
     waiter = world.join(b)
-    assert (a.fast_for, c.fast_for, apart.fast_for) == (0, 0, HERE)
+    assert (a.fast_path_open, c.fast_path_open, apart.fast_path_open) == (0, 0, HERE)
     world.scheduler.leave(waiter, world.now)
 
-    assert (a.fast_for, c.fast_for) == (HERE, HERE)
+    assert (a.fast_path_open, c.fast_path_open) == (HERE, HERE)
     world.release(*held)
 
 
@@ -1137,7 +1137,7 @@ def test_waiters_whose_own_limit_is_full_leave_their_neighbours_the_fast_path(
 
     world.join(a)
 
-    assert b.fast_for == HERE
+    assert b.fast_path_open == HERE
 
 
 def test_a_pool_that_is_down_leaves_its_neighbours_the_fast_path(world: World) -> None:
@@ -1152,7 +1152,7 @@ def test_a_pool_that_is_down_leaves_its_neighbours_the_fast_path(world: World) -
     world.release(world.take(a))
 
     assert b.line
-    assert a.fast_for == HERE
+    assert a.fast_path_open == HERE
 
 
 def test_the_fast_path_is_shut_while_there_is_surplus(world: World) -> None:
@@ -1162,7 +1162,7 @@ def test_the_fast_path_is_shut_while_there_is_surplus(world: World) -> None:
 
     world.scheduler.resize(bucket, 1, 1, world.now)
 
-    assert bucket.fast_for == 0
+    assert bucket.fast_path_open == 0
 
 
 def test_a_closed_bucket_leaves_no_trace_in_its_limits(world: World) -> None:
@@ -1183,7 +1183,7 @@ def test_a_closed_bucket_leaves_no_trace_in_its_limits(world: World) -> None:
     assert not limit._buckets
     assert not limit._hungry
     assert not limit._held_up
-    assert bucket.fast_for == 0
+    assert bucket.fast_path_open == 0
 
 
 @pytest.mark.parametrize("lifo", [False, True])

@@ -209,8 +209,8 @@ class Machine(RuleBasedStateMachine):
             many=many,
         )
         if max_uses is None and not many:
-            bucket.door = draw(st.sampled_from([THREAD, THREAD, 0]))
-        bucket.freshness = math.inf if bucket.idle_timeout is None else bucket.idle_timeout
+            bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
+        bucket.fast_path_max_idle = math.inf if bucket.idle_timeout is None else bucket.idle_timeout
         fits = all(
             bucket.min_size + sum(b.min_size for b in self._open() if limit in b.shared)
             <= limit.maximum
@@ -261,9 +261,12 @@ class Machine(RuleBasedStateMachine):
         bucket = self._pick(n)
         if bucket is None:
             return
-        if bucket.fast_for == THREAD and bucket._idle:
+        if bucket.fast_path_open == THREAD and bucket._idle:
             slot = bucket.take()
-            if self.now < slot.fresh_until and self.now - slot.since < bucket.freshness:
+            if (
+                self.now < slot.fast_path_until
+                and self.now - slot.since < bucket.fast_path_max_idle
+            ):
                 fit_for_hand_out(slot, self.now)
                 slot.state = IN_USE
                 slot.since = self.now
@@ -320,7 +323,7 @@ class Machine(RuleBasedStateMachine):
         bucket = slot.bucket
         if slot.state is not IN_USE:
             return
-        if bucket.fast_for == THREAD and self.now < slot.fresh_until:
+        if bucket.fast_path_open == THREAD and self.now < slot.fast_path_until:
             slot.state = IDLE
             slot.since = self.now
             bucket._idle.append(slot)
@@ -578,13 +581,15 @@ class Machine(RuleBasedStateMachine):
                 if len(shut) == 1 and not coming and not bucket.own.full:
                     others = [b for b in self.buckets if shut[0] in b.shared and b is not bucket]
                     assert not any(b.idle for b in others), "nobody made room"
-                    assert not any(b.fast_for for b in others), "the fast path takes his place"
+                    assert not any(b.fast_path_open for b in others), (
+                        "the fast path takes his place"
+                    )
             if could and bucket.has_room and bucket.connecting < bucket.missing:
                 assert any(b.line for b in neighbours(bucket, self.buckets)), (
                     "below its minimum for nobody's sake"
                 )
-            if bucket.fast_for:
-                assert bucket.fast_for == bucket.door
+            if bucket.fast_path_open:
+                assert bucket.fast_path_open == bucket.fast_path_thread
                 assert not bucket.line
                 assert not bucket.closed
                 assert bucket.open <= bucket.size
@@ -618,7 +623,9 @@ class Machine(RuleBasedStateMachine):
             assert bucket.open >= bucket.floor or not roomy, f"below its minimum: {bucket!r}"
             if slot := self.scheduler.take(bucket, self.now):
                 self._release(slot)
-                assert bucket.fast_for == bucket.door, "the fast path stays shut for ever"
+                assert bucket.fast_path_open == bucket.fast_path_thread, (
+                    "the fast path stays shut for ever"
+                )
         for limit in self.limits:
             assert limit._buckets.keys() == {b for b in self._open() if limit in b.shared}
             assert not limit._hungry

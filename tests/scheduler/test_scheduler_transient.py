@@ -180,14 +180,14 @@ def test_one_of_many_has_no_fast_path_to_open_or_to_shut_for_a_thousand_others(
     total = Limit(1)
     _, slot = busy(world, total)
     opened = []
-    open_door = world.scheduler._open_door
+    open_door = world.scheduler._update_fast_path
 
     def note(bucket: Bucket) -> None:
         opened.append(bucket)
         open_door(bucket)
 
     others = [one_of_many(world, total) for _ in range(50)]
-    world.scheduler._open_door = note  # type: ignore[method-assign]
+    world.scheduler._update_fast_path = note  # type: ignore[method-assign]
     world.join(others[0])  # somebody is held up from now on
     world.release(slot)  # and from now on nobody is
 

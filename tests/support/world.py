@@ -66,7 +66,7 @@ class World:
     def bucket(self, size: int, min_size: int = 0, *, name: str = "b", **settings: Any) -> Bucket:
         settings.setdefault("backoff", Backoff(first=1.0, longest=8.0, jitter=0.0))
         bucket = Bucket(name, size=size, min_size=min_size, **settings)
-        bucket.door = HERE
+        bucket.fast_path_thread = HERE
         self.scheduler.add(bucket, self.now)
         return bucket
 
