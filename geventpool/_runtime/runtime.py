@@ -294,7 +294,7 @@ class Runtime:
             self.scheduler.leave(waiter, monotonic())
             self._relax_alarm()
             raise
-        if not self.scheduler.hungry:
+        if not self.scheduler.with_waiters:
             self._relax_alarm()
         slot: Slot | None = waiter.slot
         if slot is not None:
@@ -355,7 +355,7 @@ class Runtime:
         between it and the hand-out.
         """
         if slot.state is not IN_USE:
-            return False  # promised in the very loop pass of a fork: it is the parent's
+            return False  # handed over in the very loop pass of a fork: it is the parent's
         reason = self._unfit(owner, slot)
         if reason is not None:
             self._discard(slot, slot.conn, reason)
@@ -536,7 +536,7 @@ class Runtime:
         failed = bucket.dial_failed
         bucket.filling += 1
         try:
-            self.scheduler.settle(bucket, began)
+            self.scheduler.reconcile(bucket, began)
             while bucket.open < max(bucket.size, bucket.min_size):
                 if bucket.closed:
                     raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
@@ -655,7 +655,7 @@ class Runtime:
         """Have a greenlet run the keepalive."""
         self.checkers.put((slot, slot.bucket.owner()))
 
-    def settle_later(self, bucket: Bucket) -> None:
+    def reconcile_later(self, bucket: Bucket) -> None:
         """Look at *bucket* again when its back-off is over."""
         if bucket.retry_timer is not None:
             bucket.retry_timer.stop()
@@ -669,15 +669,15 @@ class Runtime:
 
     def _retry_now(self, bucket: Bucket) -> None:
         bucket.retry_timer = None
-        self.scheduler.settle(bucket, monotonic())
+        self.scheduler.reconcile(bucket, monotonic())
         self.forget_if_empty(bucket)
 
-    def settle_limit_later(self, limit: Limit) -> None:
-        """Settle what *limit* touches, soon."""
-        self.loop.run_callback_threadsafe(self._settle_limit, limit)
+    def reconcile_limit_later(self, limit: Limit) -> None:
+        """Reconcile what *limit* touches, soon."""
+        self.loop.run_callback_threadsafe(self._reconcile_limit, limit)
 
-    def _settle_limit(self, limit: Limit) -> None:
-        self.scheduler.settle_limit(limit, monotonic())
+    def _reconcile_limit(self, limit: Limit) -> None:
+        self.scheduler.reconcile_limit(limit, monotonic())
 
     # Deadlines of waiters: one timer for all of them
 
@@ -702,7 +702,7 @@ class Runtime:
 
     def _relax_alarm(self) -> None:
         """Do not let the timer of a wait that is over keep the program alive."""
-        if self._alarm is not None and not self.scheduler.hungry:
+        if self._alarm is not None and not self.scheduler.with_waiters:
             self._alarm.ref = False
             self._alarm_is_idle = True
 
@@ -924,7 +924,7 @@ class Runtime:
     def _end_checks(self, bucket: Bucket) -> None:
         bucket.hurry_timer = None
         now = monotonic()
-        needed = bucket.hungry
+        needed = bucket.unserved
         for greenlet, item in list(self.checkers.active.items()):
             slot = item[0] if item is not None else None
             if needed and slot is not None and slot.bucket is bucket and slot.state is CHECKING:
@@ -1086,7 +1086,7 @@ class Runtime:
 
     def _revive(self) -> None:
         for bucket in list(self.buckets):
-            self.scheduler.settle(bucket, monotonic())
+            self.scheduler.reconcile(bucket, monotonic())
 
     # Looking
 

@@ -1,6 +1,6 @@
 """Decides who gets which connection next, and what is dialed, checked and closed.
 
 Must never be here: a clock, gevent, I/O, a call of user code; time is passed in, and what it wants
-done it asks of its effects.  Read ``state.py`` and ``model.py`` first, then ``Scheduler.settle`` in
-``scheduler.py``.
+done it asks of its effects.  Read ``state.py`` and ``model.py`` first, then ``Scheduler.reconcile``
+in ``scheduler.py``.
 """

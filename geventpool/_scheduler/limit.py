@@ -40,11 +40,13 @@ class Limit:
         self._few: dict[Bucket, None] = {}
         # The idle slots of the others, and what was idle once: by since when, or from before that.
         self._lru: Heap[Slot] = Heap()
-        self._hungry: dict[Bucket, None] = {}  # have waiters
+        self._with_waiters: dict[Bucket, None] = {}  # have waiters
         # The same by the turn of their oldest waiter, or that of one before him.
         self._queue: Heap[Bucket] = Heap()
-        self._held_up: dict[Bucket, None] = {}  # have waiters who wait because this limit is full
-        self._thin: dict[Bucket, None] = {}  # are below their minimum because of this limit
+        # Have waiters who wait because this limit is full
+        self._blocked_here: dict[Bucket, None] = {}
+        # Are below their minimum because of this limit
+        self._below_minimum: dict[Bucket, None] = {}
 
     @property
     def maximum(self) -> float:
@@ -55,7 +57,7 @@ class Limit:
     def maximum(self, maximum: float) -> None:
         self._maximum = _whole(maximum, "maximum")
         if self._scheduler is not None:
-            self._scheduler.effects.settle_limit_later(self)
+            self._scheduler.effects.reconcile_limit_later(self)
 
     @property
     def full(self) -> bool:
@@ -63,7 +65,7 @@ class Limit:
         return self.used >= self._maximum
 
     def _enqueue(self, bucket: Bucket) -> None:
-        """Note where among the hungry ones *bucket* stands."""
+        """Note where among those with waiters *bucket* stands."""
         self._queue.put(bucket, next(iter(bucket.line)).turn)
 
     def _note_idle(self, slot: Slot) -> None:

@@ -235,7 +235,7 @@ class Bucket:
 
     @property
     def in_use(self) -> int:
-        """How many are held by a caller or promised to one."""
+        """How many are held by a caller or handed over to one."""
         return self.open - self.idle - self.checking
 
     @property
@@ -248,7 +248,7 @@ class Bucket:
     @property
     def crowded(self) -> bool:
         """Whether somebody waits for a place in a limit that it shares."""
-        return any(limit._held_up for limit in self.shared)
+        return any(limit._blocked_here for limit in self.shared)
 
     @property
     def has_room(self) -> bool:
@@ -294,14 +294,14 @@ class Bucket:
         return self.floor - self.open + len(self.due)
 
     @property
-    def hungry(self) -> int:
+    def unserved(self) -> int:
         """How many waiters there are for whom no dial is under way."""
         return max(0, len(self.line) - self.connecting)
 
     @property
     def eligible(self) -> float:
         """For how many of those its own limit has places."""
-        return min(self.hungry, max(0, self.own._maximum - self.own.used))
+        return min(self.unserved, max(0, self.own._maximum - self.own.used))
 
     def idle_slots(self) -> Iterator[Slot]:
         """The idle slots, longest idle first."""

@@ -14,7 +14,7 @@ between two switches of the caller every change is whole.  What it decides about
 
 (and IN_USE -> CLOSED, when a holder detaches a connection or loses it to the garbage collector).
 
-Read ``Scheduler.settle`` first: it is called after every change and makes every decision about
+Read ``Scheduler.reconcile`` first: it is called after every change and makes every decision about
 waiters.
 """
 
@@ -65,11 +65,11 @@ class Effects(Protocol):
         """Have ``token(waiter)`` called soon, to let him look at what he has got.  What is returned
         is kept as ``waiter.waker``."""
 
-    def settle_later(self, bucket: Bucket) -> None:
-        """Call ``settle`` at ``bucket.retry_at``."""
+    def reconcile_later(self, bucket: Bucket) -> None:
+        """Call ``reconcile`` at ``bucket.retry_at``."""
 
-    def settle_limit_later(self, limit: Limit) -> None:
-        """Call ``settle_limit`` soon, with the time (this one from any thread)."""
+    def reconcile_limit_later(self, limit: Limit) -> None:
+        """Call ``reconcile_limit`` soon, with the time (this one from any thread)."""
 
 
 class Scheduler:
@@ -80,7 +80,7 @@ class Scheduler:
         self._wake = effects.wake
         #: The turn of a caller who comes now; who is served first, among waiters, goes by it.
         self.draw_turn: Callable[[], int] = itertools.count(1).__next__
-        self.hungry: dict[Bucket, None] = {}  # have waiters
+        self.with_waiters: dict[Bucket, None] = {}  # have waiters
         # A line is nearly always sorted by deadline, too.  Waiters who are due before somebody who
         # stands ahead of them are also in this heap; those who have left are taken out in time.
         self._early: list[tuple[float, int, Waiter]] = []
@@ -99,14 +99,14 @@ class Scheduler:
             if not bucket.many or limit is bucket.own:
                 limit._few[bucket] = None
         if not bucket.many or bucket.min_size:
-            self.settle(bucket, now)
+            self.reconcile(bucket, now)
 
     def remove(self, bucket: Bucket) -> None:
         """Forget *bucket*, which is empty."""
         for limit in bucket.limits:
             limit._buckets.pop(bucket, None)
             limit._few.pop(bucket, None)
-            limit._thin.pop(bucket, None)
+            limit._below_minimum.pop(bucket, None)
 
     def shut(self, bucket: Bucket, error: BaseException, now: float) -> None:
         """Close *bucket* for good: waiters get *error*, idle slots are closed, others on return."""
@@ -133,7 +133,7 @@ class Scheduler:
         if max_overflow is not None:
             bucket.max_overflow = max_overflow
         bucket.own._maximum = size + bucket.max_overflow
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
         """Close every idle slot, and the ones being checked when that is done."""
@@ -142,7 +142,7 @@ class Scheduler:
         for slot in bucket.slots:
             if slot.state is CHECKING:
                 self.doom(slot, reason)
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
 
     def drain(self, bucket: Bucket, over: float, now: float) -> None:
         """Have every slot opened so far replaced at a random moment within *over* seconds."""
@@ -161,7 +161,7 @@ class Scheduler:
         """
         for limit in bucket.limits:
             limit.used = limit._closing = 0
-            limit._held_up.clear()
+            limit._blocked_here.clear()
         for slot in bucket.slots:
             for limit in bucket.shared:
                 limit._lru.discard(slot)
@@ -195,7 +195,7 @@ class Scheduler:
         closing = bucket.closing
         slot = self._next_idle(bucket, now)
         if bucket.closing > closing:
-            self.settle(bucket, now)  # stale ones were closed: the minimum may lack them
+            self.reconcile(bucket, now)  # stale ones were closed: the minimum may lack them
         return slot
 
     def put_back(self, slot: Slot) -> None:
@@ -211,9 +211,9 @@ class Scheduler:
         bucket = waiter.bucket
         line = bucket.line
         if not line:
-            self.hungry[bucket] = None
+            self.with_waiters[bucket] = None
             for limit in bucket.shared:
-                limit._hungry[bucket] = None
+                limit._with_waiters[bucket] = None
         line[waiter] = None
         if again:
             # He was served something unfit: near the front, as only the oldest are served.
@@ -236,7 +236,7 @@ class Scheduler:
         # The crowd's case: only a release, or the end of a close, can do anything for him.
         own = bucket.own
         if bucket._idle or own.used < own._maximum or bucket.prompt or bucket.down_fails:
-            self.settle(bucket, now)
+            self.reconcile(bucket, now)
 
     def leave(self, waiter: Waiter, now: float) -> None:
         """Let *waiter* go, however his wait ended: not yet served, he leaves the line; already
@@ -246,14 +246,14 @@ class Scheduler:
             self.return_unused(slot, now)
         elif waiter in waiter.bucket.line:
             self._drop(waiter)
-            self.settle(waiter.bucket, now)
+            self.reconcile(waiter.bucket, now)
 
     def expire(self, now: float) -> None:
         """End the wait of everybody whose deadline has come."""
         due: list[Waiter] = []
         while self._early and self._early[0][0] <= now:
             due.append(heapq.heappop(self._early)[2])
-        for bucket in self.hungry:
+        for bucket in self.with_waiters:
             # All lines in one go: a thousand callers of a thousand buckets may be due together.
             for waiter in bucket.line:
                 if not waiter.back:
@@ -267,7 +267,7 @@ class Scheduler:
             waiter.expired = True
             waiter.waker = self._wake(waiter.token, waiter)
             if not waiter.bucket.line or waiter.bucket.shared:
-                self.settle(waiter.bucket, now)
+                self.reconcile(waiter.bucket, now)
 
     def next_deadline(self) -> float | None:
         """When ``expire`` has work next; None if nobody in line has a deadline."""
@@ -280,7 +280,7 @@ class Scheduler:
         while early and not _waits(early[0][2]):
             heapq.heappop(early)
         first = [early[0][2]] if early else []
-        for bucket in self.hungry:
+        for bucket in self.with_waiters:
             # Those who had to go back in line stand at its front, and are in the heap.
             first.extend(itertools.islice((w for w in bucket.line if not w.back), 1))
         due = min(first, key=_deadline, default=None)
@@ -313,14 +313,14 @@ class Scheduler:
         reason = self._unfit(slot, now)
         if reason is not None:
             self._close(slot, reason)
-            self.settle(bucket, now)
+            self.reconcile(bucket, now)
             return
         if bucket.line and not (bucket.shared and bucket.crowded):
-            self._promise(slot, next(iter(bucket.line)), now)
+            self._hand_over(slot, next(iter(bucket.line)), now)
             slot.idled = 0.0
             if not bucket.line:
                 if bucket.shared:
-                    self.settle(bucket, now)  # no place need be kept for him any more
+                    self.reconcile(bucket, now)  # no place need be kept for him any more
                 else:
                     self._update_fast_path(bucket)
             return
@@ -330,7 +330,7 @@ class Scheduler:
         slot.since = now if idle_since is None else idle_since
         self._lay_down(slot, now)
         if not bucket.quiet or bucket.due:
-            self.settle(bucket, now)
+            self.reconcile(bucket, now)
         else:
             self._update_fast_path(bucket)
 
@@ -342,7 +342,7 @@ class Scheduler:
         if slot.uses <= 1 and (slot.doomed is Reason.PEER_CLOSED or reason is Reason.DEAD):
             self._died_young(slot, now)
         self._close(slot, reason)
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
 
     def proved(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
@@ -355,7 +355,7 @@ class Scheduler:
         if slot.state is not IDLE:
             return False
         self._close(slot, reason)
-        self.settle(slot.bucket, now)
+        self.reconcile(slot.bucket, now)
         return True
 
     def detach(self, slot: Slot, reason: Reason, now: float) -> None:
@@ -363,7 +363,7 @@ class Scheduler:
         if slot.state is IN_USE:
             self._count_reason(slot, reason)
             self._move(slot, CLOSED)
-            self.settle(slot.bucket, now)
+            self.reconcile(slot.bucket, now)
 
     # What the runtime reports
 
@@ -378,7 +378,7 @@ class Scheduler:
         """Give up a dial that nobody wants any more."""
         if slot.state is CONNECTING:
             self._move(slot, CLOSED)
-            self.settle(slot.bucket, now)
+            self.reconcile(slot.bucket, now)
 
     def opened(self, slot: Slot, now: float) -> None:
         """The dial succeeded and ``slot.conn`` is set."""
@@ -402,7 +402,7 @@ class Scheduler:
         reason = self._unfit(slot, now)  # as much can happen during a dial
         if reason is not None:
             self._close(slot, reason)
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
 
     def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
         """The dial failed: one dial at a time from now on, and after a pause."""
@@ -417,7 +417,7 @@ class Scheduler:
         self._setback(bucket, slot.since, now)
         if bucket.fail_fast and bucket.line and not killed:
             self._fail(next(iter(bucket.line)), error)
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
         """The peer hung up: an idle slot is closed now, another as soon as nobody holds it."""
@@ -425,7 +425,7 @@ class Scheduler:
             if not slot.uses:
                 self._died_young(slot, now)
             self._close(slot, Reason.PEER_CLOSED)
-            self.settle(slot.bucket, now)
+            self.reconcile(slot.bucket, now)
         else:
             self.doom(slot, Reason.PEER_CLOSED)
 
@@ -433,7 +433,7 @@ class Scheduler:
         """The connection is closed: its place is free."""
         if slot.state is CLOSING:
             self._move(slot, CLOSED)
-            self.settle(slot.bucket, now)
+            self.reconcile(slot.bucket, now)
 
     def start_checks(self, bucket: Bucket, keepalive: float, now: float) -> float:
         """Check those who need it of the slots idle for *keepalive* seconds; returns when to call
@@ -465,7 +465,7 @@ class Scheduler:
             self._close(slot, reason)
         else:
             self._lay_down(slot, now)
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
         """Close what has been idle too long, have the old replaced; returns when to call again."""
@@ -488,21 +488,21 @@ class Scheduler:
                     again = min(again, ends)
                     break
                 self._close(oldest, Reason.IDLE)
-        self.settle(bucket, now)
+        self.reconcile(bucket, now)
         return again
 
     # Decisions
 
-    def settle_limit(self, limit: Limit, now: float) -> None:
+    def reconcile_limit(self, limit: Limit, now: float) -> None:
         """Bring *limit* down to its maximum, or use its new room, after the maximum was set."""
         while limit.used - limit._closing > limit._maximum and (victim := limit._longest_idle()):
             self._close(victim, Reason.EVICTED)
         if bucket := next(iter(limit._buckets), None):
-            self.settle(bucket, now)  # which looks after all who wait
+            self.reconcile(bucket, now)  # which looks after all who wait
         for bucket in limit._few:
             self._update_fast_path(bucket)
 
-    def settle(self, bucket: Bucket, now: float) -> None:
+    def reconcile(self, bucket: Bucket, now: float) -> None:
         """Decide everything that a change of *bucket* made possible.
 
         Waiters come first, in the order they arrived, also across buckets that share a limit:
@@ -515,35 +515,35 @@ class Scheduler:
         *bucket* (or with one of those), so its cost does not grow with the number of pools.
         """
         if bucket.due:
-            self._renew(bucket, now)
+            self._retire_due(bucket, now)
         if bucket.line or bucket.shared:
-            self._serve(bucket, now)
+            self._assign(bucket, now)
         self._refill(bucket, now)
         for limit in bucket.shared:
-            for thin in list(limit._thin):
-                self._renew(thin, now)
-                self._refill(thin, now)
-        self._trim(bucket)
+            for other in list(limit._below_minimum):
+                self._retire_due(other, now)
+                self._refill(other, now)
+        self._shrink(bucket)
         if not bucket.connecting:
             bucket.window = 1  # nothing more to dial: the burst is over
         self._update_fast_path(bucket)
 
-    def _serve(self, bucket: Bucket, now: float) -> None:
+    def _assign(self, bucket: Bucket, now: float) -> None:
         """Do for the waiters of *bucket*, and of those it shares limits with, what can be done.
 
         It looks at them in the order of their turns, and no further than there are places: a
         thousand buckets that wait for the same full limit cost no more than one.  Those that a
         place would be of no use to are not in a limit's queue: see ``_wants_place``.
         """
-        promised: dict[Bucket, int] = {}  # looked at -> waiters for whom a place comes free
-        spoken: dict[Limit, int] = {}  # -> places, free or coming free, that are theirs
-        barren: set[Limit] = set()  # have nothing idle left
+        incoming: dict[Bucket, int] = {}  # looked at -> waiters for whom a place comes free
+        reserved: dict[Limit, int] = {}  # -> places, free or coming free, that are theirs
+        nothing_idle: set[Limit] = set()  # have nothing idle left
         seen: set[Limit] = set()
-        held_up: dict[Bucket, list[Limit]] = {}
+        blocked: dict[Bucket, list[Limit]] = {}
         queues = dict.fromkeys(bucket.shared)  # where others stand whom this may concern
         ahead: list[tuple[int, Bucket]] = []  # turns are unique: buckets are never compared
         if bucket.line:
-            promised[bucket] = 0
+            incoming[bucket] = 0
             if turn := _turn(bucket, 0):
                 ahead.append((turn, bucket))
         while True:
@@ -553,14 +553,14 @@ class Scheduler:
                     # Nothing can be done for anybody here.  (Who waits for no place, though, must
                     # know whether those that come free are others'.)
                     if not bucket.prompt and limit.full and limit._longest_idle() is None:
-                        barren.add(limit)
-                while limit._queue and limit not in barren:
+                        nothing_idle.add(limit)
+                while limit._queue and limit not in nothing_idle:
                     since, other = limit._queue.first()
                     if ahead and since >= ahead[0][0]:
                         break
                     limit._queue.discard(other)
-                    if other not in promised:
-                        promised[other] = 0
+                    if other not in incoming:
+                        incoming[other] = 0
                         queues.update(dict.fromkeys(other.shared))
                         if turn := _turn(other, 0):
                             heapq.heappush(ahead, (turn, other))
@@ -569,66 +569,68 @@ class Scheduler:
             first = heapq.heappop(ahead)[1]
             if first.idle:
                 if slot := self._next_idle(first, now):
-                    self._promise(slot, next(iter(first.line)), now)
+                    self._hand_over(slot, next(iter(first.line)), now)
             elif now < first.retry_at:
                 if first.down_fails:
                     self._give_up(first, _backing_off(first))
                 continue
-            elif first.connecting + promised[first] >= first.window:
-                if first.prompt and (full := _full(first, spoken)):
-                    if self._victims(full, spoken, barren) is None:
-                        self._give_up(first, _out_of_sockets(first, full), promised[first])
+            elif first.connecting + incoming[first] >= first.window:
+                if first.prompt and (full := _full(first, reserved)):
+                    if self._victims(full, reserved, nothing_idle) is None:
+                        self._give_up(first, _out_of_sockets(first, full), incoming[first])
                 continue
-            elif not (full := _full(first, spoken)):
+            elif not (full := _full(first, reserved)):
                 self._dial(first, now)
             else:
                 if full[0] is not first.own:  # else it could not use a place in the others
-                    held_up[first] = full
-                if not self._make_room(full, spoken, barren):
+                    blocked[first] = full
+                if not self._make_room(full, reserved, nothing_idle):
                     if first.prompt:
-                        held_up.pop(first, None)
-                        self._give_up(first, _out_of_sockets(first, full), promised[first])
+                        blocked.pop(first, None)
+                        self._give_up(first, _out_of_sockets(first, full), incoming[first])
                     continue
                 # In all its limits: a younger one who took the place that is free in one, while
                 # that in another comes free, would be evicted for him, and so on for ever.
-                promised[first] += 1
+                incoming[first] += 1
                 for limit in first.limits:
-                    spoken[limit] = spoken.get(limit, 0) + 1
-            if turn := _turn(first, promised[first]):
+                    reserved[limit] = reserved.get(limit, 0) + 1
+            if turn := _turn(first, incoming[first]):
                 heapq.heappush(ahead, (turn, first))
-        for other in promised:
+        for other in incoming:
             wants = _wants_place(other, now)
             for limit in other.shared:
                 if not wants:
                     limit._queue.discard(other)
                 elif other not in limit._queue:
                     limit._enqueue(other)
-                self._note_held_up(other, limit, limit in held_up.get(other, ()))
+                self._note_blocked(other, limit, limit in blocked.get(other, ()))
 
-    def _give_up(self, bucket: Bucket, error: BaseException, promised: int = 0) -> None:
+    def _give_up(self, bucket: Bucket, error: BaseException, incoming: int = 0) -> None:
         """Fail the waiters of *bucket* for whom nothing is under way."""
-        for waiter in list(itertools.islice(bucket.line, bucket.connecting + promised, None)):
+        for waiter in list(itertools.islice(bucket.line, bucket.connecting + incoming, None)):
             self._fail(waiter, copy_of(error))
 
-    def _make_room(self, full: list[Limit], spoken: dict[Limit, int], barren: set[Limit]) -> bool:
+    def _make_room(
+        self, full: list[Limit], reserved: dict[Limit, int], nothing_idle: set[Limit]
+    ) -> bool:
         """See to it that each of the *full* limits gets one place free, evicting if need be."""
-        victims = self._victims(full, spoken, barren)
+        victims = self._victims(full, reserved, nothing_idle)
         for victim in victims or ():
             self._close(victim, Reason.EVICTED)
         return victims is not None
 
     def _victims(
-        self, full: list[Limit], spoken: dict[Limit, int], barren: set[Limit]
+        self, full: list[Limit], reserved: dict[Limit, int], nothing_idle: set[Limit]
     ) -> list[Slot] | None:
         """Which idle slots to evict for one place free in each of the *full* limits, or None."""
         victims: list[Slot] = []
         for limit in full:
-            free = limit._maximum - limit.used + limit._closing - spoken.get(limit, 0)
+            free = limit._maximum - limit.used + limit._closing - reserved.get(limit, 0)
             if free > 0 or any(limit in victim.bucket.limits for victim in victims):
                 continue
-            victim = None if limit in barren else limit._longest_idle()
+            victim = None if limit in nothing_idle else limit._longest_idle()
             if victim is None:
-                barren.add(limit)
+                nothing_idle.add(limit)
                 return None
             victims.append(victim)
         return victims
@@ -640,20 +642,20 @@ class Scheduler:
             while (
                 bucket.connecting < wanted
                 and bucket.has_room
-                and not (bucket.shared and self._spoken_for(bucket))
+                and not (bucket.shared and self._all_reserved(bucket))
             ):
                 self._dial(bucket, now)
         if bucket.shared:
-            self._mark_thin(bucket)
+            self._note_below_minimum(bucket)
 
-    def _spoken_for(self, bucket: Bucket) -> bool:
+    def _all_reserved(self, bucket: Bucket) -> bool:
         """Whether waiters could use all the places left in a limit that *bucket* shares."""
         return any(
-            limit.used + sum(b.eligible for b in limit._hungry) >= limit._maximum
+            limit.used + sum(b.eligible for b in limit._with_waiters) >= limit._maximum
             for limit in bucket.shared
         )
 
-    def _renew(self, bucket: Bucket, now: float) -> None:
+    def _retire_due(self, bucket: Bucket, now: float) -> None:
         """Close the idle slots that are due to go, as far as that costs nobody anything."""
         while bucket.due:
             slot = next(iter(bucket.due))
@@ -676,7 +678,7 @@ class Scheduler:
             return expired and bucket.failing
         return expired or not (bucket.connecting or bucket.closing or now < bucket.retry_at)
 
-    def _trim(self, bucket: Bucket) -> None:
+    def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""
         while bucket.open > bucket.size and (oldest := bucket.longest_idle()):
             self._close(oldest, Reason.SURPLUS)
@@ -697,7 +699,7 @@ class Scheduler:
         # Even without a pause, let others run first: a dial that fails at once, again and again,
         # would keep its greenlet busy for ever.
         bucket.retry_at = math.nextafter(now + bucket.backoff.delay(bucket.failures), NEVER)
-        self.effects.settle_later(bucket)
+        self.effects.reconcile_later(bucket)
 
     def _died_young(self, slot: Slot, now: float) -> None:
         """It was dead for its first user, or before: soon after the dial, that is a setback."""
@@ -723,7 +725,7 @@ class Scheduler:
             self._pluck(slot)
         self.effects.start_close(slot, reason)
 
-    def _promise(self, slot: Slot, waiter: Waiter, now: float) -> None:
+    def _hand_over(self, slot: Slot, waiter: Waiter, now: float) -> None:
         """Give *slot*, IN_USE already, to *waiter*, who leaves the line."""
         self._drop(waiter)
         slot.since = now
@@ -747,18 +749,18 @@ class Scheduler:
     def _line_ended(self, bucket: Bucket) -> None:
         """Book that nobody waits any more."""
         bucket.latest = AT_ONCE
-        del self.hungry[bucket]
-        if not self.hungry:
+        del self.with_waiters[bucket]
+        if not self.with_waiters:
             self._early.clear()  # they would keep alive what is long gone
         for limit in bucket.shared:
-            limit._hungry.pop(bucket, None)
+            limit._with_waiters.pop(bucket, None)
             limit._queue.discard(bucket)
-            self._note_held_up(bucket, limit, False)
+            self._note_blocked(bucket, limit, False)
 
     def _note_early(self, waiter: Waiter, deadline: float) -> None:
         """Note a waiter who is due before somebody ahead of him."""
         heapq.heappush(self._early, (deadline, self.draw_turn(), waiter))
-        if len(self._early) > 64 + 2 * sum(len(bucket.line) for bucket in self.hungry):
+        if len(self._early) > 64 + 2 * sum(len(bucket.line) for bucket in self.with_waiters):
             self._early = [entry for entry in self._early if _waits(entry[2])]
             heapq.heapify(self._early)
 
@@ -889,23 +891,23 @@ class Scheduler:
         reasons = slot.bucket.reasons
         reasons[reason] = reasons.get(reason, 0) + 1
 
-    def _mark_thin(self, bucket: Bucket) -> None:
+    def _note_below_minimum(self, bucket: Bucket) -> None:
         """Note at its shared limits whether *bucket* lacks connections that they may bar."""
-        thin = bucket.connecting < bucket.missing
+        below_minimum = bucket.connecting < bucket.missing
         for limit in bucket.shared:
-            if thin:
-                limit._thin[bucket] = None
+            if below_minimum:
+                limit._below_minimum[bucket] = None
             else:
-                limit._thin.pop(bucket, None)
+                limit._below_minimum.pop(bucket, None)
 
-    def _note_held_up(self, bucket: Bucket, limit: Limit, held_up: bool) -> None:
+    def _note_blocked(self, bucket: Bucket, limit: Limit, blocked: bool) -> None:
         """Note whether waiters of *bucket* wait for a place in *limit*, a shared one."""
-        before = bool(limit._held_up)
-        if held_up:
-            limit._held_up[bucket] = None
+        before = bool(limit._blocked_here)
+        if blocked:
+            limit._blocked_here[bucket] = None
         else:
-            limit._held_up.pop(bucket, None)
-        if before is not bool(limit._held_up):
+            limit._blocked_here.pop(bucket, None)
+        if before is not bool(limit._blocked_here):
             for other in limit._few:
                 self._update_fast_path(other)
 
@@ -922,11 +924,11 @@ def _backing_off(bucket: Bucket) -> BaseException:
     return bucket.last_error or ConnectError(text)
 
 
-def _full(bucket: Bucket, spoken: dict[Limit, int]) -> list[Limit]:
-    """The limits of *bucket* that have no place left which is not *spoken* for: there is none to be
+def _full(bucket: Bucket, reserved: dict[Limit, int]) -> list[Limit]:
+    """The limits of *bucket* that have no place left which is not *reserved*: there is none to be
     kept for those who wait for a close that frees one here, too."""
     return [
-        x for x in bucket.limits if x.used + max(0, spoken.get(x, 0) - x._closing) >= x._maximum
+        x for x in bucket.limits if x.used + max(0, reserved.get(x, 0) - x._closing) >= x._maximum
     ]
 
 
@@ -952,15 +954,15 @@ def _deadline(waiter: Waiter) -> float:
 
 def _wants_place(bucket: Bucket, now: float) -> bool:
     """Whether a waiter of *bucket* could use a place: not if dials under way will serve them all,
-    nor while no more may be dialed.  The end of any of that settles *bucket* itself."""
+    nor while no more may be dialed.  The end of any of that reconciles *bucket* itself."""
     if _turn(bucket, 0) is None:
         return False
     return bucket.prompt or not (now < bucket.retry_at or bucket.connecting >= bucket.window)
 
 
-def _turn(bucket: Bucket, promised: int) -> int | None:
+def _turn(bucket: Bucket, incoming: int) -> int | None:
     """The turn of the first waiter of *bucket* for whom nothing is under way."""
-    served = 0 if bucket.idle else bucket.connecting + promised
+    served = 0 if bucket.idle else bucket.connecting + incoming
     for waiter in itertools.islice(bucket.line, served, served + 1):
         return waiter.turn
     return None

@@ -30,7 +30,7 @@ class State(enum.Enum):
 
     CONNECTING = "connecting"
     IDLE = "idle"
-    IN_USE = "in use"  # held by a caller, or promised to one
+    IN_USE = "in use"  # held by a caller, or handed over to one
     CHECKING = "checking"  # the pool itself has it, for its keepalive
     CLOSING = "closing"  # still counts in every limit
     CLOSED = "closed"

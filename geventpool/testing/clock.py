@@ -195,7 +195,7 @@ def _catch_up() -> None:
     now = _now()
     runtime.scheduler.expire(now)
     for bucket in list(runtime.buckets):
-        runtime.scheduler.settle(bucket, now)
+        runtime.scheduler.reconcile(bucket, now)
         for loop in bucket.maintenance:
             if bucket in loop.buckets:
                 loop.add(bucket, AT_ONCE)

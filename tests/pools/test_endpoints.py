@@ -1236,7 +1236,7 @@ def test_an_endpoint_without_slots_and_callers_leaves_no_trace(
         assert made
         assert [ref() for ref in made] == [None] * len(made)
         assert "stay" in pool.endpoints() or way is _evicted
-        everything = (*limit._buckets, *limit._few, *limit._hungry, *limit._held_up)
+        everything = (*limit._buckets, *limit._few, *limit._with_waiters, *limit._blocked_here)
         assert "go" not in [bucket.endpoint for bucket in everything]
 
 

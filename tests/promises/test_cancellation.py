@@ -454,7 +454,7 @@ def test_a_waiter_killed_just_before_his_connection_comes_passes_it_on(
     gevent.idle()
 
     waiter.kill(exc_class, block=False)
-    pool.release(conn)  # promised now to one who never wakes for it
+    pool.release(conn)  # handed over now to one that never wakes for it
     assert pool.stats().waiting == 1
 
     assert type(waiter.get(timeout=PATIENCE)) is exc_class

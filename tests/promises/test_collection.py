@@ -496,7 +496,7 @@ def test_a_connection_in_a_living_greenlet_keeps_the_slot(maker: Maker) -> None:
         assert (pool.stats().idle, maker.dials) == (1, 1)
 
 
-def test_a_connection_promised_to_a_caller_who_has_not_woken_is_not_lost(maker: Maker) -> None:
+def test_a_connection_handed_over_to_a_caller_who_has_not_woken_is_not_lost(maker: Maker) -> None:
     with ConnectionPool(1, connect=maker) as pool:
         with pool.get():
             waiter = gevent.spawn(pool.execute, lambda conn: conn.number)

@@ -214,7 +214,7 @@ def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_he_woke
         assert pool.stats().closed[Reason.UNREAD] == 1
 
 
-def test_one_who_was_promised_a_spoiled_connection_keeps_his_place_in_line(peers: Peers) -> None:
+def test_one_that_was_handed_a_spoiled_connection_keeps_his_place_in_line(peers: Peers) -> None:
     with ConnectionPool(1, connect=peers) as pool:
         order: list[int] = []
 
@@ -231,7 +231,7 @@ def test_one_who_was_promised_a_spoiled_connection_keeps_his_place_in_line(peers
     assert order == [0, 1, 2]
 
 
-def test_one_who_was_promised_a_spoiled_connection_keeps_his_deadline() -> None:
+def test_one_that_was_handed_a_spoiled_connection_keeps_his_deadline() -> None:
     """Its replacement never comes: he waits no longer than he said when he came."""
     made: list[Any] = []
 

@@ -130,7 +130,7 @@ def test_news_of_a_slot_that_has_moved_on_changes_nothing(
     assert slot.state is CLOSING
 
 
-# Who gets what: the order of settle
+# Who gets what: the order of reconcile
 
 
 def test_first_an_idle_slot_is_handed_over(world: World) -> None:
@@ -196,8 +196,8 @@ def test_one_eviction_serves_one_waiter_and_no_second_is_made_while_it_closes(
     b = world.bucket(2, name="b", limits=(limit,))
 
     world.join(b)
-    world.settle(b)
-    world.settle(a)
+    world.reconcile(b)
+    world.reconcile(a)
 
     assert len(world.notes.closes) == 1
 
@@ -254,7 +254,7 @@ def test_minimums_come_last_and_leave_every_place_that_a_waiter_could_use(world:
     assert a.connecting == 1  # the window: his place is not taken for the second yet
 
     world.now += 2
-    world.settle(b)
+    world.reconcile(b)
 
     assert b.connecting == 0
     world.open_one()
@@ -482,9 +482,9 @@ def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None
         world.scheduler.leave(waiter, world.now)
 
     assert len(world.scheduler._early) < 100
-    assert list(world.scheduler.hungry) == [bucket]
+    assert list(world.scheduler.with_waiters) == [bucket]
     world.release(slot)
-    assert not world.scheduler.hungry
+    assert not world.scheduler.with_waiters
     assert world.scheduler.next_deadline() is None
 
 
@@ -517,7 +517,7 @@ def test_a_failure_sets_the_window_back_to_one_and_starts_the_pause(world: World
     assert world.notes.retries == [bucket.retry_at]
     assert bucket.last_error is REFUSED
     assert bucket.failing
-    world.settle(bucket)
+    world.reconcile(bucket)
     assert len(world.notes.dials) == 7  # those under way, no new one
 
 
@@ -547,10 +547,10 @@ def test_while_down_there_is_one_dial_for_each_pause_and_the_pauses_grow(world: 
         world.fail_one()
         pauses.append(bucket.retry_at - world.now)
         world.now = bucket.retry_at - 0.001
-        world.settle(bucket)
+        world.reconcile(bucket)
         assert not world.notes.dials
         world.now = bucket.retry_at
-        world.settle(bucket)
+        world.reconcile(bucket)
 
     assert pauses == pytest.approx([1.0, 2.0, 4.0, 8.0, 8.0])
 
@@ -559,7 +559,7 @@ def test_a_server_that_comes_back_sees_one_dial_then_two_then_four(world: World)
     bucket = world.bucket(20, 20)
     world.fail_one()
     world.now = bucket.retry_at
-    world.settle(bucket)
+    world.reconcile(bucket)
 
     under_way = [bucket.connecting]
     for _ in range(2):
@@ -649,7 +649,7 @@ def test_connections_that_die_before_anybody_used_them_slow_the_dials_down(world
         assert bucket.failures == failures
         assert not world.notes.dials
         world.now = bucket.retry_at
-        world.settle(bucket)
+        world.reconcile(bucket)
 
     assert world.notes.reasons == [Reason.PEER_CLOSED] * 3
 
@@ -659,7 +659,7 @@ def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: 
     for _ in range(3):
         world.fail_one()
         world.now = bucket.retry_at
-        world.settle(bucket)
+        world.reconcile(bucket)
     world.open_all()
     world.now += 1000
     world.discard(world.take(bucket))
@@ -676,7 +676,7 @@ def test_after_failures_a_connection_is_not_for_the_fast_path_until_it_proved_go
     bucket = world.bucket(1, 1)
     world.fail_one()
     world.now = bucket.retry_at
-    world.settle(bucket)
+    world.reconcile(bucket)
     slot = world.open_one()
     assert slot.fast_path_until == AT_ONCE
 
@@ -874,7 +874,7 @@ def test_drained_while_the_server_is_away_no_more_than_one_is_given_up(world: Wo
         world.close_all()
         world.fail_one()
         world.now = bucket.retry_at
-        world.settle(bucket)
+        world.reconcile(bucket)
 
     assert bucket.open == 2
     world.open_all()
@@ -889,7 +889,7 @@ def test_a_drain_goes_on_after_an_outage_though_nobody_uses_the_pool(world: Worl
     bucket = world.bucket(2, 2)
     world.fail_one()
     world.now = bucket.retry_at
-    world.settle(bucket)
+    world.reconcile(bucket)
     world.open_all()
 
     world.scheduler.drain(bucket, 0.0, world.now)
@@ -1009,7 +1009,7 @@ def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world:
 
     limit.maximum = 1
     assert world.notes.limits == [limit]
-    world.scheduler.settle_limit(limit, world.now)
+    world.scheduler.reconcile_limit(limit, world.now)
 
     assert len(world.notes.closes) == 2
     assert b.idle == 0
@@ -1032,7 +1032,7 @@ def test_a_shared_limit_raised_serves_who_waits_for_it(world: World) -> None:
     world.join(b)
 
     limit.maximum = 2
-    world.scheduler.settle_limit(limit, world.now)
+    world.scheduler.reconcile_limit(limit, world.now)
 
     assert b.connecting == 1
 
@@ -1181,8 +1181,8 @@ def test_a_closed_bucket_leaves_no_trace_in_its_limits(world: World) -> None:
     assert held.state is CLOSED
     assert limit.used == 0
     assert not limit._buckets
-    assert not limit._hungry
-    assert not limit._held_up
+    assert not limit._with_waiters
+    assert not limit._blocked_here
     assert bucket.fast_path_open == 0
 
 
@@ -1214,7 +1214,7 @@ def test_after_a_fork_every_slot_is_let_go_and_nothing_is_closed(world: World) -
     assert (limit.used, bucket.own.used, bucket.open, bucket.connecting) == (0, 0, 0, 0)
     world.release(held)  # the parent's: of no interest
     world.notes.dials.clear()
-    world.settle(bucket)
+    world.reconcile(bucket)
 
     assert not world.notes.closes
     assert held.state is CLOSED
@@ -1282,23 +1282,23 @@ def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
     assert_flat(cost)
 
 
-def test_to_settle_costs_the_same_however_many_lie_idle_wait_or_are_due() -> None:
+def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> None:
     def cost(number: int) -> int:
         world = World()
         bucket = world.full(number)
         world.scheduler.drain(bucket, 0.0, world.now)
         assert len(bucket.due) == number - 1
-        steps = Steps().of(lambda: world.scheduler.settle(bucket, world.now))
+        steps = Steps().of(lambda: world.scheduler.reconcile(bucket, world.now))
         busy = world.full(1, name="busy")
         world.take(busy)
         for _ in range(number):
             world.join(busy)
-        return steps + Steps().of(lambda: world.scheduler.settle(busy, world.now))
+        return steps + Steps().of(lambda: world.scheduler.reconcile(busy, world.now))
 
     assert_flat(cost)
 
 
-def test_to_settle_costs_the_same_however_many_other_pools_there_are() -> None:
+def test_to_reconcile_costs_the_same_however_many_other_pools_there_are() -> None:
     def cost(pools: int) -> int:
         world = World()
         limit = Limit(10_000)
@@ -1314,7 +1314,7 @@ def test_to_settle_costs_the_same_however_many_other_pools_there_are() -> None:
     assert_flat(cost, 5)
 
 
-def test_a_full_limit_with_many_hungry_pools_costs_no_more_than_their_number() -> None:
+def test_a_full_limit_with_many_pools_with_waiters_costs_no_more_than_their_number() -> None:
     def cost(pools: int) -> int:
         world = World()
         limit = Limit(1)

@@ -83,7 +83,7 @@ class Hub:
         self.checks: list[Slot] = []
         self.woken: list[Waiter] = []
         self.timers: dict[Bucket, float] = {}
-        self.lowered: dict[Limit, None] = {}  # limits to be settled
+        self.lowered: dict[Limit, None] = {}  # limits to be reconciled
         self.buckets: list[Bucket] = []
 
     def start_dial(self, slot: Slot) -> None:
@@ -134,10 +134,10 @@ class Hub:
             assert waiter.turn < turn_at(waiter.bucket, 0), "served out of turn"
         self.woken.append(waiter)
 
-    def settle_later(self, bucket: Bucket) -> None:
+    def reconcile_later(self, bucket: Bucket) -> None:
         self.timers[bucket] = bucket.retry_at
 
-    def settle_limit_later(self, limit: Limit) -> None:
+    def reconcile_limit_later(self, limit: Limit) -> None:
         self.lowered[limit] = None
 
 
@@ -418,7 +418,7 @@ class Machine(RuleBasedStateMachine):
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:
                 del self.hub.timers[bucket]
-                self.scheduler.settle(bucket, self.now)
+                self.scheduler.reconcile(bucket, self.now)
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0, 2.5, 6.0]))
     def time_passes(self, seconds: float) -> None:
@@ -465,10 +465,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 3), waiting=st.booleans())
     def fill(self, n: int, waiting: bool) -> None:
-        """Callers of fill() come and go; the runtime settles when one comes."""
+        """Callers of fill() come and go; the runtime reconciles when one comes."""
         if bucket := self._pick(n):
             bucket.filling += 1 if waiting or not bucket.filling else -1
-            self.scheduler.settle(bucket, self.now)
+            self.scheduler.reconcile(bucket, self.now)
 
     @rule(n=st.integers(0, 1), maximum=st.integers(0, 6))
     def set_maximum(self, n: int, maximum: int) -> None:
@@ -479,7 +479,7 @@ class Machine(RuleBasedStateMachine):
     def settle_limits(self) -> None:
         while self.hub.lowered:
             limit = next(iter(self.hub.lowered))
-            self.scheduler.settle_limit(limit, self.now)
+            self.scheduler.reconcile_limit(limit, self.now)
             del self.hub.lowered[limit]
 
     @precondition(lambda self: self.now > 8)
@@ -535,13 +535,13 @@ class Machine(RuleBasedStateMachine):
                 for b in self.buckets:
                     assert limit not in b.limits or not b.idle, "idle in a limit it overfills"
             for b in self.buckets:
-                assert (b in limit._hungry) == bool(b.line and limit in b.shared)
+                assert (b in limit._with_waiters) == bool(b.line and limit in b.shared)
                 if b in limit._queue:
-                    assert b in limit._hungry
-                elif b in limit._hungry:
+                    assert b in limit._with_waiters
+                elif b in limit._with_waiters:
                     served = len(b.line) <= b.connecting
                     assert served or b.failing or b.connecting >= b.window, "he is overlooked"
-                assert b not in limit._held_up or b.line
+                assert b not in limit._blocked_here or b.line
             keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
             assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
             assert keys.keys() <= set(slots), "it keeps alive what is closed"
@@ -557,7 +557,9 @@ class Machine(RuleBasedStateMachine):
             assert all(waiter.pending for waiter in bucket.line)
             assert not (bucket.line and bucket.idle), "waits while a connection lies idle"
             assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
-        assert set(self.scheduler.hungry) == {bucket for bucket in self.buckets if bucket.line}
+        assert set(self.scheduler.with_waiters) == {
+            bucket for bucket in self.buckets if bucket.line
+        }
 
     @invariant()
     def opportunities(self) -> None:
@@ -628,8 +630,8 @@ class Machine(RuleBasedStateMachine):
                 )
         for limit in self.limits:
             assert limit._buckets.keys() == {b for b in self._open() if limit in b.shared}
-            assert not limit._hungry
-            assert not limit._held_up
+            assert not limit._with_waiters
+            assert not limit._blocked_here
 
     def _come_to_rest(self) -> None:
         """Dials succeed, callers release and nobody's patience ends."""

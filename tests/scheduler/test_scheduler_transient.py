@@ -419,7 +419,7 @@ def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
     assert (error.pool, error.limit, error.used, error.maximum) == ("api", "sockets", 1, 1)
     assert "limit 'sockets' is reached, 1 of 1 connections, and none of them is idle" in str(error)
     assert not bucket.line
-    assert not total._held_up  # he holds up nobody
+    assert not total._blocked_here  # he holds up nobody
 
 
 def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:

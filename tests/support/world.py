@@ -48,10 +48,10 @@ class Notes:
     def wake(self, token: object, waiter: Waiter) -> None:
         self.woken.append(waiter)
 
-    def settle_later(self, bucket: Bucket) -> None:
+    def reconcile_later(self, bucket: Bucket) -> None:
         self.retries.append(bucket.retry_at)
 
-    def settle_limit_later(self, limit: Limit) -> None:
+    def reconcile_limit_later(self, limit: Limit) -> None:
         self.limits.append(limit)
 
 
@@ -114,8 +114,8 @@ class World:
     def discard(self, slot: Slot, reason: Reason = Reason.DISCARDED) -> None:
         self.scheduler.discard(slot, reason, self.now)
 
-    def settle(self, bucket: Bucket) -> None:
-        self.scheduler.settle(bucket, self.now)
+    def reconcile(self, bucket: Bucket) -> None:
+        self.scheduler.reconcile(bucket, self.now)
 
 
 class Steps:
