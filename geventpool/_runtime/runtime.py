@@ -210,27 +210,31 @@ class Runtime:
         began = now = monotonic()
         listening = owner.listening
         if listening and timeout != 0 and bucket.own.full:
-            if not bucket.idle and bucket.connecting <= len(bucket.line):
+            if not bucket.idle and bucket.connecting <= len(bucket.waiters):
                 event: Any = events.PoolAtMax(owner, bucket.own.maximum, endpoint=bucket.endpoint)
                 self.notify(owner, "pool_at_max", event)
         deadline = None if timeout is None else began + timeout
-        turn = self.scheduler.draw_turn()
-        again = False
+        ticket = self.scheduler.next_ticket()
+        requeued = False
         while True:
-            slot = None if bucket.line or not bucket._idle else self.scheduler.take(bucket, now)
+            slot = (
+                None
+                if bucket.waiters or not bucket._idle
+                else self.scheduler.try_checkout(bucket, now)
+            )
             if slot is not None:
                 slot.uses += 1
                 slot.since = now
             else:
-                waiter = Waiter(bucket, turn, deadline, me.switch)
-                slot = self._wait(owner, waiter, began, now, timeout, again)
+                waiter = Waiter(bucket, ticket, deadline, me.switch)
+                slot = self._wait(owner, waiter, began, now, timeout, requeued)
             if not owner.is_picky and slot.since < slot.fast_path_until:
                 why_unusable = slot.why_unusable
                 if why_unusable is None or (slot.uses > 1 and not why_unusable()):
                     break  # the plain case of what follows
             if self._fit(owner, slot, began, deadline, timeout):
                 break
-            again = True
+            requeued = True
             now = monotonic()
         conn = slot.conn
         slot.conn = None
@@ -257,7 +261,7 @@ class Runtime:
         began: float,
         now: float,
         timeout: float | None,
-        again: bool,
+        requeued: bool,
     ) -> Slot:
         """Stand in line until there is a slot."""
         bucket, deadline = waiter.bucket, waiter.deadline
@@ -265,15 +269,15 @@ class Runtime:
             raise PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
         if deadline is not None and deadline <= now:
             self._time_out(owner, bucket, began, timeout)
-        if owner.max_waiting is not None and len(bucket.line) >= owner.max_waiting:
+        if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:
             bucket.refused += 1
             raise PoolFull(
-                f"pool {bucket.name!r}: {len(bucket.line)} callers are waiting already"
+                f"pool {bucket.name!r}: {len(bucket.waiters)} callers are waiting already"
                 f" ({bucket!r})",
                 pool=bucket.name,
                 max_waiting=owner.max_waiting,
             )
-        self.scheduler.join(waiter, now, again)
+        self.scheduler.enqueue(waiter, now, requeued)
         if deadline is not None and (deadline < self._alarm_at or self._alarm_is_idle):
             self._set_alarm(deadline)
         if bucket.retry_timer is not None:
@@ -288,10 +292,10 @@ class Runtime:
         except BaseException:
             # He may have been served in this very loop pass (50 of 50 times, with 5 ms of callbacks
             # queued before his wake-up): look, rather than trust how the wait ended.
-            if waiter.waker is not None:
-                waiter.waker.stop()
+            if waiter.wake_handle is not None:
+                waiter.wake_handle.stop()
             bucket.abandoned += 1
-            self.scheduler.leave(waiter, monotonic())
+            self.scheduler.cancel(waiter, monotonic())
             self._relax_alarm()
             raise
         if not self.scheduler.with_waiters:
@@ -320,7 +324,7 @@ class Runtime:
         in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
         text = (
             f"pool {bucket.name!r}: no connection came free in {timeout} s ({in_use} in use,"
-            f" {idle} idle, {connecting} connecting, {len(bucket.line)} waiting)"
+            f" {idle} idle, {connecting} connecting, {len(bucket.waiters)} waiting)"
         )
         if held_for:
             text += f"; held for up to {held_for[0]:.3f} s"
@@ -333,7 +337,7 @@ class Runtime:
             in_use=in_use,
             idle=idle,
             connecting=connecting,
-            waiting=len(bucket.line),
+            waiting=len(bucket.waiters),
             held_for=held_for,
         )
         if "acquire_timed_out" in owner.listening:
@@ -551,7 +555,7 @@ class Runtime:
                         in_use=bucket.in_use,
                         idle=bucket.idle,
                         connecting=bucket.connecting,
-                        waiting=len(bucket.line),
+                        waiting=len(bucket.waiters),
                     ) from bucket.last_error
         finally:
             bucket.filling -= 1
@@ -664,7 +668,7 @@ class Runtime:
             bucket.retry_at,
             self._retry_now,
             bucket,
-            ref=bool(bucket.line or bucket.filling),
+            ref=bool(bucket.waiters or bucket.filling),
         )
 
     def _retry_now(self, bucket: Bucket) -> None:

@@ -41,7 +41,7 @@ class Limit:
         # The idle slots of the others, and what was idle once: by since when, or from before that.
         self._lru: Heap[Slot] = Heap()
         self._with_waiters: dict[Bucket, None] = {}  # have waiters
-        # The same by the turn of their oldest waiter, or that of one before him.
+        # The same by the ticket of their oldest waiter, or that of one before it.
         self._queue: Heap[Bucket] = Heap()
         # Have waiters who wait because this limit is full
         self._blocked_here: dict[Bucket, None] = {}
@@ -66,7 +66,7 @@ class Limit:
 
     def _enqueue(self, bucket: Bucket) -> None:
         """Note where among those with waiters *bucket* stands."""
-        self._queue.put(bucket, next(iter(bucket.line)).turn)
+        self._queue.put(bucket, next(iter(bucket.waiters)).ticket)
 
     def _note_idle(self, slot: Slot) -> None:
         """Note an idle slot of a bucket that is one of many."""

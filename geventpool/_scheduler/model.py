@@ -82,18 +82,28 @@ class Slot:
 class Waiter:
     """A caller's place in line.  It ends with a slot or an error, never both."""
 
-    __slots__ = ("back", "bucket", "deadline", "error", "expired", "slot", "token", "turn", "waker")
+    __slots__ = (
+        "bucket",
+        "callback",
+        "deadline",
+        "error",
+        "expired",
+        "requeued",
+        "slot",
+        "ticket",
+        "wake_handle",
+    )
 
-    def __init__(self, bucket: Bucket, turn: int, deadline: float | None, token: Any) -> None:
+    def __init__(self, bucket: Bucket, ticket: int, deadline: float | None, callback: Any) -> None:
         self.bucket = bucket
-        self.turn = turn  # from ``draw_turn``; kept when he has to go back in line
+        self.ticket = ticket  # from ``next_ticket``; kept when he has to go back in line
         self.deadline = deadline
         self.slot: Slot | None = None
         self.error: BaseException | None = None
         self.expired = False
-        self.back = False  # in line again, near the front
-        self.token = token  # whom to wake: the runtime's business
-        self.waker: Any = None
+        self.requeued = False  # in line again, near the front
+        self.callback = callback  # whom to wake: the runtime's business
+        self.wake_handle: Any = None
 
     @property
     def pending(self) -> bool:
@@ -179,7 +189,7 @@ class Bucket:
         # by its state, until it comes to an end of the queue: removing it would cost O(n).
         self._idle: deque[Slot] = deque()
         self._tombstones = 0
-        self.line: OrderedDict[Waiter, None] = OrderedDict()
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.latest = AT_ONCE  # the latest deadline in it
         self.due: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
         self.open = self.connecting = self.checking = self.closing = 0
@@ -199,7 +209,7 @@ class Bucket:
         self.fast_path_open = 0
         # The fast path takes nothing that was idle longer (seconds)
         self.fast_path_max_idle = NEVER
-        self.take = self._idle.pop if lifo else self._idle.popleft
+        self.pop_idle = self._idle.pop if lifo else self._idle.popleft
 
         self.reset_counters()
 
@@ -241,7 +251,7 @@ class Bucket:
     @property
     def quiet(self) -> bool:
         """Whether its callers may take and leave idle slots without anybody minding."""
-        if self.line or self.closed or self.open > self.size or self.overfull:
+        if self.waiters or self.closed or self.open > self.size or self.overfull:
             return False
         return not (self.shared and self.crowded)
 
@@ -286,7 +296,7 @@ class Bucket:
     @property
     def empty(self) -> bool:
         """Whether it has neither slots nor callers, nor has to remember a back-off."""
-        return not (self.slots or self.line or self.callers or self.retry_timer)
+        return not (self.slots or self.waiters or self.callers or self.retry_timer)
 
     @property
     def missing(self) -> int:
@@ -296,7 +306,7 @@ class Bucket:
     @property
     def unserved(self) -> int:
         """How many waiters there are for whom no dial is under way."""
-        return max(0, len(self.line) - self.connecting)
+        return max(0, len(self.waiters) - self.connecting)
 
     @property
     def eligible(self) -> float:
@@ -320,7 +330,7 @@ class Bucket:
     def __repr__(self) -> str:
         return (
             f"{self.name!r} {self.in_use} in use, {self.idle} idle, {self.connecting} connecting"
-            f" | {len(self.line)} waiting"
+            f" | {len(self.waiters)} waiting"
         )
 
 

@@ -61,9 +61,9 @@ class Effects(Protocol):
     def start_check(self, slot: Slot) -> None:
         """Run the keepalive; then call ``checked``."""
 
-    def wake(self, token: Any, waiter: Waiter) -> Any:
-        """Have ``token(waiter)`` called soon, to let him look at what he has got.  What is returned
-        is kept as ``waiter.waker``."""
+    def wake(self, callback: Any, waiter: Waiter) -> Any:
+        """Have ``callback(waiter)`` called soon, to let him look at what he has got.  What is
+        returned is kept as ``waiter.wake_handle``."""
 
     def reconcile_later(self, bucket: Bucket) -> None:
         """Call ``reconcile`` at ``bucket.retry_at``."""
@@ -78,8 +78,8 @@ class Scheduler:
     def __init__(self, effects: Effects) -> None:
         self.effects = effects
         self._wake = effects.wake
-        #: The turn of a caller who comes now; who is served first, among waiters, goes by it.
-        self.draw_turn: Callable[[], int] = itertools.count(1).__next__
+        #: The ticket of a caller that comes now; which waiter is served first goes by it.
+        self.next_ticket: Callable[[], int] = itertools.count(1).__next__
         self.with_waiters: dict[Bucket, None] = {}  # have waiters
         # A line is nearly always sorted by deadline, too.  Waiters who are due before somebody who
         # stands ahead of them are also in this heap; those who have left are taken out in time.
@@ -111,7 +111,7 @@ class Scheduler:
     def shut(self, bucket: Bucket, error: BaseException, now: float) -> None:
         """Close *bucket* for good: waiters get *error*, idle slots are closed, others on return."""
         bucket.closed = True
-        for waiter in list(bucket.line):
+        for waiter in list(bucket.waiters):
             self._fail(waiter, error)
         self.dispose(bucket, Reason.POOL_CLOSED, now)
         self._forget_if_gone(bucket)
@@ -188,12 +188,12 @@ class Scheduler:
 
     # Callers
 
-    def take(self, bucket: Bucket, now: float) -> Slot | None:
+    def try_checkout(self, bucket: Bucket, now: float) -> Slot | None:
         """An idle slot for a caller who has just come, now IN_USE; None if he must wait."""
-        if bucket.line:
+        if bucket.waiters:
             return None
         closing = bucket.closing
-        slot = self._next_idle(bucket, now)
+        slot = self._next_usable_idle(bucket, now)
         if bucket.closing > closing:
             self.reconcile(bucket, now)  # stale ones were closed: the minimum may lack them
         return slot
@@ -206,29 +206,29 @@ class Scheduler:
         else:
             bucket._idle.appendleft(slot)
 
-    def join(self, waiter: Waiter, now: float, again: bool = False) -> None:
+    def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
         """Put *waiter* in line: at the end, or *again* by the turn he drew when he came."""
         bucket = waiter.bucket
-        line = bucket.line
-        if not line:
+        waiters = bucket.waiters
+        if not waiters:
             self.with_waiters[bucket] = None
             for limit in bucket.shared:
                 limit._with_waiters[bucket] = None
-        line[waiter] = None
-        if again:
+        waiters[waiter] = None
+        if requeued:
             # He was served something unfit: near the front, as only the oldest are served.
-            waiter.back = True
-            older = list(itertools.takewhile(lambda w: w.turn < waiter.turn, line))
+            waiter.requeued = True
+            older = list(itertools.takewhile(lambda w: w.ticket < waiter.ticket, waiters))
             for other in (waiter, *reversed(older)):
-                line.move_to_end(other, last=False)
+                waiters.move_to_end(other, last=False)
         for limit in bucket.shared:
-            if again or bucket not in limit._queue:
+            if requeued or bucket not in limit._queue:
                 limit._enqueue(bucket)
         deadline = waiter.deadline
         if deadline is None:
             bucket.latest = NEVER
         else:
-            if deadline >= bucket.latest and not again:
+            if deadline >= bucket.latest and not requeued:
                 bucket.latest = deadline
             else:
                 self._note_early(waiter, deadline)
@@ -238,13 +238,13 @@ class Scheduler:
         if bucket._idle or own.used < own._maximum or bucket.prompt or bucket.down_fails:
             self.reconcile(bucket, now)
 
-    def leave(self, waiter: Waiter, now: float) -> None:
+    def cancel(self, waiter: Waiter, now: float) -> None:
         """Let *waiter* go, however his wait ended: not yet served, he leaves the line; already
         served, his slot goes back."""
         slot, waiter.slot = waiter.slot, None
         if slot is not None:
             self.return_unused(slot, now)
-        elif waiter in waiter.bucket.line:
+        elif waiter in waiter.bucket.waiters:
             self._drop(waiter)
             self.reconcile(waiter.bucket, now)
 
@@ -255,8 +255,8 @@ class Scheduler:
             due.append(heapq.heappop(self._early)[2])
         for bucket in self.with_waiters:
             # All lines in one go: a thousand callers of a thousand buckets may be due together.
-            for waiter in bucket.line:
-                if not waiter.back:
+            for waiter in bucket.waiters:
+                if not waiter.requeued:
                     if _deadline(waiter) > now:
                         break
                     due.append(waiter)
@@ -265,8 +265,8 @@ class Scheduler:
                 continue  # served, as another one left; or in both lists
             self._drop(waiter)
             waiter.expired = True
-            waiter.waker = self._wake(waiter.token, waiter)
-            if not waiter.bucket.line or waiter.bucket.shared:
+            waiter.wake_handle = self._wake(waiter.callback, waiter)
+            if not waiter.bucket.waiters or waiter.bucket.shared:
                 self.reconcile(waiter.bucket, now)
 
     def next_deadline(self) -> float | None:
@@ -282,7 +282,7 @@ class Scheduler:
         first = [early[0][2]] if early else []
         for bucket in self.with_waiters:
             # Those who had to go back in line stand at its front, and are in the heap.
-            first.extend(itertools.islice((w for w in bucket.line if not w.back), 1))
+            first.extend(itertools.islice((w for w in bucket.waiters if not w.requeued), 1))
         due = min(first, key=_deadline, default=None)
         return None if due is None or due.deadline is None else due
 
@@ -296,17 +296,17 @@ class Scheduler:
         bucket = slot.bucket
         if slot.state is not IN_USE:
             return
-        if bucket.simple and bucket.line and now < slot.fast_path_until:
+        if bucket.simple and bucket.waiters and now < slot.fast_path_until:
             own = bucket.own
             if own.used - own._closing <= own._maximum:
                 # The crowd's case: what follows comes to this.
-                waiter, _ = bucket.line.popitem(last=False)
+                waiter, _ = bucket.waiters.popitem(last=False)
                 slot.idled = 0.0
                 slot.since = now
                 slot.uses += 1
                 waiter.slot = slot
-                waiter.waker = self._wake(waiter.token, waiter)
-                if not bucket.line:
+                waiter.wake_handle = self._wake(waiter.callback, waiter)
+                if not bucket.waiters:
                     self._line_ended(bucket)
                     self._update_fast_path(bucket)
                 return
@@ -315,20 +315,20 @@ class Scheduler:
             self._close(slot, reason)
             self.reconcile(bucket, now)
             return
-        if bucket.line and not (bucket.shared and bucket.crowded):
-            self._hand_over(slot, next(iter(bucket.line)), now)
+        if bucket.waiters and not (bucket.shared and bucket.crowded):
+            self._hand_over(slot, next(iter(bucket.waiters)), now)
             slot.idled = 0.0
-            if not bucket.line:
+            if not bucket.waiters:
                 if bucket.shared:
                     self.reconcile(bucket, now)  # no place need be kept for him any more
                 else:
                     self._update_fast_path(bucket)
             return
-        if bucket.open > bucket.size and not bucket.line:
+        if bucket.open > bucket.size and not bucket.waiters:
             self.discard(slot, Reason.SURPLUS, now)
             return
         slot.since = now if idle_since is None else idle_since
-        self._lay_down(slot, now)
+        self._make_idle(slot, now)
         if not bucket.quiet or bucket.due:
             self.reconcile(bucket, now)
         else:
@@ -371,7 +371,7 @@ class Scheduler:
         """Whether this dial, not begun yet, would still serve anybody."""
         bucket = slot.bucket
         return slot.state is CONNECTING and bucket.connecting <= max(
-            len(bucket.line), bucket.missing
+            len(bucket.waiters), bucket.missing
         )
 
     def cancel_dial(self, slot: Slot, now: float) -> None:
@@ -398,7 +398,7 @@ class Scheduler:
             slot.retire_at = min(slot.retire_at, now + bucket.max_lifetime * early)
         slot.since = slot.checked_at = now
         self._update_fast_path_until(slot)
-        self._lay_down(slot, now)
+        self._make_idle(slot, now)
         reason = self._unfit(slot, now)  # as much can happen during a dial
         if reason is not None:
             self._close(slot, reason)
@@ -415,8 +415,8 @@ class Scheduler:
         bucket.dial_failed += 1
         self._move(slot, CLOSED)
         self._setback(bucket, slot.since, now)
-        if bucket.fail_fast and bucket.line and not killed:
-            self._fail(next(iter(bucket.line)), error)
+        if bucket.fail_fast and bucket.waiters and not killed:
+            self._fail(next(iter(bucket.waiters)), error)
         self.reconcile(bucket, now)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
@@ -451,7 +451,7 @@ class Scheduler:
             self._move(slot, CHECKING)
             self.effects.start_check(slot)
         if chosen:
-            self._sweep(bucket)  # they come back: no tombstone of theirs may stay
+            self._compact(bucket)  # they come back: no tombstone of theirs may stay
         return again
 
     def checked(self, slot: Slot, ok: bool, now: float) -> None:
@@ -464,7 +464,7 @@ class Scheduler:
         if reason is not None:
             self._close(slot, reason)
         else:
-            self._lay_down(slot, now)
+            self._make_idle(slot, now)
         self.reconcile(bucket, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
@@ -516,7 +516,7 @@ class Scheduler:
         """
         if bucket.due:
             self._retire_due(bucket, now)
-        if bucket.line or bucket.shared:
+        if bucket.waiters or bucket.shared:
             self._assign(bucket, now)
         self._refill(bucket, now)
         for limit in bucket.shared:
@@ -531,7 +531,7 @@ class Scheduler:
     def _assign(self, bucket: Bucket, now: float) -> None:
         """Do for the waiters of *bucket*, and of those it shares limits with, what can be done.
 
-        It looks at them in the order of their turns, and no further than there are places: a
+        It looks at them in the order of their tickets, and no further than there are places: a
         thousand buckets that wait for the same full limit cost no more than one.  Those that a
         place would be of no use to are not in a limit's queue: see ``_wants_place``.
         """
@@ -541,11 +541,11 @@ class Scheduler:
         seen: set[Limit] = set()
         blocked: dict[Bucket, list[Limit]] = {}
         queues = dict.fromkeys(bucket.shared)  # where others stand whom this may concern
-        ahead: list[tuple[int, Bucket]] = []  # turns are unique: buckets are never compared
-        if bucket.line:
+        ahead: list[tuple[int, Bucket]] = []  # tickets are unique: buckets are never compared
+        if bucket.waiters:
             incoming[bucket] = 0
-            if turn := _turn(bucket, 0):
-                ahead.append((turn, bucket))
+            if ticket := _first_unserved(bucket, 0):
+                ahead.append((ticket, bucket))
         while True:
             for limit in list(queues):
                 if limit not in seen:
@@ -562,14 +562,14 @@ class Scheduler:
                     if other not in incoming:
                         incoming[other] = 0
                         queues.update(dict.fromkeys(other.shared))
-                        if turn := _turn(other, 0):
-                            heapq.heappush(ahead, (turn, other))
+                        if ticket := _first_unserved(other, 0):
+                            heapq.heappush(ahead, (ticket, other))
             if not ahead:
                 break
             first = heapq.heappop(ahead)[1]
             if first.idle:
-                if slot := self._next_idle(first, now):
-                    self._hand_over(slot, next(iter(first.line)), now)
+                if slot := self._next_usable_idle(first, now):
+                    self._hand_over(slot, next(iter(first.waiters)), now)
             elif now < first.retry_at:
                 if first.down_fails:
                     self._give_up(first, _backing_off(first))
@@ -594,8 +594,8 @@ class Scheduler:
                 incoming[first] += 1
                 for limit in first.limits:
                     reserved[limit] = reserved.get(limit, 0) + 1
-            if turn := _turn(first, incoming[first]):
-                heapq.heappush(ahead, (turn, first))
+            if ticket := _first_unserved(first, incoming[first]):
+                heapq.heappush(ahead, (ticket, first))
         for other in incoming:
             wants = _wants_place(other, now)
             for limit in other.shared:
@@ -607,7 +607,7 @@ class Scheduler:
 
     def _give_up(self, bucket: Bucket, error: BaseException, incoming: int = 0) -> None:
         """Fail the waiters of *bucket* for whom nothing is under way."""
-        for waiter in list(itertools.islice(bucket.line, bucket.connecting + incoming, None)):
+        for waiter in list(itertools.islice(bucket.waiters, bucket.connecting + incoming, None)):
             self._fail(waiter, copy_of(error))
 
     def _make_room(
@@ -717,12 +717,12 @@ class Scheduler:
         self.effects.start_dial(slot)
 
     def _close(self, slot: Slot, reason: Reason) -> None:
-        plucked = slot.state is IDLE
+        was_idle = slot.state is IDLE
         self._count_reason(slot, reason)
         slot.fast_path_until = AT_ONCE  # the fast path may yet meet it in the queue, as a tombstone
         self._move(slot, CLOSING)
-        if plucked:
-            self._pluck(slot)
+        if was_idle:
+            self._remove_idle(slot)
         self.effects.start_close(slot, reason)
 
     def _hand_over(self, slot: Slot, waiter: Waiter, now: float) -> None:
@@ -731,19 +731,19 @@ class Scheduler:
         slot.since = now
         slot.uses += 1
         waiter.slot = slot
-        waiter.waker = self._wake(waiter.token, waiter)
+        waiter.wake_handle = self._wake(waiter.callback, waiter)
 
     def _fail(self, waiter: Waiter, error: BaseException) -> None:
         """End the wait of *waiter*, who leaves the line, with *error*."""
         self._drop(waiter)
         waiter.error = error
-        waiter.waker = self._wake(waiter.token, waiter)
+        waiter.wake_handle = self._wake(waiter.callback, waiter)
 
     def _drop(self, waiter: Waiter) -> None:
         """Take *waiter* out of the line."""
         bucket = waiter.bucket
-        del bucket.line[waiter]
-        if not bucket.line:
+        del bucket.waiters[waiter]
+        if not bucket.waiters:
             self._line_ended(bucket)
 
     def _line_ended(self, bucket: Bucket) -> None:
@@ -759,15 +759,15 @@ class Scheduler:
 
     def _note_early(self, waiter: Waiter, deadline: float) -> None:
         """Note a waiter who is due before somebody ahead of him."""
-        heapq.heappush(self._early, (deadline, self.draw_turn(), waiter))
-        if len(self._early) > 64 + 2 * sum(len(bucket.line) for bucket in self.with_waiters):
+        heapq.heappush(self._early, (deadline, self.next_ticket(), waiter))
+        if len(self._early) > 64 + 2 * sum(len(bucket.waiters) for bucket in self.with_waiters):
             self._early = [entry for entry in self._early if _waits(entry[2])]
             heapq.heapify(self._early)
 
-    def _next_idle(self, bucket: Bucket, now: float) -> Slot | None:
+    def _next_usable_idle(self, bucket: Bucket, now: float) -> Slot | None:
         """Take the next idle slot that may still be handed out; it is IN_USE from now on."""
         while bucket._idle:
-            slot = bucket.take()
+            slot = bucket.pop_idle()
             if slot.state is not IDLE:
                 bucket._tombstones -= 1
                 continue
@@ -779,7 +779,7 @@ class Scheduler:
             self._close(slot, reason)
         return None
 
-    def _lay_down(self, slot: Slot, now: float) -> None:
+    def _make_idle(self, slot: Slot, now: float) -> None:
         """Make *slot* idle: last among the idle ones, or where a check took it from."""
         idle = slot.bucket._idle
         self._move(slot, IDLE)
@@ -793,7 +793,7 @@ class Scheduler:
         if now >= slot.retire_at:
             slot.bucket.due[slot] = None
 
-    def _pluck(self, slot: Slot) -> None:
+    def _remove_idle(self, slot: Slot) -> None:
         """Take a slot that is not idle any more out of the queue, wherever in it it is."""
         bucket = slot.bucket
         if bucket._idle[0] is slot:
@@ -801,10 +801,10 @@ class Scheduler:
         else:
             bucket._tombstones += 1
             if bucket._tombstones > 32 + bucket.idle:
-                self._sweep(bucket)
+                self._compact(bucket)
 
-    def _sweep(self, bucket: Bucket) -> None:
-        """Take the tombstones out, in place: *take* and *put* are bound to this very deque."""
+    def _compact(self, bucket: Bucket) -> None:
+        """Take the tombstones out, in place: *pop_idle* is bound to this very deque."""
         alive = list(bucket.idle_slots())
         bucket._idle.clear()
         bucket._idle.extend(alive)
@@ -945,7 +945,7 @@ def _out_of_sockets(bucket: Bucket, full: list[Limit]) -> OutOfSockets:
 
 
 def _waits(waiter: Waiter) -> bool:
-    return waiter in waiter.bucket.line
+    return waiter in waiter.bucket.waiters
 
 
 def _deadline(waiter: Waiter) -> float:
@@ -955,14 +955,14 @@ def _deadline(waiter: Waiter) -> float:
 def _wants_place(bucket: Bucket, now: float) -> bool:
     """Whether a waiter of *bucket* could use a place: not if dials under way will serve them all,
     nor while no more may be dialed.  The end of any of that reconciles *bucket* itself."""
-    if _turn(bucket, 0) is None:
+    if _first_unserved(bucket, 0) is None:
         return False
     return bucket.prompt or not (now < bucket.retry_at or bucket.connecting >= bucket.window)
 
 
-def _turn(bucket: Bucket, incoming: int) -> int | None:
-    """The turn of the first waiter of *bucket* for whom nothing is under way."""
+def _first_unserved(bucket: Bucket, incoming: int) -> int | None:
+    """The ticket of the first waiter of *bucket* for which nothing is under way."""
     served = 0 if bucket.idle else bucket.connecting + incoming
-    for waiter in itertools.islice(bucket.line, served, served + 1):
-        return waiter.turn
+    for waiter in itertools.islice(bucket.waiters, served, served + 1):
+        return waiter.ticket
     return None

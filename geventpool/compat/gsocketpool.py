@@ -235,7 +235,7 @@ class Pool(ConnectionPool[C]):
         free, and what opening a connection raised if that failed.
         """
         bucket, timeout = self._bucket, min(0.1 * max(retry - retried, 0), 1e9)
-        ahead = len(bucket.line)
+        ahead = len(bucket.waiters)
         is_down = bucket.failing and (ahead or monotonic() < bucket.retry_at)
         if bucket.in_use + ahead < bucket.size and not is_down and self.timeout is not None:
             timeout = max(timeout, self.timeout)

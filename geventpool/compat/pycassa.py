@@ -526,7 +526,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
 
     def _acquire(self) -> ConnectionWrapper:
         bucket, wait = self._bucket, None if self.pool_timeout == -1 else self.pool_timeout
-        if wait is not None and bucket.in_use + len(bucket.line) < bucket.own.maximum:
+        if wait is not None and bucket.in_use + len(bucket.waiters) < bucket.own.maximum:
             wait = max(wait, OPEN_TIMEOUT)  # there is room: what he waits for is a dial
         try:
             return self.acquire(wait)

@@ -291,7 +291,7 @@ def stats_of(
         connecting=total("connecting"),
         checking=total("checking"),
         closing=total("closing"),
-        waiting=sum(len(bucket.line) for bucket in buckets),
+        waiting=sum(len(bucket.waiters) for bucket in buckets),
         acquired=total("use_count") + closed[Reason.LOST] + held,
         released=total("use_count") - total("spoiled"),
         timed_out=total("timed_out"),

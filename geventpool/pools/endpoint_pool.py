@@ -288,7 +288,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         )
         return (
             f"<{type(self).__name__} {self.name!r} {in_use} in use, {idle} idle, {connecting}"
-            f" connecting | {sum(len(b.line) for b in buckets)} waiting,"
+            f" connecting | {sum(len(b.waiters) for b in buckets)} waiting,"
             f" {len(buckets)} endpoints>"
         )
 

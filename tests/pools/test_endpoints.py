@@ -996,11 +996,13 @@ def test_an_eviction_costs_with_a_thousand_endpoints_what_it_costs_with_ten() ->
         with thousand(Places(), endpoints) as pool:
             used(pool, "new")
             bucket = pool._expect("newer")
-            waiter = Waiter(bucket, pool._runtime.scheduler.draw_turn(), None, lambda waiter: None)
+            waiter = Waiter(
+                bucket, pool._runtime.scheduler.next_ticket(), None, lambda waiter: None
+            )
             # What acquire does up to its wait; the close and the dial are the same for all.
-            steps = EverySteps().of(lambda: pool._runtime.scheduler.join(waiter, monotonic()))
+            steps = EverySteps().of(lambda: pool._runtime.scheduler.enqueue(waiter, monotonic()))
             assert pool.stats().closed[Reason.EVICTED] == 2
-            pool._runtime.scheduler.leave(waiter, monotonic())
+            pool._runtime.scheduler.cancel(waiter, monotonic())
             pool._expected(bucket)
             return steps
 

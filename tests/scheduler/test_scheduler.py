@@ -86,7 +86,7 @@ def test_every_state_counts_in_the_limits_until_the_close_has_ended(world: World
     world.scheduler.start_checks(bucket, 1.0, world.now + 1)
     note()
     world.scheduler.checked(slot, True, world.now + 1)
-    world.take(bucket)
+    world.checkout(bucket)
     note()
     world.scheduler.resize(bucket, 5, 0, world.now)
     world.discard(slot)
@@ -120,7 +120,7 @@ def test_news_of_a_slot_that_has_moved_on_changes_nothing(
     world: World, verb: Callable[[Scheduler, Slot], None]
 ) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
+    slot = world.checkout(bucket)
     world.discard(slot)
     before = repr(bucket), bucket.own.used, dict(bucket.reasons)
 
@@ -135,8 +135,8 @@ def test_news_of_a_slot_that_has_moved_on_changes_nothing(
 
 def test_first_an_idle_slot_is_handed_over(world: World) -> None:
     bucket = world.full(1, max_overflow=1)
-    slot = world.take(bucket)
-    waiter = world.join(bucket)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
     world.notes.dials.clear()
 
     world.release(slot)
@@ -151,7 +151,7 @@ def test_second_a_dial_under_way_serves_him_and_no_other_is_begun(world: World) 
     bucket = world.bucket(4, 1)
     assert bucket.connecting == 1
 
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
 
     assert bucket.connecting == 1
     slot = world.open_one()
@@ -161,7 +161,7 @@ def test_second_a_dial_under_way_serves_him_and_no_other_is_begun(world: World) 
 def test_third_where_there_is_room_a_dial_begins(world: World) -> None:
     bucket = world.bucket(1)
 
-    world.join(bucket)
+    world.enqueue(bucket)
 
     assert bucket.connecting == 1
 
@@ -176,7 +176,7 @@ def test_fourth_a_full_shared_limit_loses_its_longest_idle_for_him(world: World)
     (longest,) = a.slots
     c = world.bucket(1, name="c", limits=(limit,))
 
-    waiter = world.join(c)
+    waiter = world.enqueue(c)
 
     assert world.notes.closes == [longest]
     assert world.notes.reasons == [Reason.EVICTED]
@@ -195,7 +195,7 @@ def test_one_eviction_serves_one_waiter_and_no_second_is_made_while_it_closes(
     world.scheduler.resize(a, 2, 0, world.now)
     b = world.bucket(2, name="b", limits=(limit,))
 
-    world.join(b)
+    world.enqueue(b)
     world.reconcile(b)
     world.reconcile(a)
 
@@ -204,22 +204,22 @@ def test_one_eviction_serves_one_waiter_and_no_second_is_made_while_it_closes(
 
 def test_else_he_waits(world: World) -> None:
     bucket = world.full(1)
-    world.take(bucket)
+    world.checkout(bucket)
 
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
 
     assert waiter.pending
-    assert list(bucket.line) == [waiter]
+    assert list(bucket.waiters) == [waiter]
     assert not world.notes.dials
 
 
 def test_waiters_of_all_buckets_of_a_limit_are_served_in_order_of_arrival(world: World) -> None:
     limit = Limit(1)
     buckets = [world.bucket(1, name=name, limits=(limit,)) for name in "abc"]
-    first = world.join(buckets[0])
+    first = world.enqueue(buckets[0])
     slot = world.open_one()
     assert first.slot is slot
-    later = [world.join(buckets[n]) for n in (2, 1, 2, 1)]
+    later = [world.enqueue(buckets[n]) for n in (2, 1, 2, 1)]
 
     order = []
     while slot is not None:
@@ -235,13 +235,13 @@ def test_waiters_of_all_buckets_of_a_limit_are_served_in_order_of_arrival(world:
 
 def test_a_releaser_cannot_take_it_back_in_front_of_a_waiter(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
-    world.join(bucket)
+    slot = world.checkout(bucket)
+    world.enqueue(bucket)
 
     world.release(slot)
 
     assert bucket.fast_path_open == 0 or not bucket._idle
-    assert world.scheduler.take(bucket, world.now) is None
+    assert world.scheduler.try_checkout(bucket, world.now) is None
 
 
 def test_minimums_come_last_and_leave_every_place_that_a_waiter_could_use(world: World) -> None:
@@ -249,8 +249,8 @@ def test_minimums_come_last_and_leave_every_place_that_a_waiter_could_use(world:
     a = world.bucket(2, name="a", limits=(limit,))
     b = world.bucket(2, 2, name="b", limits=(limit,), backoff=Backoff(1.0, 1.0, 1.0, 0.0))
     world.fail_one()  # b's own: it pauses
-    world.join(a)
-    world.join(a)
+    world.enqueue(a)
+    world.enqueue(a)
     assert a.connecting == 1  # the window: his place is not taken for the second yet
 
     world.now += 2
@@ -264,9 +264,9 @@ def test_minimums_come_last_and_leave_every_place_that_a_waiter_could_use(world:
 def test_waiters_whose_own_limit_is_full_do_not_bar_the_minimums_of_others(world: World) -> None:
     limit = Limit(3)
     a = world.full(1, name="a", limits=(limit,))
-    world.take(a)
+    world.checkout(a)
     for _ in range(9):
-        world.join(a)
+        world.enqueue(a)
 
     b = world.bucket(2, 2, name="b", limits=(limit,))
     world.open_all()
@@ -280,8 +280,8 @@ def test_a_minimum_is_refilled_when_the_waiter_it_stood_back_for_is_served_by_a_
     limit = Limit(2)
     down = Backoff(first=50.0, longest=50.0, jitter=0.0)
     a = world.full(1, name="a", limits=(limit,), max_overflow=1, backoff=down)
-    slot = world.take(a)
-    waiter = world.join(a)
+    slot = world.checkout(a)
+    waiter = world.enqueue(a)
     world.fail_one()
     b = world.bucket(1, 1, name="b", limits=(limit,))
     assert b.connecting == 0  # the place is kept for him
@@ -295,7 +295,7 @@ def test_a_minimum_is_refilled_when_the_waiter_it_stood_back_for_is_served_by_a_
 def test_a_minimum_is_refilled_when_another_bucket_leaves_the_limit(world: World) -> None:
     limit = Limit(2)
     a = world.full(2, name="a", limits=(limit,))
-    slots = [world.take(a), world.take(a)]
+    slots = [world.checkout(a), world.checkout(a)]
     world.scheduler.resize(a, 2, 0, world.now)
     b = world.bucket(1, 1, name="b", limits=(limit,))
     assert b.connecting == 0
@@ -308,22 +308,22 @@ def test_a_minimum_is_refilled_when_another_bucket_leaves_the_limit(world: World
 
 def test_a_caller_who_comes_finds_nothing_idle_while_others_wait(world: World) -> None:
     bucket = world.full(1)
-    world.take(bucket)
-    world.join(bucket)
+    world.checkout(bucket)
+    world.enqueue(bucket)
 
-    assert world.scheduler.take(bucket, world.now) is None
+    assert world.scheduler.try_checkout(bucket, world.now) is None
 
 
 def test_a_waiter_served_something_unfit_goes_back_to_where_he_stood(world: World) -> None:
     bucket = world.full(3)
-    held = [world.take(bucket) for _ in range(3)]
-    waiters = [world.join(bucket) for _ in range(6)]
+    held = [world.checkout(bucket) for _ in range(3)]
+    waiters = [world.enqueue(bucket) for _ in range(6)]
     world.release(*held)
     assert [w.slot for w in waiters[:3]] == held
 
-    again = [world.join(bucket, turn=waiters[n].turn) for n in (1, 0, 2)]
+    again = [world.enqueue(bucket, ticket=waiters[n].ticket) for n in (1, 0, 2)]
 
-    assert list(bucket.line) == [again[1], again[0], again[2], *waiters[3:]]
+    assert list(bucket.waiters) == [again[1], again[0], again[2], *waiters[3:]]
 
 
 def test_a_release_passes_over_its_own_bucket_for_an_older_waiter_held_up_by_a_shared_limit(
@@ -332,9 +332,9 @@ def test_a_release_passes_over_its_own_bucket_for_an_older_waiter_held_up_by_a_s
     limit = Limit(1)
     a = world.full(1, name="a", limits=(limit,))
     world.scheduler.resize(a, 1, 0, world.now)
-    slot = world.take(a)
+    slot = world.checkout(a)
     b = world.bucket(1, name="b", limits=(limit,))
-    older, younger = world.join(b), world.join(a)
+    older, younger = world.enqueue(b), world.enqueue(a)
 
     world.release(slot)
 
@@ -351,7 +351,7 @@ def test_a_drain_held_up_by_a_shared_limit_goes_on_when_others_have_filled_it(
     limit = Limit(3)
     a = world.full(2, name="a", limits=(limit,), max_overflow=1)
     b = world.bucket(1, name="b", limits=(limit,))
-    waiter = world.join(b)  # his dial takes the room that a replacement would have had
+    waiter = world.enqueue(b)  # his dial takes the room that a replacement would have had
     world.scheduler.drain(a, 0.0, world.now)
     assert world.notes.reasons == [Reason.DRAINED]  # so one goes first
     world.close_all()
@@ -374,9 +374,9 @@ def test_a_waiter_who_needs_places_in_two_limits_is_not_overtaken_while_one_come
     for bucket in (a, b):
         world.scheduler.resize(bucket, 1, 0, world.now)
     both = world.bucket(1, name="both", limits=(one, two))
-    older = world.join(both)
+    older = world.enqueue(both)
     assert len(world.notes.closes) == 2
-    younger = [world.join(a), world.join(b)]
+    younger = [world.enqueue(a), world.enqueue(b)]
 
     world.scheduler.closed(world.notes.closes.pop(), world.now)
     assert not world.notes.dials  # the place in one limit is kept until the other's is free
@@ -392,10 +392,10 @@ def test_a_waiter_who_needs_places_in_two_limits_is_not_overtaken_while_one_come
 
 def test_a_waiter_who_gives_up_before_he_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
-    early, late = world.join(bucket), world.join(bucket)
+    slot = world.checkout(bucket)
+    early, late = world.enqueue(bucket), world.enqueue(bucket)
 
-    world.scheduler.leave(early, world.now)
+    world.scheduler.cancel(early, world.now)
     world.release(slot)
 
     assert late.slot is slot
@@ -404,12 +404,12 @@ def test_a_waiter_who_gives_up_before_he_is_served_leaves_the_line(world: World)
 
 def test_a_waiter_who_gives_up_after_he_was_served_passes_it_on(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
-    early, late = world.join(bucket), world.join(bucket)
+    slot = world.checkout(bucket)
+    early, late = world.enqueue(bucket), world.enqueue(bucket)
     world.release(slot)
     uses = slot.uses
 
-    world.scheduler.leave(early, world.now)
+    world.scheduler.cancel(early, world.now)
 
     assert early.slot is None
     assert late.slot is slot
@@ -422,12 +422,12 @@ def test_a_waiter_who_gives_up_leaves_his_place_to_a_minimum_and_opens_the_fast_
     limit = Limit(1)
     down = Backoff(first=50.0, longest=50.0, jitter=0.0)
     a = world.bucket(1, name="a", limits=(limit,), backoff=down)
-    waiter = world.join(a)
+    waiter = world.enqueue(a)
     b = world.bucket(1, 1, name="b", limits=(limit,))
     world.fail_one()
     assert not world.notes.dials  # the place is kept for him
 
-    world.scheduler.leave(waiter, world.now)
+    world.scheduler.cancel(waiter, world.now)
 
     assert b.connecting == 1
     assert a.fast_path_open == HERE
@@ -435,12 +435,12 @@ def test_a_waiter_who_gives_up_leaves_his_place_to_a_minimum_and_opens_the_fast_
 
 def test_leaving_twice_gives_back_once(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
-    waiter = world.join(bucket)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
     world.release(slot)
 
-    world.scheduler.leave(waiter, world.now)
-    world.scheduler.leave(waiter, world.now)
+    world.scheduler.cancel(waiter, world.now)
+    world.scheduler.cancel(waiter, world.now)
 
     assert bucket.idle == 1
     assert bucket.open == 1
@@ -448,8 +448,8 @@ def test_leaving_twice_gives_back_once(world: World) -> None:
 
 def test_deadlines_end_waits_each_at_its_own_time_whatever_their_order(world: World) -> None:
     bucket = world.full(1)
-    world.take(bucket)
-    waiters = [world.join(bucket, timeout) for timeout in (3.0, None, 1.0, 2.0)]
+    world.checkout(bucket)
+    waiters = [world.enqueue(bucket, timeout) for timeout in (3.0, None, 1.0, 2.0)]
 
     ended = []
     while (deadline := world.scheduler.next_deadline()) is not None:
@@ -458,13 +458,13 @@ def test_deadlines_end_waits_each_at_its_own_time_whatever_their_order(world: Wo
 
     assert ended == [(1.0, waiters[2]), (2.0, waiters[3]), (3.0, waiters[0])]
     assert [w.expired for w in waiters] == [True, False, True, True]
-    assert list(bucket.line) == [waiters[1]]
+    assert list(bucket.waiters) == [waiters[1]]
 
 
 def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     bucket = world.full(1)
-    world.take(bucket)
-    world.join(bucket, 1.0)
+    world.checkout(bucket)
+    world.enqueue(bucket, 1.0)
     assert bucket.fast_path_open == 0
 
     world.scheduler.expire(world.now + 1.0)
@@ -474,12 +474,12 @@ def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
 
 def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
-    world.join(bucket, 1e6)
+    slot = world.checkout(bucket)
+    world.enqueue(bucket, 1e6)
 
     for _ in range(2000):
-        waiter = world.join(bucket, 1e6)
-        world.scheduler.leave(waiter, world.now)
+        waiter = world.enqueue(bucket, 1e6)
+        world.scheduler.cancel(waiter, world.now)
 
     assert len(world.scheduler._early) < 100
     assert list(world.scheduler.with_waiters) == [bucket]
@@ -539,7 +539,7 @@ def test_dials_that_fail_together_are_one_setback(world: World) -> None:
 def test_while_down_there_is_one_dial_for_each_pause_and_the_pauses_grow(world: World) -> None:
     bucket = world.bucket(9, 9)
     for _ in range(9):
-        world.join(bucket)
+        world.enqueue(bucket)
     pauses = []
 
     for _ in range(5):
@@ -582,11 +582,11 @@ def test_when_no_dial_is_wanted_the_burst_is_over(world: World) -> None:
 
 def test_a_dial_that_nobody_wants_any_more_is_not_begun(world: World) -> None:
     bucket = world.bucket(2)
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     (slot,) = world.notes.dials
     assert world.scheduler.wanted(slot)
 
-    world.scheduler.leave(waiter, world.now)
+    world.scheduler.cancel(waiter, world.now)
 
     assert not world.scheduler.wanted(slot)
     world.scheduler.cancel_dial(slot, world.now)
@@ -596,18 +596,18 @@ def test_a_dial_that_nobody_wants_any_more_is_not_begun(world: World) -> None:
 
 def test_a_dial_for_a_waiter_is_still_wanted_for_the_minimum(world: World) -> None:
     bucket = world.bucket(2, 1)
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     (slot,) = world.notes.dials
 
-    world.scheduler.leave(waiter, world.now)
+    world.scheduler.cancel(waiter, world.now)
 
     assert world.scheduler.wanted(slot)
 
 
 def test_a_spike_of_short_requests_opens_few_connections(world: World) -> None:
     bucket = world.full(5, max_overflow=45)
-    held = [world.take(bucket) for _ in range(5)]
-    waiters = [world.join(bucket) for _ in range(45)]
+    held = [world.checkout(bucket) for _ in range(5)]
+    waiters = [world.enqueue(bucket) for _ in range(45)]
 
     for waiter in waiters:  # a release each, all before the first dial is done
         world.release(held.pop(0))
@@ -620,7 +620,7 @@ def test_a_spike_of_short_requests_opens_few_connections(world: World) -> None:
 
 def test_fail_fast_gives_the_error_to_the_oldest_waiter_alone(world: World) -> None:
     bucket = world.bucket(4, fail_fast=True)
-    first, second = world.join(bucket), world.join(bucket)
+    first, second = world.enqueue(bucket), world.enqueue(bucket)
 
     world.fail_one()
 
@@ -631,7 +631,7 @@ def test_fail_fast_gives_the_error_to_the_oldest_waiter_alone(world: World) -> N
 
 def test_without_fail_fast_waiters_wait_on(world: World) -> None:
     bucket = world.bucket(4)
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
 
     world.fail_one()
 
@@ -662,7 +662,7 @@ def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: 
         world.reconcile(bucket)
     world.open_all()
     world.now += 1000
-    world.discard(world.take(bucket))
+    world.discard(world.checkout(bucket))
     world.close_all()
 
     world.fail_one()
@@ -713,8 +713,8 @@ def test_an_idle_slot_whose_peer_hung_up_is_replaced_at_once(world: World) -> No
 
 def test_a_held_slot_whose_peer_hung_up_goes_on_return_whoever_waits(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
-    waiter = world.join(bucket)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
 
     world.scheduler.peer_closed(slot, world.now)
     assert slot.state is IN_USE
@@ -740,7 +740,7 @@ def test_a_slot_whose_peer_hung_up_before_the_dial_was_done_is_handed_to_nobody(
     world: World,
 ) -> None:
     bucket = world.bucket(1)
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
 
     world.scheduler.peer_closed(world.notes.dials[0], world.now)
     slot = world.open_one()
@@ -752,9 +752,9 @@ def test_a_slot_whose_peer_hung_up_before_the_dial_was_done_is_handed_to_nobody(
 def test_a_worn_out_slot_is_closed_on_return_and_replaced(world: World) -> None:
     bucket = world.full(1, max_uses=2)
 
-    world.release(world.take(bucket))
+    world.release(world.checkout(bucket))
     assert bucket.idle == 1
-    world.release(world.take(bucket))
+    world.release(world.checkout(bucket))
 
     assert world.notes.reasons == [Reason.WORN_OUT]
     world.close_all()
@@ -763,10 +763,10 @@ def test_a_worn_out_slot_is_closed_on_return_and_replaced(world: World) -> None:
 
 def test_an_expired_slot_is_not_handed_out_and_not_kept_on_return(world: World) -> None:
     bucket = world.full(2, max_lifetime=10.0)
-    held = world.take(bucket)
+    held = world.checkout(bucket)
     world.now += 10
 
-    assert world.scheduler.take(bucket, world.now) is None
+    assert world.scheduler.try_checkout(bucket, world.now) is None
     world.release(held)
 
     assert world.notes.reasons == [Reason.EXPIRED] * 2
@@ -775,12 +775,12 @@ def test_an_expired_slot_is_not_handed_out_and_not_kept_on_return(world: World) 
 def test_what_is_found_expired_at_hand_out_is_replaced_while_it_closes(world: World) -> None:
     bucket = world.full(2, max_lifetime=10.0, max_overflow=2)
     world.now += 9
-    world.discard(world.take(bucket))
+    world.discard(world.checkout(bucket))
     world.close_all()
     world.open_all()
     world.now += 2  # the first of the two has expired, the second has not
 
-    slot = world.take(bucket)
+    slot = world.checkout(bucket)
 
     assert slot.expires_at > world.now
     assert world.notes.reasons[-1] is Reason.EXPIRED
@@ -800,7 +800,7 @@ def test_lifetimes_are_jittered_so_that_they_do_not_end_together(world: World) -
 def test_idle_timeout_closes_the_longest_idle_down_to_the_minimum(world: World) -> None:
     bucket = world.bucket(4, 1, idle_timeout=5.0)
     for _ in range(4):
-        world.join(bucket)
+        world.enqueue(bucket)
     world.open_all()
     slots = [w.slot for w in world.notes.woken]
     for slot in slots:
@@ -822,12 +822,12 @@ def test_a_slot_idle_for_too_long_is_not_handed_out_though_the_reaper_is_late(
     world: World,
 ) -> None:
     bucket = world.bucket(1, idle_timeout=5.0)
-    world.join(bucket)
+    world.enqueue(bucket)
     slot = world.open_one()
     world.release(slot)
     world.now += 5
 
-    assert world.scheduler.take(bucket, world.now) is None
+    assert world.scheduler.try_checkout(bucket, world.now) is None
     assert world.notes.reasons == [Reason.IDLE]
 
 
@@ -913,7 +913,7 @@ def test_a_drain_that_is_spread_takes_each_slot_at_its_own_moment(world: World) 
 
 def test_held_slots_are_drained_on_return(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
+    slot = world.checkout(bucket)
 
     world.scheduler.drain(bucket, 0.0, world.now)
     assert slot.state is IN_USE
@@ -985,8 +985,8 @@ def test_a_slot_that_closes_while_idle_is_never_taken_by_the_fast_path(world: Wo
 
 def test_an_overflow_slot_is_closed_on_return_when_nobody_waits(world: World) -> None:
     bucket = world.full(1, max_overflow=1)
-    held = world.take(bucket)
-    waiter = world.join(bucket)
+    held = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
     extra = world.open_one()
     assert waiter.slot is extra
 
@@ -1004,8 +1004,8 @@ def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world:
     limit = Limit(4)
     a = world.full(2, name="a", limits=(limit,))
     b = world.full(2, name="b", limits=(limit,))
-    held = [world.take(a), world.take(a)]
-    waiter = world.join(a)
+    held = [world.checkout(a), world.checkout(a)]
+    waiter = world.enqueue(a)
 
     limit.maximum = 1
     assert world.notes.limits == [limit]
@@ -1028,8 +1028,8 @@ def test_a_shared_limit_raised_serves_who_waits_for_it(world: World) -> None:
     limit = Limit(1)
     a = world.full(1, name="a", limits=(limit,))
     b = world.bucket(1, name="b", limits=(limit,))
-    world.take(a)
-    world.join(b)
+    world.checkout(a)
+    world.enqueue(b)
 
     limit.maximum = 2
     world.scheduler.reconcile_limit(limit, world.now)
@@ -1039,8 +1039,8 @@ def test_a_shared_limit_raised_serves_who_waits_for_it(world: World) -> None:
 
 def test_resized_below_what_is_open_the_rest_goes_even_under_load(world: World) -> None:
     bucket = world.full(4)
-    held = [world.take(bucket) for _ in range(4)]
-    waiters = [world.join(bucket) for _ in range(3)]
+    held = [world.checkout(bucket) for _ in range(4)]
+    waiters = [world.enqueue(bucket) for _ in range(3)]
 
     world.scheduler.resize(bucket, 2, 2, world.now)
     world.release(*held)
@@ -1099,9 +1099,9 @@ def test_the_fast_path_is_open_when_nobody_waits(world: World) -> None:
 
 def test_the_fast_path_is_shut_while_a_caller_of_the_bucket_waits(world: World) -> None:
     bucket = world.full(1)
-    slot = world.take(bucket)
+    slot = world.checkout(bucket)
 
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     assert bucket.fast_path_open == 0
     world.release(slot)
 
@@ -1117,11 +1117,11 @@ def test_the_fast_path_is_shut_for_whoever_shares_a_limit_that_holds_somebody_up
     c = world.full(1, name="c", limits=(limit,))
     apart = world.full(1, name="apart")
     b = world.bucket(1, name="b", limits=(limit,))
-    held = world.take(a), world.take(c)
+    held = world.checkout(a), world.checkout(c)
 
-    waiter = world.join(b)
+    waiter = world.enqueue(b)
     assert (a.fast_path_open, c.fast_path_open, apart.fast_path_open) == (0, 0, HERE)
-    world.scheduler.leave(waiter, world.now)
+    world.scheduler.cancel(waiter, world.now)
 
     assert (a.fast_path_open, c.fast_path_open) == (HERE, HERE)
     world.release(*held)
@@ -1133,9 +1133,9 @@ def test_waiters_whose_own_limit_is_full_leave_their_neighbours_the_fast_path(
     limit = Limit(2)
     a = world.full(1, name="a", limits=(limit,))
     b = world.full(1, name="b", limits=(limit,))
-    world.take(a)
+    world.checkout(a)
 
-    world.join(a)
+    world.enqueue(a)
 
     assert b.fast_path_open == HERE
 
@@ -1145,20 +1145,20 @@ def test_a_pool_that_is_down_leaves_its_neighbours_the_fast_path(world: World) -
     a = world.full(2, name="a", limits=(limit,))
     world.scheduler.resize(a, 2, 1, world.now)
     b = world.bucket(1, name="b", limits=(limit,))
-    world.join(b)
+    world.enqueue(b)
     world.close_all()
     world.fail_one()
 
-    world.release(world.take(a))
+    world.release(world.checkout(a))
 
-    assert b.line
+    assert b.waiters
     assert a.fast_path_open == HERE
 
 
 def test_the_fast_path_is_shut_while_there_is_surplus(world: World) -> None:
     bucket = world.full(2)
-    world.take(bucket)
-    world.take(bucket)
+    world.checkout(bucket)
+    world.checkout(bucket)
 
     world.scheduler.resize(bucket, 1, 1, world.now)
 
@@ -1168,10 +1168,10 @@ def test_the_fast_path_is_shut_while_there_is_surplus(world: World) -> None:
 def test_a_closed_bucket_leaves_no_trace_in_its_limits(world: World) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))
-    held = world.take(bucket)
+    held = world.checkout(bucket)
     error = RuntimeError()
-    world.take(bucket)
-    waiter = world.join(bucket)
+    world.checkout(bucket)
+    waiter = world.enqueue(bucket)
 
     world.scheduler.shut(bucket, error, world.now)
     assert waiter.error is error
@@ -1193,7 +1193,7 @@ def test_a_slot_that_the_fast_path_does_not_want_goes_back_to_where_it_came_from
     bucket = world.full(3, lifo=lifo)
     before = list(bucket.idle_slots())
 
-    world.scheduler.put_back(bucket.take())
+    world.scheduler.put_back(bucket.pop_idle())
 
     assert list(bucket.idle_slots()) == before
 
@@ -1206,8 +1206,8 @@ def test_after_a_fork_every_slot_is_let_go_and_nothing_is_closed(world: World) -
     bucket = world.bucket(4, 3, limits=(limit,))
     for _ in range(2):
         world.open_one()
-    held = world.take(bucket)
-    waiters = [world.join(bucket) for _ in range(2)]
+    held = world.checkout(bucket)
+    waiters = [world.enqueue(bucket) for _ in range(2)]
     assert waiters[0].slot is not None
 
     world.scheduler.forget_all(bucket)
@@ -1231,11 +1231,11 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
         world = World()
         bucket = world.full(5)
         for _ in range(5):
-            world.take(bucket)
+            world.checkout(bucket)
         for _ in range(waiting):
-            world.join(bucket, 30.0)
-        waiter = Waiter(bucket, world.scheduler.draw_turn(), world.now + 30, None)
-        return Steps().of(lambda: world.scheduler.join(waiter, world.now))
+            world.enqueue(bucket, 30.0)
+        waiter = Waiter(bucket, world.scheduler.next_ticket(), world.now + 30, None)
+        return Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
 
     assert_flat(cost)
 
@@ -1244,11 +1244,11 @@ def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
         bucket = world.full(1)
-        slot = world.take(bucket)
-        waiters = [world.join(bucket) for _ in range(waiting)]
+        slot = world.checkout(bucket)
+        waiters = [world.enqueue(bucket) for _ in range(waiting)]
         world.release(slot)
-        back = Waiter(bucket, waiters[0].turn, None, None)
-        return Steps().of(lambda: world.scheduler.join(back, world.now, again=True))
+        back = Waiter(bucket, waiters[0].ticket, None, None)
+        return Steps().of(lambda: world.scheduler.enqueue(back, world.now, requeued=True))
 
     assert_flat(cost)
 
@@ -1258,10 +1258,10 @@ def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
         world = World()
         bucket = world.bucket(10_000, limits=(Limit(20_000),))
         for _ in range(waiting):
-            world.join(bucket)
+            world.enqueue(bucket)
         world.fail_one()
-        waiter = Waiter(bucket, world.scheduler.draw_turn(), None, None)
-        return Steps().of(lambda: world.scheduler.join(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.next_ticket(), None, None)
+        return Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
 
     assert_flat(cost)
 
@@ -1270,13 +1270,13 @@ def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
     def cost(number: int) -> int:
         world = World()
         crowded = world.full(2, name="crowded", limits=(Limit(9000),))
-        slot = world.take(crowded)
-        world.take(crowded)
+        slot = world.checkout(crowded)
+        world.checkout(crowded)
         for _ in range(number):
-            world.join(crowded)
+            world.enqueue(crowded)
         steps = Steps().of(lambda: world.scheduler.release(slot, world.now))
         quiet = world.full(number, name="quiet")
-        taken = world.take(quiet)
+        taken = world.checkout(quiet)
         return steps + Steps().of(lambda: world.scheduler.release(taken, world.now))
 
     assert_flat(cost)
@@ -1290,9 +1290,9 @@ def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> 
         assert len(bucket.due) == number - 1
         steps = Steps().of(lambda: world.scheduler.reconcile(bucket, world.now))
         busy = world.full(1, name="busy")
-        world.take(busy)
+        world.checkout(busy)
         for _ in range(number):
-            world.join(busy)
+            world.enqueue(busy)
         return steps + Steps().of(lambda: world.scheduler.reconcile(busy, world.now))
 
     assert_flat(cost)
@@ -1305,10 +1305,10 @@ def test_to_reconcile_costs_the_same_however_many_other_pools_there_are() -> Non
         for _ in range(pools):
             world.full(1, limits=(limit,))
             busy = world.full(1)
-            world.take(busy)
-            world.join(busy)
+            world.checkout(busy)
+            world.enqueue(busy)
         bucket = world.bucket(2, 0, limits=(limit,))
-        steps = Steps().of(lambda: world.join(bucket))
+        steps = Steps().of(lambda: world.enqueue(bucket))
         return steps + Steps().of(world.open_one)
 
     assert_flat(cost, 5)
@@ -1321,7 +1321,7 @@ def test_a_full_limit_with_many_pools_with_waiters_costs_no_more_than_their_numb
         slot = None
         for _ in range(pools):
             bucket = world.bucket(1, limits=(limit,))
-            world.join(bucket)
+            world.enqueue(bucket)
             if slot is None:
                 slot = world.open_one()
         held = slot
@@ -1352,7 +1352,7 @@ def test_tombstones_among_the_idle_never_outnumber_the_living_by_much(world: Wor
         assert len(bucket._idle) <= 2 * bucket.idle + 33
 
     assert list(bucket.idle_slots()) == slots[:10] + slots[290:]
-    assert bucket.take.__self__ is bucket._idle  # type: ignore[attr-defined]
+    assert bucket.pop_idle.__self__ is bucket._idle  # type: ignore[attr-defined]
 
 
 def test_idle_slots_are_used_evenly_by_fifo_and_the_last_first_by_lifo(world: World) -> None:
@@ -1360,7 +1360,7 @@ def test_idle_slots_are_used_evenly_by_fifo_and_the_last_first_by_lifo(world: Wo
         bucket = world.full(3, name=str(lifo), lifo=lifo)
         served = []
         for _ in range(6):
-            slot = world.take(bucket)
+            slot = world.checkout(bucket)
             world.release(slot)
             served.append(slot)
         pairs = [a is b for a, b in pairwise(served)]

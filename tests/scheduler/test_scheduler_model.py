@@ -102,9 +102,9 @@ class Hub:
 
     def _look_who_is_overtaken(self, bucket: Bucket) -> None:
         """No older waiter could have used that very place; no waiter at all, if it is a refill."""
-        mine = turn_at(bucket, bucket.connecting - 1)
+        mine = ticket_at(bucket, bucket.connecting - 1)
         for other in neighbours(bucket, self.buckets):
-            theirs = turn_at(other, other.connecting)
+            theirs = ticket_at(other, other.connecting)
             # Whose timer rings in this very instant, or whose limit was raised, may not know yet.
             knows = other not in self.timers and not set(other.limits) & set(self.lowered)
             if knows and may_dial(other, self.now) and not other.idle and theirs < mine:
@@ -122,7 +122,7 @@ class Hub:
         assert slot.state is CHECKING
         self.checks.append(slot)
 
-    def wake(self, token: object, waiter: Waiter) -> None:
+    def wake(self, callback: object, waiter: Waiter) -> None:
         assert not waiter.pending
         assert waiter not in self.woken, "woken twice"
         slot = waiter.slot
@@ -131,7 +131,7 @@ class Hub:
             assert slot.bucket is waiter.bucket
             assert slot.since == self.now
             fit_for_hand_out(slot, self.now)
-            assert waiter.turn < turn_at(waiter.bucket, 0), "served out of turn"
+            assert waiter.ticket < ticket_at(waiter.bucket, 0), "served out of order"
         self.woken.append(waiter)
 
     def reconcile_later(self, bucket: Bucket) -> None:
@@ -141,9 +141,9 @@ class Hub:
         self.lowered[limit] = None
 
 
-def turn_at(bucket: Bucket, place: int) -> float:
-    line = list(bucket.line)
-    return line[place].turn if place < len(line) else math.inf
+def ticket_at(bucket: Bucket, place: int) -> float:
+    waiters = list(bucket.waiters)
+    return waiters[place].ticket if place < len(waiters) else math.inf
 
 
 def neighbours(bucket: Bucket, buckets: list[Bucket]) -> list[Bucket]:
@@ -239,9 +239,9 @@ class Machine(RuleBasedStateMachine):
     # Callers, exactly as Runtime.acquire and pool.Lease go about it
 
     def _acquire(
-        self, bucket: Bucket, turn: int, timeout: float | None, again: bool = False
+        self, bucket: Bucket, ticket: int, timeout: float | None, requeued: bool = False
     ) -> None:
-        slot = self.scheduler.take(bucket, self.now)
+        slot = self.scheduler.try_checkout(bucket, self.now)
         if slot is not None:
             slot.uses += 1
             slot.since = self.now
@@ -249,12 +249,12 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            self.scheduler.join(Waiter(bucket, turn, deadline, None), self.now, again)
+            self.scheduler.enqueue(Waiter(bucket, ticket, deadline, None), self.now, requeued)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
     def acquire(self, n: int, timeout: float | None) -> None:
         if bucket := self._pick(n):
-            self._acquire(bucket, self.scheduler.draw_turn(), timeout)
+            self._acquire(bucket, self.scheduler.next_ticket(), timeout)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, 0, 2.0]))
     def enter(self, n: int, timeout: float | None) -> None:
@@ -262,7 +262,7 @@ class Machine(RuleBasedStateMachine):
         if bucket is None:
             return
         if bucket.fast_path_open == THREAD and bucket._idle:
-            slot = bucket.take()
+            slot = bucket.pop_idle()
             if (
                 self.now < slot.fast_path_until
                 and self.now - slot.since < bucket.fast_path_max_idle
@@ -274,7 +274,7 @@ class Machine(RuleBasedStateMachine):
                 self.held.append(slot)
                 return
             self.scheduler.put_back(slot)
-        self._acquire(bucket, self.scheduler.draw_turn(), timeout)
+        self._acquire(bucket, self.scheduler.next_ticket(), timeout)
 
     @rule(n=st.integers(0, 3), callers=st.integers(2, 6))
     def crowd(self, n: int, callers: int) -> None:
@@ -292,7 +292,7 @@ class Machine(RuleBasedStateMachine):
             assert waiter.slot is not None
             self.scheduler.discard(waiter.slot, Reason.UNREAD, self.now)
             if not waiter.bucket.closed:
-                self._acquire(waiter.bucket, waiter.turn, None, again=True)
+                self._acquire(waiter.bucket, waiter.ticket, None, requeued=True)
 
     @precondition(lambda self: self.hub.woken)
     @rule(n=st.integers(0, 5))
@@ -305,12 +305,12 @@ class Machine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 9))
     def give_up(self, n: int) -> None:
         """A waiter is killed: still in line, or served and not yet running."""
-        waiters = [w for bucket in self.buckets for w in bucket.line] + self.hub.woken
+        waiters = [w for bucket in self.buckets for w in bucket.waiters] + self.hub.woken
         if waiters:
             waiter = waiters[n % len(waiters)]
             if waiter in self.hub.woken:
                 self.hub.woken.remove(waiter)
-            self.scheduler.leave(waiter, self.now)
+            self.scheduler.cancel(waiter, self.now)
             assert waiter.slot is None
 
     def _take_from_holder(self, n: int) -> Slot:
@@ -425,7 +425,7 @@ class Machine(RuleBasedStateMachine):
         self._pass_time(seconds)
         self.scheduler.expire(self.now)
         deadline = self.scheduler.next_deadline()
-        deadlines = [w.deadline for b in self.buckets for w in b.line if w.deadline is not None]
+        deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline is not None]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
 
@@ -487,7 +487,7 @@ class Machine(RuleBasedStateMachine):
     def shut(self, n: int) -> None:
         if bucket := self._pick(n):
             self.scheduler.shut(bucket, LookupError(), self.now)
-            assert not bucket.line
+            assert not bucket.waiters
             for slot in bucket.slots:
                 assert slot.state is not IDLE
 
@@ -535,13 +535,13 @@ class Machine(RuleBasedStateMachine):
                 for b in self.buckets:
                     assert limit not in b.limits or not b.idle, "idle in a limit it overfills"
             for b in self.buckets:
-                assert (b in limit._with_waiters) == bool(b.line and limit in b.shared)
+                assert (b in limit._with_waiters) == bool(b.waiters and limit in b.shared)
                 if b in limit._queue:
                     assert b in limit._with_waiters
                 elif b in limit._with_waiters:
-                    served = len(b.line) <= b.connecting
+                    served = len(b.waiters) <= b.connecting
                     assert served or b.failing or b.connecting >= b.window, "he is overlooked"
-                assert b not in limit._blocked_here or b.line
+                assert b not in limit._blocked_here or b.waiters
             keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
             assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
             assert keys.keys() <= set(slots), "it keeps alive what is closed"
@@ -552,13 +552,13 @@ class Machine(RuleBasedStateMachine):
     def line(self) -> None:
         """First come, first served, as far as the line goes."""
         for bucket in self.buckets:
-            turns = [waiter.turn for waiter in bucket.line]
-            assert turns == sorted(turns)
-            assert all(waiter.pending for waiter in bucket.line)
-            assert not (bucket.line and bucket.idle), "waits while a connection lies idle"
+            tickets = [waiter.ticket for waiter in bucket.waiters]
+            assert tickets == sorted(tickets)
+            assert all(waiter.pending for waiter in bucket.waiters)
+            assert not (bucket.waiters and bucket.idle), "waits while a connection lies idle"
             assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
         assert set(self.scheduler.with_waiters) == {
-            bucket for bucket in self.buckets if bucket.line
+            bucket for bucket in self.buckets if bucket.waiters
         }
 
     @invariant()
@@ -569,12 +569,12 @@ class Machine(RuleBasedStateMachine):
             if any(limit in self.hub.lowered for limit in bucket.limits):
                 continue
             assert bucket.connecting <= max(bucket.max_connecting, len(bucket.slots))
-            waits = turn_at(bucket, bucket.connecting) < math.inf
+            waits = ticket_at(bucket, bucket.connecting) < math.inf
             could = may_dial(bucket, now)
             if waits and could:
-                mine = turn_at(bucket, bucket.connecting)
+                mine = ticket_at(bucket, bucket.connecting)
                 kept = any(  # for an older one, who has yet to wait for a close
-                    turn_at(b, b.connecting) < mine and any(lim._closing for lim in b.limits)
+                    ticket_at(b, b.connecting) < mine and any(lim._closing for lim in b.limits)
                     for b in neighbours(bucket, self.buckets)
                 )
                 assert kept or not bucket.has_room, "room for a waiter is left unused"
@@ -587,12 +587,12 @@ class Machine(RuleBasedStateMachine):
                         "the fast path takes his place"
                     )
             if could and bucket.has_room and bucket.connecting < bucket.missing:
-                assert any(b.line for b in neighbours(bucket, self.buckets)), (
+                assert any(b.waiters for b in neighbours(bucket, self.buckets)), (
                     "below its minimum for nobody's sake"
                 )
             if bucket.fast_path_open:
                 assert bucket.fast_path_open == bucket.fast_path_thread
-                assert not bucket.line
+                assert not bucket.waiters
                 assert not bucket.closed
                 assert bucket.open <= bucket.size
                 assert all(over(limit) <= 0 for limit in bucket.limits)
@@ -606,7 +606,7 @@ class Machine(RuleBasedStateMachine):
             limit.maximum = max(limit.maximum, 1)
         self._come_to_rest()
         for bucket in self.buckets:
-            assert not bucket.line, f"somebody is never served: {bucket!r}"
+            assert not bucket.waiters, f"somebody is never served: {bucket!r}"
             assert not bucket.due, "neither replaced nor closed"
             assert not (bucket.closed and bucket.slots)
             assert bucket.window == 1, "the burst is not over"
@@ -623,7 +623,7 @@ class Machine(RuleBasedStateMachine):
                 for limit in bucket.limits
             )
             assert bucket.open >= bucket.floor or not roomy, f"below its minimum: {bucket!r}"
-            if slot := self.scheduler.take(bucket, self.now):
+            if slot := self.scheduler.try_checkout(bucket, self.now):
                 self._release(slot)
                 assert bucket.fast_path_open == bucket.fast_path_thread, (
                     "the fast path stays shut for ever"

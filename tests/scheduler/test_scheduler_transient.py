@@ -34,7 +34,7 @@ def one_of_many(world: World, total: Limit, size: int = 1, **settings: Any) -> B
 def busy(world: World, total: Limit, **settings: Any) -> tuple[Bucket, Slot]:
     """One of many with a connection in use."""
     bucket = one_of_many(world, total, **settings)
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     world.open_all()
     assert waiter.slot is not None
     return bucket, waiter.slot
@@ -54,7 +54,7 @@ def idle(world: World, total: Limit, **settings: Any) -> tuple[Bucket, Slot]:
 def test_one_of_many_is_empty_without_slots_callers_and_a_back_off(world: World) -> None:
     bucket = one_of_many(world, Limit(5))
     empty = [bucket.empty]
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     empty.append(bucket.empty)
     slot = world.open_one()
     empty.append(bucket.empty)
@@ -84,10 +84,10 @@ def test_one_of_many_that_is_removed_is_not_kept_alive_by_its_limits_nor_by_the_
     idle(world, total)  # now it is full
     for each in list(total._buckets):
         if each is not bucket:
-            world.take(each)
-    world.join(one_of_many(world, total))  # stays in front of it in line
-    waiter = world.join(bucket, 5.0)
-    world.scheduler.leave(waiter, world.now)
+            world.checkout(each)
+    world.enqueue(one_of_many(world, total))  # stays in front of it in line
+    waiter = world.enqueue(bucket, 5.0)
+    world.scheduler.cancel(waiter, world.now)
     assert bucket.empty
 
     world.scheduler.remove(bucket)
@@ -105,7 +105,7 @@ def test_a_slot_that_closes_is_let_go_of_though_one_idle_longer_stays(world: Wor
     _, old = idle(world, total)
     world.now += 1
     bucket, slot = idle(world, total)
-    taken = world.take(bucket)
+    taken = world.checkout(bucket)
     assert taken is slot
     world.discard(taken)
     world.close_all()
@@ -138,12 +138,12 @@ def test_who_waits_for_a_full_limit_gets_the_place_of_the_longest_idle_of_all(
     for _ in range(3):
         slots.append(idle(world, total)[1])
         world.now += 1
-    first = world.take(slots[0].bucket)  # used again: it is the last now
+    first = world.checkout(slots[0].bucket)  # used again: it is the last now
     world.now += 1
     world.release(first)
     wanted = one_of_many(world, total)
 
-    waiter = world.join(wanted)
+    waiter = world.enqueue(wanted)
 
     assert (world.notes.closes, world.notes.reasons) == ([slots[1]], [Reason.EVICTED])
     assert waiter.pending
@@ -159,7 +159,7 @@ def test_the_longest_idle_is_found_among_one_of_many_and_one_of_few_alike(world:
         slots = []
         for many in kinds:
             bucket = world.bucket(1, 0, many=many, limits=(total,), name=f"many={many}")
-            waiter = world.join(bucket)
+            waiter = world.enqueue(bucket)
             world.open_all()
             assert waiter.slot is not None
             world.release(waiter.slot)
@@ -188,7 +188,7 @@ def test_one_of_many_has_no_fast_path_to_open_or_to_shut_for_a_thousand_others(
 
     others = [one_of_many(world, total) for _ in range(50)]
     world.scheduler._update_fast_path = note  # type: ignore[method-assign]
-    world.join(others[0])  # somebody is held up from now on
+    world.enqueue(others[0])  # somebody is held up from now on
     world.release(slot)  # and from now on nobody is
 
     assert set(opened) <= {others[0], slot.bucket}
@@ -200,7 +200,7 @@ def test_callers_of_many_are_served_in_the_order_they_came_whoever_makes_room(
     total = Limit(1)
     _, slot = busy(world, total)
     buckets = [one_of_many(world, total) for _ in range(5)]
-    waiters = [world.join(bucket) for bucket in (*buckets, *buckets)]
+    waiters = [world.enqueue(bucket) for bucket in (*buckets, *buckets)]
 
     order = []
     for number in range(10):
@@ -218,12 +218,12 @@ def test_callers_of_many_are_served_in_the_order_they_came_whoever_makes_room(
 def test_callers_who_come_and_go_behind_one_who_waits_do_not_pile_up(world: World) -> None:
     total = Limit(1)
     busy(world, total)
-    world.join(one_of_many(world, total))
+    world.enqueue(one_of_many(world, total))
     bucket = one_of_many(world, total)
 
     for _ in range(1000):
-        waiter = world.join(bucket, 1.0)
-        world.scheduler.leave(waiter, world.now)
+        waiter = world.enqueue(bucket, 1.0)
+        world.scheduler.cancel(waiter, world.now)
 
     assert len(total._queue) == 1
     assert len(total._queue._heap) < 100
@@ -258,8 +258,8 @@ def test_to_evict_costs_the_same_however_many_have_something_idle() -> None:
             world.now += 1.0
             world.release(slot)
         bucket = one_of_many(world, total)
-        waiter = Waiter(bucket, world.scheduler.draw_turn(), None, None)
-        steps = Steps().of(lambda: world.scheduler.join(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.next_ticket(), None, None)
+        steps = Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
         assert world.notes.closes == [slots[0]]
         return steps
 
@@ -271,7 +271,7 @@ def test_a_release_costs_the_same_however_many_buckets_wait_for_it() -> None:
         world = World()
         total, slots = full_limit(world, 20)
         for _ in range(buckets):
-            world.join(one_of_many(world, total))
+            world.enqueue(one_of_many(world, total))
         return Steps().of(lambda: world.scheduler.release(slots[0], world.now))
 
     assert_flat(cost)
@@ -282,11 +282,11 @@ def test_to_join_and_to_leave_cost_the_same_however_many_buckets_wait() -> None:
         world = World()
         total, _ = full_limit(world, 20)
         for _ in range(buckets):
-            world.join(one_of_many(world, total))
+            world.enqueue(one_of_many(world, total))
         bucket = one_of_many(world, total)
-        waiter = Waiter(bucket, world.scheduler.draw_turn(), None, None)
-        steps = Steps().of(lambda: world.scheduler.join(waiter, world.now))
-        return steps + Steps().of(lambda: world.scheduler.leave(waiter, world.now))
+        waiter = Waiter(bucket, world.scheduler.next_ticket(), None, None)
+        steps = Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
+        return steps + Steps().of(lambda: world.scheduler.cancel(waiter, world.now))
 
     assert_flat(cost)
 
@@ -296,7 +296,7 @@ def test_a_close_that_ends_costs_the_same_however_many_buckets_wait_for_the_plac
         world = World()
         total, slots = full_limit(world, 20)
         for _ in range(buckets):
-            world.join(one_of_many(world, total))
+            world.enqueue(one_of_many(world, total))
         world.discard(slots[0])
         return Steps().of(lambda: world.scheduler.closed(slots[0], world.now))
 
@@ -321,7 +321,7 @@ def test_when_all_are_due_together_each_costs_the_same_however_many_they_are() -
     def cost(buckets: int) -> int:
         world = World()
         total, _ = full_limit(world, 1)
-        waiters = [world.join(one_of_many(world, total), 5.0) for _ in range(buckets)]
+        waiters = [world.enqueue(one_of_many(world, total), 5.0) for _ in range(buckets)]
         steps = Steps().of(lambda: world.scheduler.expire(world.now + 5))
         assert all(waiter.expired for waiter in waiters)
         return steps // buckets
@@ -334,7 +334,7 @@ def test_one_who_is_due_costs_the_same_however_many_stand_behind_him() -> None:
         world = World()
         total, _ = full_limit(world, 1)
         bucket = one_of_many(world, total)
-        waiters = [world.join(bucket, 5.0 + n) for n in range(behind)]
+        waiters = [world.enqueue(bucket, 5.0 + n) for n in range(behind)]
         steps = Steps().of(lambda: world.scheduler.expire(world.now + 5))
         assert [waiter.expired for waiter in waiters[:2]] == [True, False]
         return steps
@@ -348,7 +348,7 @@ def test_deadlines_of_many_buckets_that_come_together_end_waits_by_their_order(
     total, _ = full_limit(world, 1)
     buckets = [one_of_many(world, total) for _ in range(3)]
     waits = [5.0, 7.0, 3.0, 2.0, 9.0, 1.0]
-    waiters = [world.join(buckets[n % 3], wait) for n, wait in enumerate(waits)]
+    waiters = [world.enqueue(buckets[n % 3], wait) for n, wait in enumerate(waits)]
     world.notes.woken.clear()
 
     world.scheduler.expire(world.now + 6)
@@ -412,20 +412,20 @@ def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
     busy(world, total)
     bucket = one_of_many(world, total, size=3, prompt=True, name="api")
 
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
 
     error = waiter.error
     assert isinstance(error, OutOfSockets)
     assert (error.pool, error.limit, error.used, error.maximum) == ("api", "sockets", 1, 1)
     assert "limit 'sockets' is reached, 1 of 1 connections, and none of them is idle" in str(error)
-    assert not bucket.line
+    assert not bucket.waiters
     assert not total._blocked_here  # he holds up nobody
 
 
 def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:
     bucket, _ = busy(world, Limit(5, "sockets"), prompt=True, name="api")
 
-    error = world.join(bucket).error
+    error = world.enqueue(bucket).error
 
     assert isinstance(error, OutOfSockets)
     assert (error.limit, error.used, error.maximum) == ("api", 1, 1)
@@ -436,8 +436,8 @@ def test_prompt_what_is_idle_elsewhere_makes_room_and_he_waits_for_that(world: W
     _, slot = idle(world, total)
     bucket = one_of_many(world, total, prompt=True)
 
-    waiter = world.join(bucket)
-    late = world.join(bucket)
+    waiter = world.enqueue(bucket)
+    late = world.enqueue(bucket)
 
     assert waiter.pending
     assert slot.state is CLOSING
@@ -450,8 +450,8 @@ def test_prompt_what_is_idle_elsewhere_makes_room_and_he_waits_for_that(world: W
 def test_prompt_a_dial_under_way_is_waited_for_by_as_many_as_it_serves(world: World) -> None:
     bucket = one_of_many(world, Limit(5), prompt=True)
 
-    first = world.join(bucket)
-    second = world.join(bucket)
+    first = world.enqueue(bucket)
+    second = world.enqueue(bucket)
 
     assert first.pending
     assert isinstance(second.error, OutOfSockets)
@@ -462,7 +462,7 @@ def test_prompt_a_dial_under_way_is_waited_for_by_as_many_as_it_serves(world: Wo
 def test_prompt_callers_wait_for_the_dial_window_while_there_is_room(world: World) -> None:
     bucket = one_of_many(world, Limit(5), size=5, prompt=True)
 
-    waiters = [world.join(bucket) for _ in range(3)]
+    waiters = [world.enqueue(bucket) for _ in range(3)]
 
     assert bucket.connecting == 1
     assert all(waiter.pending for waiter in waiters)
@@ -473,9 +473,9 @@ def test_prompt_callers_wait_for_the_dial_window_while_there_is_room(world: Worl
 def test_prompt_a_place_that_another_has_taken_meanwhile_ends_the_wait(world: World) -> None:
     total = Limit(2)
     bucket = one_of_many(world, total, size=2, prompt=True)
-    first, second = world.join(bucket), world.join(bucket)  # the window is one
+    first, second = world.enqueue(bucket), world.enqueue(bucket)  # the window is one
     busy_one = one_of_many(world, total)
-    world.join(busy_one)
+    world.enqueue(busy_one)
     assert (bucket.connecting, busy_one.connecting) == (1, 1)
 
     world.open_one()
@@ -494,7 +494,7 @@ def down(world: World, total: Limit | None = None, **settings: Any) -> Bucket:
 
 def test_down_fails_all_who_wait_get_the_error_of_the_dial_each_his_own(world: World) -> None:
     bucket = down(world)
-    waiters = [world.join(bucket) for _ in range(3)]
+    waiters = [world.enqueue(bucket) for _ in range(3)]
 
     world.fail_one()
 
@@ -502,21 +502,21 @@ def test_down_fails_all_who_wait_get_the_error_of_the_dial_each_his_own(world: W
     assert [type(error) for error in errors] == [OSError] * 3
     assert [str(error) for error in errors] == ["refused"] * 3
     assert len({id(error) for error in (*errors, REFUSED)}) == 4
-    assert not bucket.line
+    assert not bucket.waiters
 
 
 def test_down_fails_who_comes_during_the_back_off_gets_it_at_once(world: World) -> None:
     bucket = down(world)
-    world.join(bucket)
+    world.enqueue(bucket)
     world.fail_one()
     world.now += 0.9
 
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
 
     assert str(waiter.error) == "refused"
     assert not world.notes.dials
     world.now += 0.2
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     assert waiter.pending
     assert waiter.slot is None
     assert waiter.bucket.connecting == 1
@@ -526,7 +526,7 @@ def test_down_fails_who_comes_during_the_back_off_gets_it_at_once(world: World) 
 
 def test_down_fails_those_for_whom_another_dial_is_under_way_wait_for_that(world: World) -> None:
     bucket = down(world)
-    waiters = [world.join(bucket) for _ in range(4)]
+    waiters = [world.enqueue(bucket) for _ in range(4)]
     world.open_one()  # the window is two from now on
     assert bucket.connecting == 2
 
@@ -540,12 +540,12 @@ def test_down_fails_those_for_whom_another_dial_is_under_way_wait_for_that(world
 
 def test_down_fails_what_broke_unused_is_told_of_where_no_dial_has_failed(world: World) -> None:
     bucket = down(world, name="api")
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     slot = world.open_one()
     assert waiter.slot is slot
     world.discard(slot, Reason.DEAD)
 
-    error = world.join(bucket).error
+    error = world.enqueue(bucket).error
 
     assert isinstance(error, ConnectError)
     assert "'api': its last connections broke at once" in str(error)
@@ -553,7 +553,7 @@ def test_down_fails_what_broke_unused_is_told_of_where_no_dial_has_failed(world:
 
 def test_down_fails_a_kill_says_nothing_about_the_server(world: World) -> None:
     bucket = down(world)
-    world.join(bucket)
+    world.enqueue(bucket)
     world.scheduler.dial_failed(world.notes.dials.pop(), KeyboardInterrupt(), world.now)
 
     assert bucket.last_error is None
@@ -570,14 +570,14 @@ def test_down_fails_an_error_that_cannot_be_copied_is_given_as_it_is(world: Worl
 
     for error in (Stubborn("down"), Other("down")):
         bucket = down(world)
-        waiter = world.join(bucket)
+        waiter = world.enqueue(bucket)
         error.__cause__ = cause = KeyError()
         world.scheduler.dial_failed(world.notes.dials.pop(), error, world.now)
         assert waiter.error is error
     plain = OSError("down")
     plain.__cause__ = cause
     bucket = down(world)
-    waiter = world.join(bucket)
+    waiter = world.enqueue(bucket)
     world.scheduler.dial_failed(world.notes.dials.pop(), plain, world.now)
     assert waiter.error is not plain
     assert waiter.error is not None
@@ -589,7 +589,7 @@ def test_down_fails_an_error_that_cannot_be_copied_is_given_as_it_is(world: Worl
 
 def three_idle(world: World, **settings: Any) -> Bucket:
     bucket = one_of_many(world, Limit(9), size=3, idle_timeout=10.0, **settings)
-    waiters = [world.join(bucket) for _ in range(3)]
+    waiters = [world.enqueue(bucket) for _ in range(3)]
     world.open_all()
     world.release(*[waiter.slot for waiter in waiters if waiter.slot is not None])
     assert bucket.idle == 3
@@ -617,7 +617,7 @@ def test_what_min_idle_spares_is_handed_out_though_it_was_idle_for_long(
     world.scheduler.reap(bucket, world.now + 9)
     world.now += 20  # the reaper is late
 
-    slot = world.scheduler.take(bucket, world.now)
+    slot = world.scheduler.try_checkout(bucket, world.now)
 
     assert (slot is not None) == bool(min_idle)
     assert world.notes.reasons == [Reason.IDLE] * (3 - min_idle)
@@ -634,7 +634,7 @@ def test_what_min_idle_spares_expires_and_is_evicted_and_drained_all_the_same(
         if end == "expire":
             world.scheduler.reap(bucket, world.now + 50)
         elif end == "evict":
-            world.join(one_of_many(world, total))
+            world.enqueue(one_of_many(world, total))
         else:
             world.scheduler.drain(bucket, 0.0, world.now)
 
@@ -646,7 +646,7 @@ def test_what_min_idle_spares_expires_and_is_evicted_and_drained_all_the_same(
 
 def test_what_is_in_use_counts_in_min_idle(world: World) -> None:
     bucket = three_idle(world, min_idle=1)
-    slot = world.take(bucket)
+    slot = world.checkout(bucket)
     assert slot.state is IN_USE
 
     world.scheduler.reap(bucket, world.now + 10)
@@ -666,7 +666,7 @@ def test_a_floor_above_min_idle_is_what_counts(world: World) -> None:
 def test_the_states_of_a_dial_of_many_are_those_of_any(world: World) -> None:
     total = Limit(2)
     bucket = one_of_many(world, total)
-    world.join(bucket)
+    world.enqueue(bucket)
     [slot] = bucket.slots
     assert slot.state is CONNECTING
 

@@ -45,7 +45,7 @@ class Notes:
     def start_check(self, slot: Slot) -> None:
         self.checks.append(slot)
 
-    def wake(self, token: object, waiter: Waiter) -> None:
+    def wake(self, callback: object, waiter: Waiter) -> None:
         self.woken.append(waiter)
 
     def reconcile_later(self, bucket: Bucket) -> None:
@@ -93,18 +93,18 @@ class World:
         while self.notes.closes:
             self.scheduler.closed(self.notes.closes.pop(0), self.now)
 
-    def take(self, bucket: Bucket) -> Slot:
+    def checkout(self, bucket: Bucket) -> Slot:
         """What a caller gets who finds something idle."""
-        slot = self.scheduler.take(bucket, self.now)
+        slot = self.scheduler.try_checkout(bucket, self.now)
         assert slot is not None
         slot.uses += 1
         slot.since = self.now
         return slot
 
-    def join(self, bucket: Bucket, timeout: float | None = None, turn: int = 0) -> Waiter:
+    def enqueue(self, bucket: Bucket, timeout: float | None = None, ticket: int = 0) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
-        waiter = Waiter(bucket, turn or self.scheduler.draw_turn(), deadline, None)
-        self.scheduler.join(waiter, self.now, again=turn > 0)
+        waiter = Waiter(bucket, ticket or self.scheduler.next_ticket(), deadline, None)
+        self.scheduler.enqueue(waiter, self.now, requeued=ticket > 0)
         return waiter
 
     def release(self, *slots: Slot) -> None:
