@@ -80,7 +80,7 @@ class PoolHooks(Protocol):
     maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
     has_is_alive: bool  # whether _is_alive is the user's own
-    is_picky: bool  # whether a hand-out takes more than a probe
+    checks_on_checkout: bool  # whether a hand-out takes more than a probe
     has_reset: bool
 
     def _all_buckets(self) -> Sequence[Bucket]: ...
@@ -141,11 +141,11 @@ class Runtime:
 
     def forget_if_empty(self, bucket: Bucket) -> None:
         """One of many leaves no trace once it has neither slots nor callers."""
-        if bucket.many and bucket.empty:
+        if bucket.transient and bucket.empty:
             self._stop_maintenance(bucket)
             self.scheduler.remove(bucket)
-            if bucket.leave is not None:
-                bucket.leave(bucket)
+            if bucket.on_empty is not None:
+                bucket.on_empty(bucket)
 
     def shut(self, bucket: Bucket) -> None:
         """Close *bucket* for good, without waiting."""
@@ -173,14 +173,14 @@ class Runtime:
         if self.dialers.active.get(greenlet) is slot and slot.state is CONNECTING:
             greenlet.throw(GreenletExit)
 
-    def orphan(self, buckets: Sequence[Bucket], owner: PoolHooks) -> None:
+    def pool_collected(self, buckets: Sequence[Bucket], owner: PoolHooks) -> None:
         """The pool was collected: close what it left.  Safe in a finalizer, from any thread."""
         for bucket in buckets:
-            bucket.late_owner = owner  # alive until its connections are closed
+            bucket.kept_hooks = owner  # alive until its connections are closed
         if not self._hub_is_dead():
-            self.loop.run_callback_threadsafe(self._bury, buckets)
+            self.loop.run_callback_threadsafe(self._close_orphans, buckets)
 
-    def _bury(self, buckets: Sequence[Bucket]) -> None:
+    def _close_orphans(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
             self.shut(bucket)
             self._changed(bucket)
@@ -228,7 +228,7 @@ class Runtime:
             else:
                 waiter = Waiter(bucket, ticket, deadline, me.switch)
                 slot = self._wait(owner, waiter, began, now, timeout, requeued)
-            if not owner.is_picky and slot.since < slot.fast_path_until:
+            if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
                 why_unusable = slot.why_unusable
                 if why_unusable is None or (slot.uses > 1 and not why_unusable()):
                     break  # the plain case of what follows
@@ -376,8 +376,8 @@ class Runtime:
 
     def _unfit(self, owner: PoolHooks, slot: Slot) -> Reason | None:
         """Why a slot must not be handed out, as far as can be told without asking the server."""
-        if slot.doomed is not None:
-            return slot.doomed
+        if slot.close_reason is not None:
+            return slot.close_reason
         if owner.has_is_alive:
             conn = slot.conn
             try:
@@ -394,14 +394,14 @@ class Runtime:
         # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not, and
         # the hub may not have run since.
         self.hangups.poll()
-        return slot.doomed
+        return slot.close_reason
 
     def _unclean(self, slot: Slot) -> Reason | None:
         """Why the connection must not be used again, as far as a probe can tell, or None."""
         if slot.why_unusable is None or not slot.why_unusable():
             return None
         self.hangups.poll()  # a hang-up looks like unread bytes; the hub may not have run since
-        return slot.doomed or Reason.UNREAD
+        return slot.close_reason or Reason.UNREAD
 
     def _answers(self, owner: PoolHooks, slot: Slot, bound: float) -> bool:
         """Whether the server answers within *bound* seconds; if not, the slot is gone."""
@@ -418,8 +418,8 @@ class Runtime:
         finally:
             alarm.close()
         slot.checked_at = monotonic()
-        if slot.doomed is not None:
-            self._discard(slot, conn, slot.doomed)
+        if slot.close_reason is not None:
+            self._discard(slot, conn, slot.close_reason)
             return False
         return True
 
@@ -431,12 +431,12 @@ class Runtime:
         self.enter(slot.bucket)
         bucket = slot.bucket
         back_at = now = monotonic()
-        if owner.has_reset and slot.doomed is None and not bucket.closed:
+        if owner.has_reset and slot.close_reason is None and not bucket.closed:
             try:
                 owner._reset_connection(*bucket.key, conn)
             except BaseException as exc:
                 if slot.state is IN_USE:
-                    self._count_spoiled(slot)
+                    self._count_lost_use(slot)
                 self._discard(slot, conn, Reason.RESET, exc)
                 if not isinstance(exc, Exception):
                     raise
@@ -452,11 +452,11 @@ class Runtime:
                 slot.why_unusable = owner._make_descriptor_probe(slot.fd)
             reason = self._unclean(slot)
             if reason is not None:
-                bucket.spoiled += 1
+                bucket.lost_uses += 1
                 self._discard(slot, conn, reason)
                 return
-        elif slot.unproven:
-            self.scheduler.proved(slot)
+        elif slot.unverified:
+            self.scheduler.verified(slot)
         slot.conn = conn
         slot.holder = slot.where = None
         self.scheduler.release(slot, now)
@@ -474,7 +474,7 @@ class Runtime:
     ) -> None:
         """Take back a connection that must not be used again."""
         self.enter(slot.bucket)
-        self._count_spoiled(slot)
+        self._count_lost_use(slot)
         self._discard(slot, conn, reason, error)
         if error is not None and "connection_failed" in owner.listening:
             endpoint = slot.bucket.endpoint
@@ -491,16 +491,16 @@ class Runtime:
         slot.error = error
         self.scheduler.discard(slot, reason, monotonic())
 
-    def _count_spoiled(self, slot: Slot) -> None:
+    def _count_lost_use(self, slot: Slot) -> None:
         """Book the end of a use after which the connection is not the pool's any more."""
-        slot.bucket.spoiled += 1
+        slot.bucket.lost_uses += 1
         _count_use(slot, monotonic())
 
     def detach(self, owner: PoolHooks, slot: Slot) -> None:
         """Let the holder keep the connection: it is not the pool's any more."""
         self.enter(slot.bucket)
         conn = slot.ref()
-        self._count_spoiled(slot)
+        self._count_lost_use(slot)
         self._forget(owner, slot)
         self.scheduler.detach(slot, Reason.DETACHED, monotonic())
         self._changed(slot.bucket)
@@ -598,7 +598,7 @@ class Runtime:
             return
         for slot in [slot for bucket in buckets for slot in bucket.slots]:
             if slot.state is IN_USE and slot.conn is None and (conn := slot.ref()) is not None:
-                self._count_spoiled(slot)
+                self._count_lost_use(slot)
                 self._discard(slot, conn, Reason.POOL_CLOSED)
         deadline = monotonic() + CLOSE_TIMEOUT
         while (late := self._not_gone(buckets)) is not None:
@@ -632,9 +632,9 @@ class Runtime:
     def _changed(self, bucket: Bucket) -> None:
         if bucket.changed is not None:
             bucket.changed.set()
-        if bucket.late_owner is not None and not bucket.slots:
-            bucket.late_owner = None
-        if bucket.many and not bucket.slots:
+        if bucket.kept_hooks is not None and not bucket.slots:
+            bucket.kept_hooks = None
+        if bucket.transient and not bucket.slots:
             self.forget_if_empty(bucket)
 
     # What the scheduler asks for
@@ -651,7 +651,7 @@ class Runtime:
         if reason in _RECYCLED and owner is not None and "connection_recycled" in owner.listening:
             # Told by the dial that replaces it, the next one or the one that has just succeeded;
             # what an elastic pool has beyond its minimum is not replaced.
-            if bucket.open <= bucket.floor > 0:
+            if bucket.open <= bucket.effective_min_size > 0:
                 bucket.recycled.append(slot.conn)
         self.closers.put((slot, reason, owner))
 
@@ -717,7 +717,7 @@ class Runtime:
         owner = bucket.owner()
         began = monotonic()
         if owner is None:
-            self.shut(bucket)  # collected just now: its _bury is on the way
+            self.shut(bucket)  # collected just now: its _close_orphans is on the way
         if owner is None or not self.scheduler.wanted(slot):
             self.scheduler.cancel_dial(slot, began)
             self._changed(bucket)
@@ -892,7 +892,8 @@ class Runtime:
         bucket = slot.bucket
         if slot.state is not CHECKING:
             return
-        if bucket.closed or owner is None:  # None: collected just now, its _bury is on the way
+        # None: collected just now, its _close_orphans is on the way
+        if bucket.closed or owner is None:
             self.scheduler.checked(slot, False, monotonic())
             return
         ok = False
@@ -963,7 +964,7 @@ class Runtime:
             reaper.add(bucket, drained_at)
             return
         reaper.add(bucket, now + reaper.longest)
-        if bucket.pinged:
+        if bucket.has_keepalive:
             keepalive.add(bucket, now + keepalive.longest)
 
     def _stop_maintenance(self, bucket: Bucket) -> None:
@@ -983,7 +984,7 @@ class Runtime:
 
     def _peer_closed(self, slot: Slot) -> None:
         bucket = slot.bucket
-        if slot.doomed is None and slot.state is not CLOSED:
+        if slot.close_reason is None and slot.state is not CLOSED:
             owner = bucket.owner()
             in_use = slot.state is IN_USE
             conn = slot.ref()
@@ -1113,7 +1114,7 @@ class Runtime:
 def _last_owner(bucket: Bucket) -> Any:
     """The pool, even if it has been collected and its connections wait to be closed; or None."""
     owner = bucket.owner()
-    return bucket.late_owner if owner is None else owner
+    return bucket.kept_hooks if owner is None else owner
 
 
 def _leave_to_parent(bucket: Bucket) -> None:

@@ -25,9 +25,9 @@ class Slot:
     __slots__ = (
         "bucket",
         "checked_at",
+        "close_reason",
         "conn",
         "dialed_at",
-        "doomed",
         "error",
         "expires_at",
         "fast_path_until",
@@ -42,7 +42,7 @@ class Slot:
         "retire_for",
         "since",
         "state",
-        "unproven",
+        "unverified",
         "uses",
         "where",
         "why_unusable",
@@ -68,8 +68,8 @@ class Slot:
         self.checked_at = now
         self.error: BaseException | None = None  # what broke it, for the listeners
         self.forked = False  # left behind by a fork: it is the parent's
-        self.doomed: Reason | None = None  # close it as soon as nobody holds it
-        self.unproven = False  # opened after failures, and not yet returned in good order
+        self.close_reason: Reason | None = None  # close it as soon as nobody holds it
+        self.unverified = False  # opened after failures, and not yet returned in good order
         self.retire_at = NEVER  # from then on replace it when that costs nobody anything
         self.retire_for = Reason.EXPIRED
         self.expires_at = NEVER  # from then on hand it to nobody
@@ -113,7 +113,7 @@ class Waiter:
 
 _COUNTERS = (
     *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
-    *("spoiled", "timed_out", "refused", "abandoned", "dialed", "dial_failed", "checked"),
+    *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "dial_failed", "checked"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max")
 
@@ -139,9 +139,9 @@ class Bucket:
         jitter: float = 0.0,
         rng: random.Random | None = None,
         min_idle: int = 0,
-        many: bool = False,
-        prompt: bool = False,
-        down_fails: bool = False,
+        transient: bool = False,
+        fail_when_full: bool = False,
+        fail_when_down: bool = False,
     ) -> None:
         self.name = name
         self.size = size
@@ -163,25 +163,25 @@ class Bucket:
         self.min_idle = min_idle  # so many connections idle_timeout spares; nobody opens them
         #: One of many that come and go: it has no fast path, but leaves no trace when it is empty,
         #: and a Limit finds the longest idle of a thousand such as soon as that of one.
-        self.many = many
-        self.prompt = prompt  # nobody waits for a place: OutOfSockets at once
+        self.transient = transient
+        self.fail_when_full = fail_when_full  # nobody waits for a place: OutOfSockets at once
         #: Nobody waits for the end of a back-off: who is in line when a dial fails, and who comes
         #: before the next one, gets its error.
-        self.down_fails = down_fails
+        self.fail_when_down = fail_when_down
         self.closed = False
         self.filling = 0  # callers of fill() who wait for *size* connections
 
         # The runtime's business.
         self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
-        self.late_owner: Any = None  # that pool once it was collected, as long as there are slots
+        self.kept_hooks: Any = None  # that pool once it was collected, as long as there are slots
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
         self.hurry_timer: Any = None  # runs while a caller waits for a check
         self.changed: Any = None  # an Event, for those who wait for slots to come or go
-        self.callers = 0  # of one of many: who is about to wait or does
-        self.leave: Callable[[Bucket], object] | None = None  # called when it has left, empty
+        self.pins = 0  # of one of many: who is about to wait or does
+        self.on_empty: Callable[[Bucket], object] | None = None  # called when it has left, empty
         self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
-        self.pinged = True  # by the keepalive of its pool, if that has one
+        self.has_keepalive = True  # by the keepalive of its pool, if that has one
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
 
         self.slots: dict[Slot, None] = {}
@@ -191,7 +191,7 @@ class Bucket:
         self._tombstones = 0
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.latest = AT_ONCE  # the latest deadline in it
-        self.due: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
+        self.retiring: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
         self.open = self.connecting = self.checking = self.closing = 0
 
         # The dial window.
@@ -218,7 +218,7 @@ class Bucket:
         self.use_count = self.wait_count = self.connect_count = 0
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
-        self.spoiled = self.timed_out = self.refused = self.abandoned = 0
+        self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
         self.dialed = self.dial_failed = self.checked = 0
         self.reasons: dict[Reason, int] = {}
 
@@ -282,26 +282,26 @@ class Bucket:
         return self.retry_at > AT_ONCE
 
     @property
-    def floor(self) -> int:
+    def effective_min_size(self) -> int:
         """How many connections to keep open, callers or not."""
         if self.closed:
             return 0
         return max(self.min_size, self.size) if self.filling else self.min_size
 
     @property
-    def spared(self) -> int:
-        """How many connections *idle_timeout* spares."""
-        return max(self.floor, self.min_idle)
+    def min_kept(self) -> int:
+        """How many connections *idle_timeout* leaves open."""
+        return max(self.effective_min_size, self.min_idle)
 
     @property
     def empty(self) -> bool:
         """Whether it has neither slots nor callers, nor has to remember a back-off."""
-        return not (self.slots or self.waiters or self.callers or self.retry_timer)
+        return not (self.slots or self.waiters or self.pins or self.retry_timer)
 
     @property
     def missing(self) -> int:
-        """How many dials it takes to reach the floor without those that are due to go."""
-        return self.floor - self.open + len(self.due)
+        """How many dials it takes to reach that minimum without those that are due to go."""
+        return self.effective_min_size - self.open + len(self.retiring)
 
     @property
     def unserved(self) -> int:

@@ -8,7 +8,7 @@ between two switches of the caller every change is whole.  What it decides about
 
                    dial ok           hand-over           release
     CONNECTING ----------> IDLE ---------------> IN_USE ---------> IDLE
-        | dial failed        | keepalive due        | discard, doomed, worn out
+        | dial failed        | keepalive due        | discard, to be closed
         v                    v                      v
      CLOSED <--------     CHECKING ------------> CLOSING ---------> CLOSED
 
@@ -96,9 +96,9 @@ class Scheduler:
         for limit in bucket.limits:
             limit._scheduler = self
             limit._buckets[bucket] = None
-            if not bucket.many or limit is bucket.own:
+            if not bucket.transient or limit is bucket.own:
                 limit._few[bucket] = None
-        if not bucket.many or bucket.min_size:
+        if not bucket.transient or bucket.min_size:
             self.reconcile(bucket, now)
 
     def remove(self, bucket: Bucket) -> None:
@@ -141,7 +141,7 @@ class Scheduler:
             self._close(slot, reason)
         for slot in bucket.slots:
             if slot.state is CHECKING:
-                self.doom(slot, reason)
+                self.mark_for_closing(slot, reason)
         self.reconcile(bucket, now)
 
     def drain(self, bucket: Bucket, over: float, now: float) -> None:
@@ -170,7 +170,7 @@ class Scheduler:
             slot.fast_path_until = AT_ONCE
         bucket.slots.clear()
         bucket._idle.clear()
-        bucket.due.clear()
+        bucket.retiring.clear()
         bucket._tombstones = 0
         bucket.open = bucket.connecting = bucket.checking = bucket.closing = 0
         bucket.window, bucket.failures, bucket.retry_at = 1, 0, AT_ONCE
@@ -235,7 +235,12 @@ class Scheduler:
         bucket.fast_path_open = 0
         # The crowd's case: only a release, or the end of a close, can do anything for him.
         own = bucket.own
-        if bucket._idle or own.used < own._maximum or bucket.prompt or bucket.down_fails:
+        if (
+            bucket._idle
+            or own.used < own._maximum
+            or bucket.fail_when_full
+            or bucket.fail_when_down
+        ):
             self.reconcile(bucket, now)
 
     def cancel(self, waiter: Waiter, now: float) -> None:
@@ -329,7 +334,7 @@ class Scheduler:
             return
         slot.since = now if idle_since is None else idle_since
         self._make_idle(slot, now)
-        if not bucket.quiet or bucket.due:
+        if not bucket.quiet or bucket.retiring:
             self.reconcile(bucket, now)
         else:
             self._update_fast_path(bucket)
@@ -339,14 +344,14 @@ class Scheduler:
         bucket = slot.bucket
         if slot.state is not IN_USE:
             return
-        if slot.uses <= 1 and (slot.doomed is Reason.PEER_CLOSED or reason is Reason.DEAD):
-            self._died_young(slot, now)
+        if slot.uses <= 1 and (slot.close_reason is Reason.PEER_CLOSED or reason is Reason.DEAD):
+            self._died_unused(slot, now)
         self._close(slot, reason)
         self.reconcile(bucket, now)
 
-    def proved(self, slot: Slot) -> None:
+    def verified(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
-        slot.unproven = False
+        slot.unverified = False
         slot.bucket.failures = 0
         self._update_fast_path_until(slot)
 
@@ -391,7 +396,7 @@ class Scheduler:
             bucket.opened_at = now
             bucket.retry_at = AT_ONCE
         bucket.last_error = None
-        slot.unproven = bucket.failures > 0
+        slot.unverified = bucket.failures > 0
         if bucket.max_lifetime is not None:
             slot.expires_at = now + bucket.max_lifetime
             early = 1.0 - bucket.jitter * bucket.rng.random()
@@ -414,7 +419,7 @@ class Scheduler:
             bucket.last_error = error
         bucket.dial_failed += 1
         self._move(slot, CLOSED)
-        self._setback(bucket, slot.since, now)
+        self._record_failure(bucket, slot.since, now)
         if bucket.fail_fast and bucket.waiters and not killed:
             self._fail(next(iter(bucket.waiters)), error)
         self.reconcile(bucket, now)
@@ -423,11 +428,11 @@ class Scheduler:
         """The peer hung up: an idle slot is closed now, another as soon as nobody holds it."""
         if slot.state is IDLE:
             if not slot.uses:
-                self._died_young(slot, now)
+                self._died_unused(slot, now)
             self._close(slot, Reason.PEER_CLOSED)
             self.reconcile(slot.bucket, now)
         else:
-            self.doom(slot, Reason.PEER_CLOSED)
+            self.mark_for_closing(slot, Reason.PEER_CLOSED)
 
     def closed(self, slot: Slot, now: float) -> None:
         """The connection is closed: its place is free."""
@@ -475,14 +480,14 @@ class Scheduler:
                 if slot.retire_at > now:
                     again = min(again, slot.retire_at)
                 elif slot.state is IDLE:
-                    bucket.due[slot] = None
+                    bucket.retiring[slot] = None
                 if slot.expires_at > now:
                     again = min(again, slot.expires_at)
-        for slot in [slot for slot in bucket.due if slot.expires_at <= now]:
+        for slot in [slot for slot in bucket.retiring if slot.expires_at <= now]:
             if self._may_retire(slot, now):
                 self._close(slot, slot.retire_for)
         if bucket.idle_timeout is not None:
-            while bucket.open > bucket.spared and (oldest := bucket.longest_idle()):
+            while bucket.open > bucket.min_kept and (oldest := bucket.longest_idle()):
                 ends = oldest.since + bucket.idle_timeout
                 if ends > now:
                     again = min(again, ends)
@@ -514,7 +519,7 @@ class Scheduler:
         It looks only at buckets with waiters, or below their minimum, that share a limit with
         *bucket* (or with one of those), so its cost does not grow with the number of pools.
         """
-        if bucket.due:
+        if bucket.retiring:
             self._retire_due(bucket, now)
         if bucket.waiters or bucket.shared:
             self._assign(bucket, now)
@@ -552,7 +557,7 @@ class Scheduler:
                     seen.add(limit)
                     # Nothing can be done for anybody here.  (Who waits for no place, though, must
                     # know whether those that come free are others'.)
-                    if not bucket.prompt and limit.full and limit._longest_idle() is None:
+                    if not bucket.fail_when_full and limit.full and limit._longest_idle() is None:
                         nothing_idle.add(limit)
                 while limit._queue and limit not in nothing_idle:
                     since, other = limit._queue.first()
@@ -571,11 +576,11 @@ class Scheduler:
                 if slot := self._next_usable_idle(first, now):
                     self._hand_over(slot, next(iter(first.waiters)), now)
             elif now < first.retry_at:
-                if first.down_fails:
+                if first.fail_when_down:
                     self._give_up(first, _backing_off(first))
                 continue
             elif first.connecting + incoming[first] >= first.window:
-                if first.prompt and (full := _full(first, reserved)):
+                if first.fail_when_full and (full := _full(first, reserved)):
                     if self._victims(full, reserved, nothing_idle) is None:
                         self._give_up(first, _out_of_sockets(first, full), incoming[first])
                 continue
@@ -585,7 +590,7 @@ class Scheduler:
                 if full[0] is not first.own:  # else it could not use a place in the others
                     blocked[first] = full
                 if not self._make_room(full, reserved, nothing_idle):
-                    if first.prompt:
+                    if first.fail_when_full:
                         blocked.pop(first, None)
                         self._give_up(first, _out_of_sockets(first, full), incoming[first])
                     continue
@@ -657,8 +662,8 @@ class Scheduler:
 
     def _retire_due(self, bucket: Bucket, now: float) -> None:
         """Close the idle slots that are due to go, as far as that costs nobody anything."""
-        while bucket.due:
-            slot = next(iter(bucket.due))
+        while bucket.retiring:
+            slot = next(iter(bucket.retiring))
             if not self._may_retire(slot, now):
                 break
             self._close(slot, slot.retire_for)
@@ -671,7 +676,7 @@ class Scheduler:
         can serve nobody; it stays only for a replacement that is on its way.
         """
         bucket = slot.bucket
-        if bucket.open > bucket.floor:
+        if bucket.open > bucket.effective_min_size:
             return True
         expired = now >= slot.expires_at
         if bucket.has_room:
@@ -683,7 +688,7 @@ class Scheduler:
         while bucket.open > bucket.size and (oldest := bucket.longest_idle()):
             self._close(oldest, Reason.SURPLUS)
 
-    def _setback(self, bucket: Bucket, begun: float, now: float) -> None:
+    def _record_failure(self, bucket: Bucket, begun: float, now: float) -> None:
         """A dial failed, or its connection died unused: slow down.
 
         Dials that were under way together fail together: they count as one.
@@ -701,10 +706,10 @@ class Scheduler:
         bucket.retry_at = math.nextafter(now + bucket.backoff.delay(bucket.failures), NEVER)
         self.effects.reconcile_later(bucket)
 
-    def _died_young(self, slot: Slot, now: float) -> None:
+    def _died_unused(self, slot: Slot, now: float) -> None:
         """It was dead for its first user, or before: soon after the dial, that is a setback."""
         if now - slot.dialed_at <= slot.bucket.backoff.longest:
-            self._setback(slot.bucket, slot.dialed_at, now)
+            self._record_failure(slot.bucket, slot.dialed_at, now)
 
     # Mechanics
 
@@ -787,11 +792,11 @@ class Scheduler:
             idle.insert(bisect.bisect_right(idle, slot.since, key=idle_since), slot)
         else:
             idle.append(slot)
-        if slot.bucket.many:
+        if slot.bucket.transient:
             for limit in slot.bucket.shared:
                 limit._note_idle(slot)
         if now >= slot.retire_at:
-            slot.bucket.due[slot] = None
+            slot.bucket.retiring[slot] = None
 
     def _remove_idle(self, slot: Slot) -> None:
         """Take a slot that is not idle any more out of the queue, wherever in it it is."""
@@ -815,8 +820,8 @@ class Scheduler:
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
-        if slot.doomed is not None:
-            return slot.doomed
+        if slot.close_reason is not None:
+            return slot.close_reason
         if bucket.max_uses is not None and slot.uses >= bucket.max_uses:
             return Reason.WORN_OUT
         if now >= slot.expires_at:
@@ -835,20 +840,20 @@ class Scheduler:
         if (
             bucket.idle_timeout is not None
             and now - slot.since >= bucket.idle_timeout
-            and bucket.open > bucket.spared
+            and bucket.open > bucket.min_kept
         ):
             return Reason.IDLE
         return None
 
-    def doom(self, slot: Slot, reason: Reason) -> None:
+    def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as nobody holds it."""
-        if slot.doomed is None:
-            slot.doomed = reason
+        if slot.close_reason is None:
+            slot.close_reason = reason
             slot.fast_path_until = AT_ONCE
 
     def _update_fast_path_until(self, slot: Slot) -> None:
         """Say until when the fast path may have *slot* without asking."""
-        slow = slot.doomed is not None or slot.unproven
+        slow = slot.close_reason is not None or slot.unverified
         slot.fast_path_until = AT_ONCE if slow else min(slot.retire_at, slot.expires_at)
 
     def _move(self, slot: Slot, state: State) -> None:
@@ -866,8 +871,8 @@ class Scheduler:
                 limit._closing -= 1
         else:
             bucket.checking += (state is CHECKING) - (old is CHECKING)
-            if old is IDLE and bucket.due:
-                bucket.due.pop(slot, None)
+            if old is IDLE and bucket.retiring:
+                bucket.retiring.pop(slot, None)
             if state is CLOSING or state is CLOSED:
                 bucket.open -= 1
             if state is CLOSING:
@@ -957,7 +962,9 @@ def _wants_place(bucket: Bucket, now: float) -> bool:
     nor while no more may be dialed.  The end of any of that reconciles *bucket* itself."""
     if _first_unserved(bucket, 0) is None:
         return False
-    return bucket.prompt or not (now < bucket.retry_at or bucket.connecting >= bucket.window)
+    return bucket.fail_when_full or not (
+        now < bucket.retry_at or bucket.connecting >= bucket.window
+    )
 
 
 def _first_unserved(bucket: Bucket, incoming: int) -> int | None:

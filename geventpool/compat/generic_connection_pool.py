@@ -291,7 +291,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
                 connection=conn,
             )
         exc = sys.exc_info()[1]
-        if exc is not None and self._spoils(exc):
+        if exc is not None and self._breaks_connection(exc):
             self._runtime.give_up(self, slot, conn, Reason.ERROR, exc)
         else:
             self._runtime.give_back(self, slot, conn, suspect=exc is not None)

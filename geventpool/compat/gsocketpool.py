@@ -215,7 +215,7 @@ class Pool(ConnectionPool[C]):
         try:
             yield conn
         except BaseException as exc:
-            if self._spoils(exc) and is_held():
+            if self._breaks_connection(exc) and is_held():
                 self._runtime.give_up(self, slot, conn, Reason.ERROR, exc)
             raise
         finally:
@@ -337,7 +337,7 @@ class Pool(ConnectionPool[C]):
         if slot is not None and slot.uses == 1:  # new: what lies unread is the server's greeting
             self._runtime.hangups.poll()
             # Never idle, it comes from open(): what is born expired would be opened without end.
-            return slot.doomed is None and not (slot.idled and _says(conn.is_expired, True))
+            return slot.close_reason is None and not (slot.idled and _says(conn.is_expired, True))
         if _says(conn.is_expired, True) or _says(conn.is_connected, False):
             return False
         # Each time, as after a reconnect it is another socket

@@ -451,9 +451,9 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         try:
             conn = self._dial()
         except Exception:
-            self._bucket.down_fails = True  # all who wait are told, and not one after the other
+            self._bucket.fail_when_down = True  # all who wait are told, and not one after the other
             raise
-        self._bucket.down_fails = False
+        self._bucket.fail_when_down = False
         return conn
 
     def _dial(self) -> ConnectionWrapper:

@@ -353,7 +353,7 @@ class ConnectionManager:
         if use.counts and server.down_until is not None:
             self._pool.drain_address(server.address)
 
-    def _leave(self, sock: Any, uses: int, exc: BaseException | None) -> None:
+    def _end_lease(self, sock: Any, uses: int, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
         pool = self._pool
         slot = pool.index.get(id(sock))
@@ -368,7 +368,7 @@ class ConnectionManager:
                 self._failed(monitored.use, exc)
             else:
                 monitored.use.cancelled()
-        if pool._spoils(exc):
+        if pool._breaks_connection(exc):
             pool._runtime.give_up(pool, slot, sock, Reason.ERROR, exc)
         else:
             pool._runtime.give_back(pool, slot, sock, suspect=True)
@@ -399,7 +399,7 @@ class ManagedLease:
         traceback: TracebackType | None,
     ) -> None:
         sock, self._sock = self._sock, None
-        self._manager._leave(sock, self._uses, exc)
+        self._manager._end_lease(sock, self._uses, exc)
 
 
 class _Use:

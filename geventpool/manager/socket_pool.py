@@ -257,7 +257,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     # Buckets
 
     def _settings_of(self, endpoint: Endpoint | None) -> dict[str, Any]:
-        settings: dict[str, Any] = {"prompt": True, "down_fails": True}
+        settings: dict[str, Any] = {"fail_when_full": True, "fail_when_down": True}
         if endpoint is None:
             return settings
         settings["backoff"] = _Pause(server=self.servers[endpoint.address])
@@ -279,7 +279,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         ping = None if endpoint is None else getattr(endpoint.sock_type, "keepalive", None)
         if ping is not None and not callable(ping):
             raise TypeError(f"keepalive of sock_type must be a method, not {ping!r}")
-        bucket.pinged = ping is not None
+        bucket.has_keepalive = ping is not None
         return bucket
 
 

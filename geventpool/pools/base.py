@@ -132,7 +132,7 @@ class BasePool(Generic[C]):
         self.closed = False
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
         self.has_is_alive = self._overrides("_is_alive")
-        self.is_picky = self.has_is_alive or check_after is not None
+        self.checks_on_checkout = self.has_is_alive or check_after is not None
         self.has_reset = self._overrides("_reset_connection")
         self._connect = connect
         self._greenlet_local = greenlet_local
@@ -239,7 +239,7 @@ class BasePool(Generic[C]):
     def _leases_of_this_greenlet(self) -> dict[Any, LocalLease[C]]:
         return self._leases.setdefault(getcurrent(), {})
 
-    def _spoils(self, exc: BaseException) -> bool:
+    def _breaks_connection(self, exc: BaseException) -> bool:
         """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
         if self.strict or not isinstance(exc, Exception):
             return True
@@ -257,7 +257,7 @@ class BasePool(Generic[C]):
     def __del__(self) -> None:
         if "_runtime" in self.__dict__ and (buckets := self._all_buckets()):
             if not all(bucket.closed and not bucket.slots for bucket in buckets):
-                self._runtime.orphan(buckets, self)
+                self._runtime.pool_collected(buckets, self)
 
 
 F = TypeVar("F", bound=BasePool[Any])
@@ -293,7 +293,7 @@ def stats_of(
         closing=total("closing"),
         waiting=sum(len(bucket.waiters) for bucket in buckets),
         acquired=total("use_count") + closed[Reason.LOST] + held,
-        released=total("use_count") - total("spoiled"),
+        released=total("use_count") - total("lost_uses"),
         timed_out=total("timed_out"),
         refused=total("refused"),
         abandoned=total("abandoned"),

@@ -127,7 +127,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         self._total = Limit(_maximum(total_max_size), f"{self.name} in total")
         self._lease: type[Any] = _LocalEndpointLease if greenlet_local else _EndpointLease
         self._buckets: dict[E, Bucket] = {}
-        self._leave = partial(_leave, weakref.ref(self))
+        self._on_empty = partial(_forget_bucket, weakref.ref(self))
         #: Has no connections: it adds up what those have counted that have left.
         self._past = self._make_bucket(None)
         self._runtime.buckets.add(self._past)  # for a child to set it back to zero
@@ -312,11 +312,11 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             bucket = self._make_bucket(endpoint)
             self._runtime.add(bucket)
             self._buckets[endpoint] = bucket
-        bucket.callers += 1
+        bucket.pins += 1
         return bucket
 
     def _expected(self, bucket: Bucket) -> None:
-        bucket.callers -= 1
+        bucket.pins -= 1
         if not bucket.slots:
             self._runtime.forget_if_empty(bucket)
 
@@ -327,12 +327,12 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             "min_idle": self._min_idle,
             "limits": (self._total, *self._limits),
             "lifo": self._order != "fifo",
-            "many": True,
+            "transient": True,
         }
         settings |= self._settings_of(endpoint)
         bucket = self._new_bucket(f"{self.name} {endpoint}", **settings)
         bucket.key = (endpoint,)
-        bucket.leave = self._leave
+        bucket.on_empty = self._on_empty
         return bucket
 
     def _settings_of(self, endpoint: E | None) -> dict[str, Any]:
@@ -359,7 +359,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         return getattr(own, "__func__", own) is not getattr(EndpointPool, hook)
 
 
-def _leave(pool: weakref.ref[EndpointPool[Any, Any]], bucket: Bucket) -> None:
+def _forget_bucket(pool: weakref.ref[EndpointPool[Any, Any]], bucket: Bucket) -> None:
     """Have the pool forget a bucket that has left, but not what it has counted."""
     if (owner := pool()) is not None and owner._buckets.get(bucket.endpoint) is bucket:
         del owner._buckets[bucket.endpoint]

@@ -112,7 +112,7 @@ class Lease(Generic[C]):
         pool = self._pool
         if exc is None:
             pool._runtime.give_back(pool, slot, self._conn)
-        elif pool._spoils(exc):
+        elif pool._breaks_connection(exc):
             pool._runtime.give_up(pool, slot, self._conn, Reason.ERROR, exc)
         else:
             pool._runtime.give_back(pool, slot, self._conn, suspect=True)
@@ -142,6 +142,6 @@ class LocalLease(Lease[C]):
         if self._outer is None:
             self._pool._leases_of_this_greenlet().pop(self._bucket.key, None)
             super().__exit__(exc_type, exc, traceback)
-        elif exc is not None and self._pool._spoils(exc):
+        elif exc is not None and self._pool._breaks_connection(exc):
             # The outer with may yet swallow it, but the connection is broken all the same.
-            self._pool._runtime.scheduler.doom(self._outer._slot, Reason.ERROR)
+            self._pool._runtime.scheduler.mark_for_closing(self._outer._slot, Reason.ERROR)

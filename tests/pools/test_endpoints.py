@@ -1449,7 +1449,7 @@ def test_a_foreign_thread_is_told_so_and_the_pool_is_whole(places: Places, verb:
             in_thread(lambda: FOREIGN[verb](pool, "a"))
 
         assert (pool.stats(), pool.endpoints(), pool.max_size, pool.total_max_size) == before
-        assert not any(bucket.callers for bucket in pool._all_buckets())
+        assert not any(bucket.pins for bucket in pool._all_buckets())
         pool.release(pool.held)  # type: ignore[attr-defined]
 
 
@@ -1845,7 +1845,7 @@ def _and_leave_no_trace(play: Callable[[Stage], None]) -> Callable[[Stage], None
         play(stage)
         gevent.joinall([stage._actor, *stage._neighbours], timeout=PATIENCE)
         pool = stage.pools[0].pool
-        assert not any(bucket.callers for bucket in pool._all_buckets())
+        assert not any(bucket.pins for bucket in pool._all_buckets())
         if not pool.closed:
             pool.dispose()
             until(lambda: pool.endpoints() == [] and pool.size == 0)
@@ -1901,7 +1901,7 @@ def test_endpoints_that_share_a_total_survive_callers_timed_out_and_killed_at_ra
         Round(pool.views, dice, 4).play()
         pool.check_no_more()
         assert_whole_together(pool.views, server, 4, close=False)
-        assert not any(bucket.callers for bucket in pool._all_buckets())
+        assert not any(bucket.pins for bucket in pool._all_buckets())
         pool.close(timeout=PATIENCE)
         assert not server.open
         assert pool.size == 0

@@ -19,7 +19,7 @@ from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
 class Careless(ConnectionPool):
-    def _spoils(self, exc):
+    def _breaks_connection(self, exc):
         return False
     def _make_probe(self, conn):
         return None

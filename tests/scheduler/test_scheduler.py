@@ -362,7 +362,7 @@ def test_a_drain_held_up_by_a_shared_limit_goes_on_when_others_have_filled_it(
         world.close_all()
 
     assert world.notes.reasons == [Reason.DRAINED] * 2
-    assert not a.due
+    assert not a.retiring
 
 
 def test_a_waiter_who_needs_places_in_two_limits_is_not_overtaken_while_one_comes_free(
@@ -680,7 +680,7 @@ def test_after_failures_a_connection_is_not_for_the_fast_path_until_it_proved_go
     slot = world.open_one()
     assert slot.fast_path_until == AT_ONCE
 
-    world.scheduler.proved(slot)
+    world.scheduler.verified(slot)
 
     assert slot.fast_path_until == math.inf
     assert bucket.failures == 0
@@ -1287,7 +1287,7 @@ def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> 
         world = World()
         bucket = world.full(number)
         world.scheduler.drain(bucket, 0.0, world.now)
-        assert len(bucket.due) == number - 1
+        assert len(bucket.retiring) == number - 1
         steps = Steps().of(lambda: world.scheduler.reconcile(bucket, world.now))
         busy = world.full(1, name="busy")
         world.checkout(busy)

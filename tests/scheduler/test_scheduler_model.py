@@ -156,7 +156,7 @@ def may_dial(bucket: Bucket, now: float) -> bool:
 
 
 def fit_for_hand_out(slot: Slot, now: float) -> None:
-    assert slot.doomed is None
+    assert slot.close_reason is None
     assert now < slot.expires_at
     assert slot.bucket.max_uses is None or slot.uses <= slot.bucket.max_uses
     assert not slot.bucket.closed
@@ -189,7 +189,7 @@ class Machine(RuleBasedStateMachine):
         size = draw(st.integers(1, 4))
         max_uses = draw(st.sampled_from([None, None, None, 1, 3]))
         shared = tuple(limit for limit in self.limits if draw(st.booleans()))
-        many = draw(st.booleans())
+        transient = draw(st.booleans())
         bucket = Bucket(
             name,
             size=size,
@@ -206,9 +206,9 @@ class Machine(RuleBasedStateMachine):
             jitter=0.5,
             rng=random.Random(0),
             min_idle=draw(st.integers(0, size)),
-            many=many,
+            transient=transient,
         )
-        if max_uses is None and not many:
+        if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
         bucket.fast_path_max_idle = math.inf if bucket.idle_timeout is None else bucket.idle_timeout
         fits = all(
@@ -336,8 +336,8 @@ class Machine(RuleBasedStateMachine):
         self._release(self._take_from_holder(n))
 
     def _release(self, slot: Slot) -> None:
-        if slot.unproven:
-            self.scheduler.proved(slot)
+        if slot.unverified:
+            self.scheduler.verified(slot)
         self.scheduler.release(slot, self.now)
 
     @precondition(lambda self: self.held)
@@ -434,7 +434,7 @@ class Machine(RuleBasedStateMachine):
         if bucket := self._pick(n):
             again = self.scheduler.reap(bucket, self.now)
             assert again > self.now
-            if bucket.idle_timeout is not None and bucket.open > bucket.spared:
+            if bucket.idle_timeout is not None and bucket.open > bucket.min_kept:
                 limit = self.now - bucket.idle_timeout
                 assert all(slot.since > limit for slot in bucket.idle_slots())
 
@@ -522,7 +522,7 @@ class Machine(RuleBasedStateMachine):
             assert bucket._tombstones == sum(slot.state is not IDLE for slot in queue)
             sinces = [slot.since for slot in bucket.idle_slots()]
             assert sinces == sorted(sinces), "not longest idle first"
-            assert all(s.state is IDLE and s.retire_at <= self.now for s in bucket.due)
+            assert all(s.state is IDLE and s.retire_at <= self.now for s in bucket.retiring)
             for limit in bucket.limits:
                 assert (bucket in limit._buckets) == (not bucket.closed or bool(bucket.slots))
         for limit in self.limits + [bucket.own for bucket in self.buckets]:
@@ -545,8 +545,8 @@ class Machine(RuleBasedStateMachine):
             keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
             assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
             assert keys.keys() <= set(slots), "it keeps alive what is closed"
-            many = [b for b in limit._buckets if b.many and limit in b.shared]
-            assert {slot for b in many for slot in b.idle_slots()} <= keys.keys()
+            transient = [b for b in limit._buckets if b.transient and limit in b.shared]
+            assert {slot for b in transient for slot in b.idle_slots()} <= keys.keys()
 
     @invariant()
     def line(self) -> None:
@@ -607,7 +607,7 @@ class Machine(RuleBasedStateMachine):
         self._come_to_rest()
         for bucket in self.buckets:
             assert not bucket.waiters, f"somebody is never served: {bucket!r}"
-            assert not bucket.due, "neither replaced nor closed"
+            assert not bucket.retiring, "neither replaced nor closed"
             assert not (bucket.closed and bucket.slots)
             assert bucket.window == 1, "the burst is not over"
 
@@ -619,10 +619,13 @@ class Machine(RuleBasedStateMachine):
         self._come_to_rest()
         for bucket in self._open():
             roomy = all(
-                sum(b.floor for b in self._open() if limit in b.limits) <= limit.maximum
+                sum(b.effective_min_size for b in self._open() if limit in b.limits)
+                <= limit.maximum
                 for limit in bucket.limits
             )
-            assert bucket.open >= bucket.floor or not roomy, f"below its minimum: {bucket!r}"
+            assert bucket.open >= bucket.effective_min_size or not roomy, (
+                f"below its minimum: {bucket!r}"
+            )
             if slot := self.scheduler.try_checkout(bucket, self.now):
                 self._release(slot)
                 assert bucket.fast_path_open == bucket.fast_path_thread, (

@@ -28,7 +28,7 @@ def world() -> World:
 
 def one_of_many(world: World, total: Limit, size: int = 1, **settings: Any) -> Bucket:
     settings.setdefault("name", f"of many {len(total._buckets)}")
-    return world.bucket(size, 0, many=True, limits=(total,), **settings)
+    return world.bucket(size, 0, transient=True, limits=(total,), **settings)
 
 
 def busy(world: World, total: Limit, **settings: Any) -> tuple[Bucket, Slot]:
@@ -63,9 +63,9 @@ def test_one_of_many_is_empty_without_slots_callers_and_a_back_off(world: World)
     empty.append(bucket.empty)
     world.close_all()
     empty.append(bucket.empty)
-    bucket.callers += 1
+    bucket.pins += 1
     empty.append(bucket.empty)
-    bucket.callers -= 1
+    bucket.pins -= 1
     bucket.retry_timer = object()
     empty.append(bucket.empty)
 
@@ -157,8 +157,10 @@ def test_the_longest_idle_is_found_among_one_of_many_and_one_of_few_alike(world:
         total = Limit(2)
         kinds = [False, True] if few_first else [True, False]
         slots = []
-        for many in kinds:
-            bucket = world.bucket(1, 0, many=many, limits=(total,), name=f"many={many}")
+        for transient in kinds:
+            bucket = world.bucket(
+                1, 0, transient=transient, limits=(total,), name=f"many={transient}"
+            )
             waiter = world.enqueue(bucket)
             world.open_all()
             assert waiter.slot is not None
@@ -402,7 +404,7 @@ def test_the_gaps_of_a_heap_never_outnumber_its_things_by_much() -> None:
     assert order == [-1, *range(0, 1000, 3)]
 
 
-# prompt: nobody waits for a place
+# fail_when_full: nobody waits for a place
 
 
 def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
@@ -410,7 +412,7 @@ def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
 ) -> None:
     total = Limit(1, "sockets")
     busy(world, total)
-    bucket = one_of_many(world, total, size=3, prompt=True, name="api")
+    bucket = one_of_many(world, total, size=3, fail_when_full=True, name="api")
 
     waiter = world.enqueue(bucket)
 
@@ -423,7 +425,7 @@ def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
 
 
 def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:
-    bucket, _ = busy(world, Limit(5, "sockets"), prompt=True, name="api")
+    bucket, _ = busy(world, Limit(5, "sockets"), fail_when_full=True, name="api")
 
     error = world.enqueue(bucket).error
 
@@ -434,7 +436,7 @@ def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:
 def test_prompt_what_is_idle_elsewhere_makes_room_and_he_waits_for_that(world: World) -> None:
     total = Limit(1)
     _, slot = idle(world, total)
-    bucket = one_of_many(world, total, prompt=True)
+    bucket = one_of_many(world, total, fail_when_full=True)
 
     waiter = world.enqueue(bucket)
     late = world.enqueue(bucket)
@@ -448,7 +450,7 @@ def test_prompt_what_is_idle_elsewhere_makes_room_and_he_waits_for_that(world: W
 
 
 def test_prompt_a_dial_under_way_is_waited_for_by_as_many_as_it_serves(world: World) -> None:
-    bucket = one_of_many(world, Limit(5), prompt=True)
+    bucket = one_of_many(world, Limit(5), fail_when_full=True)
 
     first = world.enqueue(bucket)
     second = world.enqueue(bucket)
@@ -460,7 +462,7 @@ def test_prompt_a_dial_under_way_is_waited_for_by_as_many_as_it_serves(world: Wo
 
 
 def test_prompt_callers_wait_for_the_dial_window_while_there_is_room(world: World) -> None:
-    bucket = one_of_many(world, Limit(5), size=5, prompt=True)
+    bucket = one_of_many(world, Limit(5), size=5, fail_when_full=True)
 
     waiters = [world.enqueue(bucket) for _ in range(3)]
 
@@ -472,7 +474,7 @@ def test_prompt_callers_wait_for_the_dial_window_while_there_is_room(world: Worl
 
 def test_prompt_a_place_that_another_has_taken_meanwhile_ends_the_wait(world: World) -> None:
     total = Limit(2)
-    bucket = one_of_many(world, total, size=2, prompt=True)
+    bucket = one_of_many(world, total, size=2, fail_when_full=True)
     first, second = world.enqueue(bucket), world.enqueue(bucket)  # the window is one
     busy_one = one_of_many(world, total)
     world.enqueue(busy_one)
@@ -484,12 +486,12 @@ def test_prompt_a_place_that_another_has_taken_meanwhile_ends_the_wait(world: Wo
     assert isinstance(second.error, OutOfSockets)
 
 
-# down_fails: nobody waits for the end of a back-off
+# fail_when_down: nobody waits for the end of a back-off
 
 
 def down(world: World, total: Limit | None = None, **settings: Any) -> Bucket:
     settings.setdefault("backoff", Backoff(first=1.0, longest=8.0, jitter=0.0))
-    return one_of_many(world, total or Limit(9), size=9, down_fails=True, **settings)
+    return one_of_many(world, total or Limit(9), size=9, fail_when_down=True, **settings)
 
 
 def test_down_fails_all_who_wait_get_the_error_of_the_dial_each_his_own(world: World) -> None:
