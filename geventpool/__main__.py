@@ -47,10 +47,10 @@ CONNECTIONS = 20
 GREENLETS = 100
 LATE_SHARE = 0.01  # of the replies of the demo's own server come late ...
 LATE_BY = 0.3  # ... by so many seconds ...
-PATIENCE = 0.1  # ... and nobody waits for one longer than this
-PATIENCE_ELSEWHERE = 2.0  # with a server of the user's
-HASTY_SHARE = 0.02  # of the requests are given up wherever they are, in line too ...
-HASTE = 0.02  # ... at a random moment within so many seconds
+MAX_WAIT = 0.1  # ... and nobody waits for one longer than this
+MAX_WAIT_ELSEWHERE = 2.0  # with a server of the user's
+SHORT_WAIT_SHARE = 0.02  # of the requests are given up wherever they are, in line too ...
+SHORT_WAIT = 0.02  # ... at a random moment within so many seconds
 
 # The promises that have a figure.
 MOST_DIALS, MOST_DIALS_PER_SECOND = 6, 2  # 12 in 3 s: the pauses grow to 0.5 to 1 s
@@ -68,7 +68,7 @@ class Demo:
         self.seconds = seconds
         self.address = address or ("127.0.0.1", 0)
         self.server = _Server() if address is None else None
-        self.patience = PATIENCE if address is None else PATIENCE_ELSEWHERE
+        self.max_wait = MAX_WAIT if address is None else MAX_WAIT_ELSEWHERE
         self.away = min(2.8, 0.35 * seconds)  # to which comes what the server takes to start
         self.pool: ConnectionPool[Any]
         self.workers: list[gevent.Greenlet[..., Any]] = []
@@ -148,14 +148,14 @@ class Demo:
     def _request(self, me: int) -> None:
         """Send a number that nobody has sent before: the reply must be that number."""
         request = b"%d\n" % next(self.numbers)
-        haste = HASTE * random.random() if random.random() < HASTY_SHARE else None
+        max_wait = SHORT_WAIT * random.random() if random.random() < SHORT_WAIT_SHARE else None
         calm, asked_at, served_at = self.calm, monotonic(), math.inf
         self.in_line[me] = asked_at
         try:
-            with gevent.Timeout(haste), self.pool.get() as sock:
+            with gevent.Timeout(max_wait), self.pool.get() as sock:
                 served_at = monotonic()
                 del self.in_line[me]
-                with gevent.Timeout(self.patience):
+                with gevent.Timeout(self.max_wait):
                     reply = _exchange(sock, request)
         except gevent.Timeout:
             if served_at < math.inf:

@@ -76,7 +76,7 @@ class PoolHooks(Protocol):
     check_after: float | None
     max_waiting: int | None
     track: bool
-    index: dict[int, Slot]  # id(connection) -> its slot
+    slots_by_id: dict[int, Slot]  # id(connection) -> its slot
     maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
     has_is_alive: bool  # whether _is_alive is the user's own
@@ -109,9 +109,9 @@ class Runtime:
         self.buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
         self._lost: deque[Slot] = deque()
         self._when_collected = self._collected  # one bound method for all, not one for each
-        self._alarm: Any = None  # the timer of the next deadline of a waiter
-        self._alarm_at = NEVER
-        self._alarm_is_idle = False
+        self._deadline_timer: Any = None  # the timer of the next deadline of a waiter
+        self._deadline_timer_at = NEVER
+        self._deadline_timer_is_idle = False
         self._make_worker_groups()
         _runtimes.add(self)
 
@@ -188,7 +188,7 @@ class Runtime:
     def _hub_is_dead(self) -> bool:
         return self.hub.dead or not getattr(self.hub, "loop", None)
 
-    def enter(self, pool: Bucket | PoolHooks) -> None:
+    def assert_usable_here(self, pool: Bucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
         hub = self.hub
         if get_ident() != self.ident or hub.dead:
@@ -206,7 +206,7 @@ class Runtime:
         """A slot in use by the current greenlet, and its connection."""
         me = getcurrent()
         if get_ident() != self.ident or me is self.hub or self.hub.dead:
-            self.enter(bucket)
+            self.assert_usable_here(bucket)
         began = now = monotonic()
         listening = owner.listening
         if listening and timeout != 0 and bucket.own.full:
@@ -232,7 +232,7 @@ class Runtime:
                 why_unusable = slot.why_unusable
                 if why_unusable is None or (slot.uses > 1 and not why_unusable()):
                     break  # the plain case of what follows
-            if self._fit(owner, slot, began, deadline, timeout):
+            if self._passes_checks(owner, slot, began, deadline, timeout):
                 break
             requeued = True
             now = monotonic()
@@ -250,7 +250,7 @@ class Runtime:
             try:
                 self.notify(owner, "connection_checked_out", event)
             except BaseException:
-                self.give_back(owner, slot, conn)
+                self.checkin(owner, slot, conn)
                 raise
         return slot, conn
 
@@ -278,12 +278,14 @@ class Runtime:
                 max_waiting=owner.max_waiting,
             )
         self.scheduler.enqueue(waiter, now, requeued)
-        if deadline is not None and (deadline < self._alarm_at or self._alarm_is_idle):
-            self._set_alarm(deadline)
+        if deadline is not None and (
+            deadline < self._deadline_timer_at or self._deadline_timer_is_idle
+        ):
+            self._set_deadline_timer(deadline)
         if bucket.retry_timer is not None:
             bucket.retry_timer.ref = True
         if bucket.checking and waiter.slot is None:
-            self._hurry_checks(bucket)
+            self._shorten_checks(bucket)
         switch = self.hub.switch
         try:
             # Only ``wake`` passes the waiter; somebody else's switch may come before it.
@@ -296,10 +298,10 @@ class Runtime:
                 waiter.wake_handle.stop()
             bucket.abandoned += 1
             self.scheduler.cancel(waiter, monotonic())
-            self._relax_alarm()
+            self._relax_deadline_timer()
             raise
         if not self.scheduler.with_waiters:
-            self._relax_alarm()
+            self._relax_deadline_timer()
         slot: Slot | None = waiter.slot
         if slot is not None:
             waited = slot.since - began
@@ -345,7 +347,7 @@ class Runtime:
             self.notify(owner, "acquire_timed_out", event)
         raise error from bucket.last_error
 
-    def _fit(
+    def _passes_checks(
         self,
         owner: PoolHooks,
         slot: Slot,
@@ -360,7 +362,7 @@ class Runtime:
         """
         if slot.state is not IN_USE:
             return False  # handed over in the very loop pass of a fork: it is the parent's
-        reason = self._unfit(owner, slot)
+        reason = self._reason_to_close(owner, slot)
         if reason is not None:
             self._discard(slot, slot.conn, reason)
             return False
@@ -374,7 +376,7 @@ class Runtime:
             self._time_out(owner, slot.bucket, began, timeout)
         return self._answers(owner, slot, bound)
 
-    def _unfit(self, owner: PoolHooks, slot: Slot) -> Reason | None:
+    def _reason_to_close(self, owner: PoolHooks, slot: Slot) -> Reason | None:
         """Why a slot must not be handed out, as far as can be told without asking the server."""
         if slot.close_reason is not None:
             return slot.close_reason
@@ -390,13 +392,13 @@ class Runtime:
                 return Reason.DEAD
             return None if alive else Reason.DEAD
         if slot.uses > 1:
-            return self._unclean(slot)
+            return self._probe_reason(slot)
         # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not, and
         # the hub may not have run since.
         self.hangups.poll()
         return slot.close_reason
 
-    def _unclean(self, slot: Slot) -> Reason | None:
+    def _probe_reason(self, slot: Slot) -> Reason | None:
         """Why the connection must not be used again, as far as a probe can tell, or None."""
         if slot.why_unusable is None or not slot.why_unusable():
             return None
@@ -406,29 +408,29 @@ class Runtime:
     def _answers(self, owner: PoolHooks, slot: Slot, bound: float) -> bool:
         """Whether the server answers within *bound* seconds; if not, the slot is gone."""
         conn = slot.conn
-        alarm = gevent.Timeout.start_new(bound)
+        timer = gevent.Timeout.start_new(bound)
         try:
             owner._keepalive(*slot.bucket.key, conn)
         except BaseException as exc:
             self._discard(slot, conn, Reason.KEEPALIVE, exc)
-            if exc is not alarm and not isinstance(exc, Exception):
+            if exc is not timer and not isinstance(exc, Exception):
                 raise
             self._log(owner, logging.INFO, "the check before hand-out failed: %r", exc)
             return False
         finally:
-            alarm.close()
+            timer.close()
         slot.checked_at = monotonic()
         if slot.close_reason is not None:
             self._discard(slot, conn, slot.close_reason)
             return False
         return True
 
-    def give_back(self, owner: PoolHooks, slot: Slot, conn: Any, suspect: bool = False) -> None:
+    def checkin(self, owner: PoolHooks, slot: Slot, conn: Any, suspect: bool = False) -> None:
         """Take back a connection that its holder thinks fit for use.
 
         *suspect*: an exception left the ``with``, so look closer.
         """
-        self.enter(slot.bucket)
+        self.assert_usable_here(slot.bucket)
         bucket = slot.bucket
         back_at = now = monotonic()
         if owner.has_reset and slot.close_reason is None and not bucket.closed:
@@ -450,7 +452,7 @@ class Runtime:
             if slot.why_unusable is None and slot.fd is not None:
                 # No socket we know, but from now on it must be quiet too.
                 slot.why_unusable = owner._make_descriptor_probe(slot.fd)
-            reason = self._unclean(slot)
+            reason = self._probe_reason(slot)
             if reason is not None:
                 bucket.lost_uses += 1
                 self._discard(slot, conn, reason)
@@ -464,7 +466,7 @@ class Runtime:
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
             self.notify(owner, "connection_checked_in", event)
 
-    def give_up(
+    def discard(
         self,
         owner: PoolHooks,
         slot: Slot,
@@ -473,7 +475,7 @@ class Runtime:
         error: BaseException | None = None,
     ) -> None:
         """Take back a connection that must not be used again."""
-        self.enter(slot.bucket)
+        self.assert_usable_here(slot.bucket)
         self._count_lost_use(slot)
         self._discard(slot, conn, reason, error)
         if error is not None and "connection_failed" in owner.listening:
@@ -498,7 +500,7 @@ class Runtime:
 
     def detach(self, owner: PoolHooks, slot: Slot) -> None:
         """Let the holder keep the connection: it is not the pool's any more."""
-        self.enter(slot.bucket)
+        self.assert_usable_here(slot.bucket)
         conn = slot.ref()
         self._count_lost_use(slot)
         self._forget(owner, slot)
@@ -511,18 +513,18 @@ class Runtime:
 
         It is CLOSED if he has had it since before a fork: it is the parent's.
         """
-        slot = owner.index.get(id(conn))
+        slot = owner.slots_by_id.get(id(conn))
         if slot is not None and _has_out(slot, conn):
             return slot
-        self.enter(owner)
+        self.assert_usable_here(owner)
         # The same object may stand in several slots, if _new_connection returns it twice; and a
         # tuple may have been taken apart and put together again.
         slots = [slot for bucket in owner._all_buckets() for slot in bucket.slots]
-        for slot in (*slots, *owner.index.values()):
+        for slot in (*slots, *owner.slots_by_id.values()):
             if _has_out(slot, conn):
-                self._unindex(owner, slot)
+                self._forget_id(owner, slot)
                 slot.ident = id(conn)
-                owner.index[slot.ident] = slot
+                owner.slots_by_id[slot.ident] = slot
                 return slot
         raise NotInUse(
             f"pool {owner.name!r}: {conn!r} is not in use here: released twice, or not ours",
@@ -534,7 +536,7 @@ class Runtime:
 
     def fill(self, owner: PoolHooks, bucket: Bucket, timeout: float | None) -> None:
         """Wait until *bucket* has all its connections open."""
-        self.enter(bucket)
+        self.assert_usable_here(bucket)
         began = monotonic()
         deadline = None if timeout is None else began + timeout
         failed = bucket.dial_failed
@@ -564,26 +566,26 @@ class Runtime:
         self, bucket: Bucket, size: int, min_size: int, max_overflow: float | None = None
     ) -> None:
         """Set how many connections to keep, and how many more there may be (None: as before)."""
-        self.enter(bucket)
+        self.assert_usable_here(bucket)
         self.scheduler.resize(bucket, size, min_size, monotonic(), max_overflow)
 
     def drain(self, bucket: Bucket, over: float) -> None:
         """Have every connection opened so far replaced within *over* seconds."""
-        self.enter(bucket)
+        self.assert_usable_here(bucket)
         if not bucket.closed:
             self.scheduler.drain(bucket, over, monotonic())
             self._schedule_maintenance(bucket, monotonic())
 
     def dispose(self, owner: PoolHooks, buckets: Sequence[Bucket]) -> None:
         """Close what lies idle."""
-        self.enter(owner)
+        self.assert_usable_here(owner)
         for bucket in buckets:
             self.scheduler.dispose(bucket, Reason.DISPOSED, monotonic())
         self.notify(owner, "pool_disposed", events.PoolDisposed(owner, closed=False))
 
     def close(self, owner: PoolHooks, buckets: Sequence[Bucket], timeout: float | None) -> None:
         """Close all the *buckets* of a pool for good and wait for the last connection to go."""
-        self.enter(owner)
+        self.assert_usable_here(owner)
         deadline = None if timeout is None else monotonic() + timeout
         first = not owner.closed
         owner.closed = True
@@ -685,30 +687,30 @@ class Runtime:
 
     # Deadlines of waiters: one timer for all of them
 
-    def _set_alarm(self, deadline: float) -> None:
-        if self._alarm is not None:
-            self._alarm_is_idle = False
-            if deadline >= self._alarm_at:
-                self._alarm.ref = True  # it rings early enough, only nobody had cared
+    def _set_deadline_timer(self, deadline: float) -> None:
+        if self._deadline_timer is not None:
+            self._deadline_timer_is_idle = False
+            if deadline >= self._deadline_timer_at:
+                self._deadline_timer.ref = True  # it fires early enough, only nobody had cared
                 return
-            self._alarm.stop()
-        self._alarm = Timer(self.loop, deadline, self._ring)
-        self._alarm_at = deadline
+            self._deadline_timer.stop()
+        self._deadline_timer = Timer(self.loop, deadline, self._fire)
+        self._deadline_timer_at = deadline
 
-    def _ring(self) -> None:
-        self._alarm_at = NEVER
-        self._alarm = None
-        self._alarm_is_idle = False
+    def _fire(self) -> None:
+        self._deadline_timer_at = NEVER
+        self._deadline_timer = None
+        self._deadline_timer_is_idle = False
         self.scheduler.expire(monotonic())
         deadline = self.scheduler.next_deadline()
         if deadline is not None:
-            self._set_alarm(deadline)
+            self._set_deadline_timer(deadline)
 
-    def _relax_alarm(self) -> None:
+    def _relax_deadline_timer(self) -> None:
         """Do not let the timer of a wait that is over keep the program alive."""
-        if self._alarm is not None and not self.scheduler.with_waiters:
-            self._alarm.ref = False
-            self._alarm_is_idle = True
+        if self._deadline_timer is not None and not self.scheduler.with_waiters:
+            self._deadline_timer.ref = False
+            self._deadline_timer_is_idle = True
 
     # Dialing
 
@@ -725,7 +727,7 @@ class Runtime:
         slot.since = began
         bucket.dialed += 1
         conn, error = None, None
-        alarm = gevent.Timeout.start_new(owner.connect_timeout)
+        timer = gevent.Timeout.start_new(owner.connect_timeout)
         try:
             conn = owner._new_connection(*bucket.key)
             if conn is None:
@@ -733,9 +735,9 @@ class Runtime:
         except BaseException as exc:
             error = exc
         finally:
-            alarm.close()
+            timer.close()
         if error is not None:
-            self._dial_failed(owner, slot, error, error is alarm)
+            self._dial_failed(owner, slot, error, error is timer)
             return
         now = monotonic()
         if slot.state is not CONNECTING:
@@ -810,7 +812,7 @@ class Runtime:
         trouble = None
         slot.conn = conn
         slot.ident = id(conn)
-        owner.index[slot.ident] = slot
+        owner.slots_by_id[slot.ident] = slot
         slot.ref = connection_ref(slot, conn, self._when_collected)
         try:
             fd = owner._fileno(*slot.bucket.key, conn)
@@ -836,11 +838,11 @@ class Runtime:
             slot.fd = None
         slot.why_unusable = None
         if owner is not None:
-            self._unindex(owner, slot)
+            self._forget_id(owner, slot)
 
-    def _unindex(self, owner: PoolHooks, slot: Slot) -> None:
-        if owner.index.get(slot.ident) is slot:
-            del owner.index[slot.ident]
+    def _forget_id(self, owner: PoolHooks, slot: Slot) -> None:
+        if owner.slots_by_id.get(slot.ident) is slot:
+            del owner.slots_by_id[slot.ident]
 
     # Closing
 
@@ -849,7 +851,7 @@ class Runtime:
         bucket, conn, error = slot.bucket, slot.conn, slot.error
         raised: BaseException | None = None
         if owner is not None:
-            alarm = gevent.Timeout.start_new(CLOSE_TIMEOUT)
+            timer = gevent.Timeout.start_new(CLOSE_TIMEOUT)
             try:
                 owner._close_connection(*bucket.key, conn)
             except BaseException as exc:
@@ -857,7 +859,7 @@ class Runtime:
                 if not isinstance(exc, (Exception, gevent.Timeout)):
                     raise
             finally:
-                alarm.close()
+                timer.close()
                 self._closed(owner, slot, reason, conn)
         else:
             self._closed(None, slot, reason, conn)
@@ -898,36 +900,36 @@ class Runtime:
             return
         ok = False
         raised: BaseException | None = None
-        alarm = gevent.Timeout.start_new(owner.keepalive_timeout)
+        timer = gevent.Timeout.start_new(owner.keepalive_timeout)
         slot.checked_at = monotonic()
         try:
             owner._keepalive(*bucket.key, slot.conn)
             ok = True
         except BaseException as exc:
             raised = exc
-            if exc is not alarm and not isinstance(exc, (Exception, gevent.Timeout)):
+            if exc is not timer and not isinstance(exc, (Exception, gevent.Timeout)):
                 raise
         finally:
-            alarm.close()
+            timer.close()
             bucket.checked += 1
             slot.error = raised
             self.scheduler.checked(slot, ok, monotonic())
         if raised is not None:
             self._log(owner, logging.INFO, "a keepalive failed: %r", raised)
 
-    def _hurry_checks(self, bucket: Bucket) -> None:
+    def _shorten_checks(self, bucket: Bucket) -> None:
         """A caller waits, and only connections that are being checked are left: give the checks no
         longer than twice what a dial takes, so that he does not wait for a hung peer."""
-        if bucket.hurry_timer is not None or bucket.connecting:
+        if bucket.shorten_timer is not None or bucket.connecting:
             return
-        patience = 0.05
+        max_wait = 0.05
         if bucket.connect_count:
-            patience = max(patience, 2 * bucket.connect_sum / bucket.connect_count)
+            max_wait = max(max_wait, 2 * bucket.connect_sum / bucket.connect_count)
         begun = min(s.checked_at for s in bucket.slots if s.state is CHECKING)
-        bucket.hurry_timer = Timer(self.loop, begun + patience, self._end_checks, bucket)
+        bucket.shorten_timer = Timer(self.loop, begun + max_wait, self._end_checks, bucket)
 
     def _end_checks(self, bucket: Bucket) -> None:
-        bucket.hurry_timer = None
+        bucket.shorten_timer = None
         now = monotonic()
         needed = bucket.unserved
         for greenlet, item in list(self.checkers.active.items()):
@@ -1071,7 +1073,7 @@ class Runtime:
                 slot.forked = True
                 slot.error = None
                 if owner is not None and slot.state is not IN_USE:
-                    owner.index.pop(slot.ident, None)
+                    owner.slots_by_id.pop(slot.ident, None)
             with warnings.catch_warnings():
                 # Copies of the parent's sockets, closed here by the collector: as they should be.
                 warnings.simplefilter("ignore", ResourceWarning)

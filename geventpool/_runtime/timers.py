@@ -1,8 +1,8 @@
 """The runtime's timers.
 
 A timer of the loop counts from the loop's own time, which stands still while a greenlet computes:
-started after two seconds of that, one of two seconds would ring at once.  So this file alone makes
-them.  Each is set by the clock, after the loop's time was brought up to date, and one that rings
+started after two seconds of that, one of two seconds would fire at once.  So this file alone makes
+them.  Each is set by the clock, after the loop's time was brought up to date, and one that fires
 early all the same is not believed but set again.
 """
 
@@ -45,9 +45,9 @@ class Timer:
 
     def _start(self, ref: bool) -> None:
         self._timer = self._loop.timer(max(0.0, self.at - monotonic()), ref=ref)
-        self._timer.start(self._ring, update=True)
+        self._timer.start(self._fire, update=True)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         ref = self.ref
         self.stop()
         if monotonic() < self.at:

@@ -176,7 +176,7 @@ class Bucket:
         self.kept_hooks: Any = None  # that pool once it was collected, as long as there are slots
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
-        self.hurry_timer: Any = None  # runs while a caller waits for a check
+        self.shorten_timer: Any = None  # runs while a caller waits for a check
         self.changed: Any = None  # an Event, for those who wait for slots to come or go
         self.pins = 0  # of one of many: who is about to wait or does
         self.on_empty: Callable[[Bucket], object] | None = None  # called when it has left, empty

@@ -315,7 +315,7 @@ class Scheduler:
                     self._line_ended(bucket)
                     self._update_fast_path(bucket)
                 return
-        reason = self._unfit(slot, now)
+        reason = self._reason_to_close(slot, now)
         if reason is not None:
             self._close(slot, reason)
             self.reconcile(bucket, now)
@@ -404,7 +404,7 @@ class Scheduler:
         slot.since = slot.checked_at = now
         self._update_fast_path_until(slot)
         self._make_idle(slot, now)
-        reason = self._unfit(slot, now)  # as much can happen during a dial
+        reason = self._reason_to_close(slot, now)  # as much can happen during a dial
         if reason is not None:
             self._close(slot, reason)
         self.reconcile(bucket, now)
@@ -465,7 +465,7 @@ class Scheduler:
         if slot.state is not CHECKING:
             return
         slot.checked_at = now
-        reason = self._unfit(slot, now) if ok or bucket.closed else Reason.KEEPALIVE
+        reason = self._reason_to_close(slot, now) if ok or bucket.closed else Reason.KEEPALIVE
         if reason is not None:
             self._close(slot, reason)
         else:
@@ -577,12 +577,12 @@ class Scheduler:
                     self._hand_over(slot, next(iter(first.waiters)), now)
             elif now < first.retry_at:
                 if first.fail_when_down:
-                    self._give_up(first, _backing_off(first))
+                    self._fail_unserved(first, _backing_off(first))
                 continue
             elif first.connecting + incoming[first] >= first.window:
                 if first.fail_when_full and (full := _full(first, reserved)):
                     if self._victims(full, reserved, nothing_idle) is None:
-                        self._give_up(first, _out_of_sockets(first, full), incoming[first])
+                        self._fail_unserved(first, _out_of_sockets(first, full), incoming[first])
                 continue
             elif not (full := _full(first, reserved)):
                 self._dial(first, now)
@@ -592,7 +592,7 @@ class Scheduler:
                 if not self._make_room(full, reserved, nothing_idle):
                     if first.fail_when_full:
                         blocked.pop(first, None)
-                        self._give_up(first, _out_of_sockets(first, full), incoming[first])
+                        self._fail_unserved(first, _out_of_sockets(first, full), incoming[first])
                     continue
                 # In all its limits: a younger one who took the place that is free in one, while
                 # that in another comes free, would be evicted for him, and so on for ever.
@@ -610,7 +610,7 @@ class Scheduler:
                     limit._enqueue(other)
                 self._note_blocked(other, limit, limit in blocked.get(other, ()))
 
-    def _give_up(self, bucket: Bucket, error: BaseException, incoming: int = 0) -> None:
+    def _fail_unserved(self, bucket: Bucket, error: BaseException, incoming: int = 0) -> None:
         """Fail the waiters of *bucket* for whom nothing is under way."""
         for waiter in list(itertools.islice(bucket.waiters, bucket.connecting + incoming, None)):
             self._fail(waiter, copy_of(error))
@@ -777,7 +777,7 @@ class Scheduler:
                 bucket._tombstones -= 1
                 continue
             self._move(slot, IN_USE)
-            reason = self._stale(slot, now)
+            reason = self._reason_to_skip(slot, now)
             if reason is None:
                 slot.idled = now - slot.since
                 return slot
@@ -815,7 +815,7 @@ class Scheduler:
         bucket._idle.extend(alive)
         bucket._tombstones = 0
 
-    def _unfit(self, slot: Slot, now: float) -> Reason | None:
+    def _reason_to_close(self, slot: Slot, now: float) -> Reason | None:
         """Why a slot that nobody holds any more must not be kept, or None."""
         bucket = slot.bucket
         if bucket.closed:
@@ -832,7 +832,7 @@ class Scheduler:
             return slot.retire_for
         return None
 
-    def _stale(self, slot: Slot, now: float) -> Reason | None:
+    def _reason_to_skip(self, slot: Slot, now: float) -> Reason | None:
         """Why an idle slot must not be handed out, or None."""
         bucket = slot.bucket
         if now >= slot.expires_at:

@@ -292,9 +292,9 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             )
         exc = sys.exc_info()[1]
         if exc is not None and self._breaks_connection(exc):
-            self._runtime.give_up(self, slot, conn, Reason.ERROR, exc)
+            self._runtime.discard(self, slot, conn, Reason.ERROR, exc)
         else:
-            self._runtime.give_back(self, slot, conn, suspect=exc is not None)
+            self._runtime.checkin(self, slot, conn, suspect=exc is not None)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pool for good: see EndpointPool.  After *timeout* seconds (None: never) what
@@ -333,7 +333,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         return conn
 
     def _keepalive(self, endpoint: EndpointT, conn: ConnectionT) -> None:
-        slot = self.index.get(id(conn))
+        slot = self.slots_by_id.get(id(conn))
         if slot is not None and slot.uses == 1 and not slot.idled:
             return  # just created
         if not self._check(endpoint, conn, timeout=self.keepalive_timeout):
@@ -351,7 +351,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
                 self._reset_connection(endpoint, conn)
         except (Exception, Timeout) as error:
             logger.debug("on_release failed for a connection that is disposed of: %r", error)
-        alarm = Timeout.start_new(self._dispose_timeout)
+        timer = Timeout.start_new(self._dispose_timeout)
         try:
             self._dispose(endpoint, conn, timeout=self._dispose_timeout)
         except (Exception, Timeout) as error:
@@ -359,7 +359,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             with suppress(Exception):
                 sockets.close(conn)
         finally:
-            alarm.close()
+            timer.close()
 
     def _fileno(self, endpoint: EndpointT, conn: ConnectionT) -> int | None:
         return sockets.fileno(_socket_of(conn))
@@ -383,7 +383,7 @@ class _ManagedLease(_EndpointLease):
             pool._connection_manager.on_acquire(self._bucket.endpoint, conn)
         except BaseException as exc:
             if self._slot.state is IN_USE and self._slot.uses == self._use:
-                pool._runtime.give_up(pool, self._slot, conn, Reason.ERROR, exc)
+                pool._runtime.discard(pool, self._slot, conn, Reason.ERROR, exc)
             raise
         if pool.has_reset:
             pool._unreleased.add(_ident(conn))
@@ -557,17 +557,17 @@ def _open(target: object, timeout: float | None, context: Any = False) -> Any:
     factory = sockets.SocketFactory(
         target, tls=context, connect_timeout=None, read_timeout=getdefaulttimeout()
     )
-    alarm = Timeout.start_new(timeout)
+    timer = Timeout.start_new(timeout)
     try:
         return factory()
     except Timeout as expired:
-        if expired is not alarm:
+        if expired is not timer:
             raise
         raise TimeoutError(f"timed out after {timeout} s: {expired.__cause__}") from None
     except MultiConnectFailure as failure:
         raise failure.errors[-1][1] from failure
     finally:
-        alarm.close()
+        timer.close()
 
 
 def _streams(sock: Any) -> Stream:

@@ -216,7 +216,7 @@ class Pool(ConnectionPool[C]):
             yield conn
         except BaseException as exc:
             if self._breaks_connection(exc) and is_held():
-                self._runtime.give_up(self, slot, conn, Reason.ERROR, exc)
+                self._runtime.discard(self, slot, conn, Reason.ERROR, exc)
             raise
         finally:
             if is_held():
@@ -260,7 +260,7 @@ class Pool(ConnectionPool[C]):
         Raises ConnectionNotFoundError if it is in use (``discard`` closes those), was dropped
         before, or is none of this pool's.
         """
-        self._runtime.enter(self._bucket)
+        self._runtime.assert_usable_here(self._bucket)
         slots = [slot for slot in self._bucket.idle_slots() if slot.conn is conn][:1]
         was_ours = self._opened.pop(id(conn), None) is not None
         if not slots and (conn in self._using or not was_ours):
@@ -273,7 +273,7 @@ class Pool(ConnectionPool[C]):
 
     def drop_expired(self) -> None:
         """Close the idle connections that are expired; returns when that is done."""
-        self._runtime.enter(self._bucket)
+        self._runtime.assert_usable_here(self._bucket)
         idle = [(slot, slot.conn) for slot in self._bucket.idle_slots()]
         self._close_idle([slot for slot, conn in idle if conn.is_expired() is True])
 
@@ -333,7 +333,7 @@ class Pool(ConnectionPool[C]):
         return sockets.fileno(_raw(conn))
 
     def _is_alive(self, conn: C) -> bool:
-        slot = self.index.get(id(conn))
+        slot = self.slots_by_id.get(id(conn))
         if slot is not None and slot.uses == 1:  # new: what lies unread is the server's greeting
             self._runtime.hangups.poll()
             # Never idle, it comes from open(): what is born expired would be opened without end.

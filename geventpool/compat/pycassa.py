@@ -318,7 +318,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         if not isinstance(conn, ConnectionWrapper) or conn._home() is not self:
             raise InvalidRequestError(f"pool {self.name!r}: {conn!r} is none of its connections")
         if conn._pool is None:
-            if self._local is None and id(conn) in self.index:
+            if self._local is None and id(conn) in self.slots_by_id:
                 raise InvalidRequestError(
                     f"pool {self.name!r}: {conn} was returned twice",
                     pool=self.name,
@@ -332,12 +332,12 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         conn._tried.clear()
         slot = self._slot_of(real)  # none if it is lost
         if slot is not None:
-            reason = self._unfit(session, slot)
+            reason = self._reason_to_close(session, slot)
             if reason is None:
                 suspect, session.suspect = session.suspect, False
-                self._runtime.give_back(self, slot, real, suspect)
+                self._runtime.checkin(self, slot, real, suspect)
             else:
-                self._runtime.give_up(self, slot, real, reason)
+                self._runtime.discard(self, slot, real, reason)
         if not lost:
             self._tell("connection_checked_in", "debug", connection=real)
 
@@ -572,7 +572,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         wrapper._lost, wrapper._stand_in = True, None
         slot = self._slot_of(real)
         if slot is not None:
-            self._runtime.give_up(self, slot, real, Reason.ERROR, error)
+            self._runtime.discard(self, slot, real, Reason.ERROR, error)
         self._tell(
             "connection_failed",
             "info",
@@ -598,7 +598,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             return None
         return None if slot.state is CLOSED else slot
 
-    def _unfit(self, session: _Session, slot: Slot) -> Reason | None:
+    def _reason_to_close(self, session: _Session, slot: Slot) -> Reason | None:
         """Why what is put back must be closed, or None."""
         if self._is_closed(session, slot):
             return Reason.DISCARDED

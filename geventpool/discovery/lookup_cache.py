@@ -31,7 +31,7 @@ Clock = Callable[[], float]
 
 #: Seconds that a caller waits for a look-up when there is a stale answer to give him instead: the
 #: "client response timer" of RFC 8767.
-_PATIENCE = 1.8
+_MAX_WAIT = 1.8
 
 
 # What there is to say about a name
@@ -164,7 +164,7 @@ class CachingResolver:
             look_up = self._start_or_join(name)
             if stale is not None and now < stale.prompt_until:
                 return stale.give(name)
-            look_up.join(None if stale is None else _PATIENCE)
+            look_up.join(None if stale is None else _MAX_WAIT)
             learned = look_up.value
             if isinstance(learned, _Entry):
                 return learned.give(name)

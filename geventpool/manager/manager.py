@@ -183,7 +183,7 @@ class ConnectionManager:
         the name of the limit; the one address's own error, or MultiConnectFailure with those of
         all; MarkedDownError where that was done by hand.  Nothing half-open stays behind.
         """
-        self._pool._runtime.enter(self._pool)
+        self._pool._runtime.assert_usable_here(self._pool)
         check_seconds("read_timeout", read_timeout)
         if sock_type is not None and not callable(sock_type):
             raise TypeError(f"sock_type must be callable, not {sock_type!r}")
@@ -271,14 +271,14 @@ class ConnectionManager:
 
         Its connections are closed, those in use on return.
         """
-        self._pool._runtime.enter(self._pool)
+        self._pool._runtime.assert_usable_here(self._pool)
         server = self.servers[address(target)]
         server.mark_down(monotonic(), seconds)
         self._pool.drain_address(server.address)
 
     def mark_up(self, target: object) -> None:
         """Use the address *target* again, and forget that it ever failed."""
-        self._pool._runtime.enter(self._pool)
+        self._pool._runtime.assert_usable_here(self._pool)
         self.servers[address(target)].mark_up(monotonic())
 
     # Looking, and the end
@@ -301,7 +301,7 @@ class ConnectionManager:
 
     def close(self, timeout: float | None = None) -> None:
         """Close it for good: as ``ConnectionPool.close``; afterwards calls get PoolClosed."""
-        self._pool._runtime.enter(self._pool)
+        self._pool._runtime.assert_usable_here(self._pool)
         self._names.close()
         self._pool.close(timeout)
 
@@ -343,7 +343,7 @@ class ConnectionManager:
 
     def _held(self, sock: Any) -> MonitoredSocket | None:
         """The socket in *sock*, which must be in use."""
-        self._pool._runtime.enter(self._pool)
+        self._pool._runtime.assert_usable_here(self._pool)
         self._pool._runtime.find(self._pool, sock)
         return self._pool.socket_of(sock)
 
@@ -356,7 +356,7 @@ class ConnectionManager:
     def _end_lease(self, sock: Any, uses: int, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
         pool = self._pool
-        slot = pool.index.get(id(sock))
+        slot = pool.slots_by_id.get(id(sock))
         if slot is None or slot.state is not IN_USE or slot.uses != uses:
             return
         if exc is None:
@@ -369,9 +369,9 @@ class ConnectionManager:
             else:
                 monitored.use.cancelled()
         if pool._breaks_connection(exc):
-            pool._runtime.give_up(pool, slot, sock, Reason.ERROR, exc)
+            pool._runtime.discard(pool, slot, sock, Reason.ERROR, exc)
         else:
-            pool._runtime.give_back(pool, slot, sock, suspect=True)
+            pool._runtime.checkin(pool, slot, sock, suspect=True)
 
 
 class ManagedLease:
@@ -389,7 +389,7 @@ class ManagedLease:
     def __enter__(self) -> Any:
         manager = self._manager
         self._sock = sock = manager.get_connection(*self._arguments, **self._options)
-        self._uses = manager._pool.index[id(sock)].uses
+        self._uses = manager._pool.slots_by_id[id(sock)].uses
         return sock
 
     def __exit__(
@@ -511,17 +511,17 @@ class _Walk:
     def _try(self, attempt: Attempt) -> Any:
         """A connection to one address; None if there is none, and ``errors`` says why."""
         endpoint = self.endpoint_at(attempt.address)
-        patience = self._patience()
+        max_wait = self._max_wait()
         failed: BaseException
         blamed = self.info.transient_markdown_enabled
         try:
             self.pool.factory(endpoint)  # what can be told now need not cost a dial
-            slot, conn = self.pool._acquire(endpoint, patience)
+            slot, conn = self.pool._acquire(endpoint, max_wait)
         except OutOfSockets as error:
             failed, blamed = error, False
         except PoolTimeout as error:
             failed = error
-            blamed = blamed and patience >= min(_IMPATIENT, self._most)
+            blamed = blamed and max_wait >= min(_IMPATIENT, self._most)
         except DialError as error:
             failed = error.own_cause()
             blamed = blamed and error.is_news()
@@ -555,7 +555,7 @@ class _Walk:
         """Seconds for one address at most."""
         return self.info.connect_timeout_ms / 1000.0
 
-    def _patience(self) -> float:
+    def _max_wait(self) -> float:
         """Seconds for this address: a part of what is left, so that there is some for the others.
 
         Once nothing is left, only what lies idle can be had.

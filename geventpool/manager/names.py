@@ -193,12 +193,12 @@ class Names:
         if self._watcher is None:
             return self._resolver.resolve(name)
         began = monotonic()
-        alarm = gevent.Timeout(None if ends_at == math.inf else max(ends_at - began, 0.0))
+        timer = gevent.Timeout(None if ends_at == math.inf else max(ends_at - began, 0.0))
         try:
-            with alarm:
+            with timer:
                 group = _ask(self._resolver.resolve, name)
         except gevent.Timeout as expired:
-            if expired is not alarm:
+            if expired is not timer:
                 raise
             took = monotonic() - began
             raise ConnectError(f"{name!r}: not resolved after {took:.3f} s") from None

@@ -127,7 +127,7 @@ class BasePool(Generic[C]):
         self.strict = strict
         self.track = track
         self.log = logging.getLogger("geventpool" if name is None else f"geventpool.{name}")
-        self.index: dict[int, Slot] = {}
+        self.slots_by_id: dict[int, Slot] = {}
         self.maintenance: Any = None
         self.closed = False
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
@@ -177,7 +177,7 @@ class BasePool(Generic[C]):
         """
         slot = self._runtime.find(self, conn)
         if slot.state is not CLOSED:
-            self._runtime.give_back(self, slot, conn)
+            self._runtime.checkin(self, slot, conn)
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
@@ -186,7 +186,7 @@ class BasePool(Generic[C]):
         """
         slot = self._runtime.find(self, conn)
         if slot.state is not CLOSED:
-            self._runtime.give_up(self, slot, conn, Reason.DISCARDED)
+            self._runtime.discard(self, slot, conn, Reason.DISCARDED)
 
     def detach(self, conn: C) -> C:
         """Take *conn*, which you hold, out of the pool for good: closing it is up to you now.
@@ -230,7 +230,7 @@ class BasePool(Generic[C]):
 
     # Inside
 
-    def _patience(self, timeout: float | None) -> float | None:
+    def _max_wait(self, timeout: float | None) -> float | None:
         if timeout is DEFAULT:
             return self.timeout
         check_seconds("timeout", timeout, zero=True)

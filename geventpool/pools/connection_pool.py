@@ -186,7 +186,7 @@ class ConnectionPool(BasePool[C]):
         already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
         is raised, the caller holds nothing and the pool has lost nothing.
         """
-        conn: C = self._runtime.acquire(self, self._bucket, self._patience(timeout))[1]
+        conn: C = self._runtime.acquire(self, self._bucket, self._max_wait(timeout))[1]
         return conn
 
     @overload
@@ -211,7 +211,7 @@ class ConnectionPool(BasePool[C]):
         *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; what is
         open by then stays open.
         """
-        self._runtime.fill(self, self._bucket, self._patience(timeout))
+        self._runtime.fill(self, self._bucket, self._max_wait(timeout))
 
     def resize(
         self, size: int, min_size: int | None = None, *, max_overflow: int | None = DEFAULT

@@ -181,7 +181,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         Blocks, raises and leaves things as ``ConnectionPool.acquire`` does.  ``release`` the
         connection afterwards.
         """
-        conn: C = self._acquire(endpoint, self._patience(timeout))[1]
+        conn: C = self._acquire(endpoint, self._max_wait(timeout))[1]
         return conn
 
     @overload
@@ -205,10 +205,10 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         Other endpoints keep theirs: at *total_max_size* it waits for a place.  Raises what
         ``ConnectionPool.fill`` does.
         """
-        patience = self._patience(timeout)
+        max_wait = self._max_wait(timeout)
         bucket = self._expect(endpoint)
         try:
-            self._runtime.fill(self, bucket, patience)
+            self._runtime.fill(self, bucket, max_wait)
         finally:
             self._expected(bucket)
 
@@ -224,7 +224,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         check_whole("max_size", max_size, least=1)
         min_idle = min(self._min_idle, max_size)
         _check_sizes(max_size, total_max_size, min_idle)
-        self._runtime.enter(self)
+        self._runtime.assert_usable_here(self)
         self._max_size, self._min_idle = max_size, min_idle
         self._total.maximum = _maximum(total_max_size)
         for bucket in list(self._buckets.values()):
@@ -235,7 +235,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         """Close every connection to *endpoint* (None: to all) opened so far, each at a random
         moment of *over* seconds; those in use on return.  Returns at once."""
         check_seconds("over", over, zero=True, none=False)
-        self._runtime.enter(self)
+        self._runtime.assert_usable_here(self)
         for bucket in self._chosen(endpoint):
             self._runtime.drain(bucket, over)
 
@@ -304,7 +304,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     def _expect(self, endpoint: E) -> Bucket:
         """The bucket of *endpoint*, which does not leave before it is no more ``_expected``."""
         if get_ident() != self._runtime.ident:
-            self._runtime.enter(self)
+            self._runtime.assert_usable_here(self)
         bucket = self._find(endpoint)
         if bucket is None:
             if self.closed:

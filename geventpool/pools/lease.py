@@ -111,11 +111,11 @@ class Lease(Generic[C]):
                 return
         pool = self._pool
         if exc is None:
-            pool._runtime.give_back(pool, slot, self._conn)
+            pool._runtime.checkin(pool, slot, self._conn)
         elif pool._breaks_connection(exc):
-            pool._runtime.give_up(pool, slot, self._conn, Reason.ERROR, exc)
+            pool._runtime.discard(pool, slot, self._conn, Reason.ERROR, exc)
         else:
-            pool._runtime.give_back(pool, slot, self._conn, suspect=True)
+            pool._runtime.checkin(pool, slot, self._conn, suspect=True)
 
 
 class LocalLease(Lease[C]):

@@ -448,12 +448,12 @@ class _Dial:
             return
         seconds = max(left / share, min(_LEAST_PART, left / 2))
         first_phase = len(self._phases)
-        alarm = Timeout(seconds)
+        timer = Timeout(seconds)
         try:
-            with alarm:
+            with timer:
                 yield ends_at - left + seconds
         except Timeout as expired:
-            if expired is not alarm:
+            if expired is not timer:
                 raise
             self.failed.append((name, self._late(name, seconds, first_phase)))
 

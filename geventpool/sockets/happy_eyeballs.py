@@ -99,11 +99,11 @@ class _Race:
         self.running.add(attempt)
         attempt.start(make, self._decide)
 
-    def next(self, patience: float | None) -> _Attempt | None:
-        """Wait for a decision, at most *patience* seconds; None if there was none."""
+    def next(self, max_wait: float | None) -> _Attempt | None:
+        """Wait for a decision, at most *max_wait* seconds; None if there was none."""
         if not self.decided:
             self._news.clear()
-            self._news.wait(patience)
+            self._news.wait(max_wait)
         if not self.decided:
             return None
         attempt = self.decided.popleft()

@@ -1003,7 +1003,7 @@ def test_an_answer_twice_its_time_old_is_not_given_out_before_it_was_asked_for(
 def test_a_stale_answer_serves_if_the_look_up_takes_too_long(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookup_cache, "_PATIENCE", 0.01)
+    monkeypatch.setattr(lookup_cache, "_MAX_WAIT", 0.01)
     book = Book(web=["10.0.0.1"])
     resolver = stale(clock, book, timeout=None)
     clock.advance(30)
@@ -1011,7 +1011,7 @@ def test_a_stale_answer_serves_if_the_look_up_takes_too_long(
 
     with gevent.Timeout(5):
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
-    monkeypatch.setattr(lookup_cache, "_PATIENCE", 60)
+    monkeypatch.setattr(lookup_cache, "_MAX_WAIT", 60)
     with gevent.Timeout(5):  # the next one does not wait at all
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
     book.free.set()

@@ -105,7 +105,8 @@ class Hub:
         mine = ticket_at(bucket, bucket.connecting - 1)
         for other in neighbours(bucket, self.buckets):
             theirs = ticket_at(other, other.connecting)
-            # Whose timer rings in this very instant, or whose limit was raised, may not know yet.
+            # A bucket whose timer fires in this very instant, or whose limit was raised, may not
+            # know yet.
             knows = other not in self.timers and not set(other.limits) & set(self.lowered)
             if knows and may_dial(other, self.now) and not other.idle and theirs < mine:
                 rooms = [

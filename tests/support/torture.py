@@ -49,16 +49,16 @@ class Round:
         if self.dice.random() < 0.5:
             gevent.sleep(0)
         pool = self.dice.choice(self.pools)
-        alarm = gevent.Timeout(self.dice.random() * 0.003 if fate == "timed out" else None)
-        alarm.start()
+        timer = gevent.Timeout(self.dice.random() * 0.003 if fate == "timed out" else None)
+        timer.start()
         try:
             for _ in range(self.dice.randrange(1, 4)):
                 self._use(pool)
         except gevent.Timeout as timeout:
-            if timeout is not alarm:
+            if timeout is not timer:
                 raise
         finally:
-            alarm.close()
+            timer.close()
 
     def _use(self, pool: Any) -> None:
         manner = self.dice.choice(["with", "with", "with", "by hand", "value", "broken"])
