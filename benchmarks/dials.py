@@ -50,7 +50,7 @@ def _tls(count: int, rounds: int) -> list[Row]:
             )
 
         def forgetful() -> Any:
-            factory._memories.clear()
+            factory._tls_sessions.clear()
             return factory()
 
         factory = SocketFactory(address, tls=context, server_hostname="localhost")

@@ -24,9 +24,9 @@ from dns.rdataclass import IN
 from dns.rdatatype import AAAA, A
 
 from geventpool.addresses import Address, AddressGroup, AnyAddress, address
-from geventpool.discovery.lookup_cache import Absent, Failed, Found, reason
+from geventpool.discovery.lookup_cache import Absent, Answer, Failed, reason
 
-__all__ = ["SrvQuestion", "nameservers_of_the_system"]
+__all__ = ["SrvLookup", "nameservers_of_the_system"]
 
 _ROUNDS = 2  # so that one lost datagram, of a single server, is not a failure
 
@@ -48,7 +48,7 @@ def nameservers_of_the_system() -> list[str]:
         raise ValueError(f"nameservers must be given: the system has none: {error}") from error
 
 
-class SrvQuestion:
+class SrvLookup:
     """Asks *servers* one after the other; each has *attempt_timeout* seconds for an exchange."""
 
     def __init__(
@@ -62,11 +62,11 @@ class SrvQuestion:
     def __str__(self) -> str:
         return "SRV at " + ", ".join(str(Address(*server)) for server in self.servers)
 
-    def without_asking(self, name: str) -> None:
+    def without_lookup(self, name: str) -> None:
         """An SRV record is never known without asking.  Raises ValueError if *name* is no name."""
         _dns_name(name)
 
-    def ask(self, name: str) -> Found:
+    def lookup(self, name: str) -> Answer:
         dns_name = _dns_name(name)
         failures: dict[str, Exception] = {}  # by server; of one asked twice, the last
         for server in self.servers * _ROUNDS:
@@ -98,7 +98,7 @@ class SrvQuestion:
                 reply = _by_tcp(query, server)
             return reply
 
-    def _read(self, reply: Message, asked: str) -> Found:
+    def _read(self, reply: Message, asked: str) -> Answer:
         """The tiers of the SRV records in *reply*.
 
         Raises Absent if it says that there are none, and ValueError or a DNSException if it makes
@@ -125,7 +125,7 @@ class SrvQuestion:
             tiers.setdefault(record.priority, []).extend((weight, each) for each in targets)
         if not tiers:
             raise ValueError("nobody could connect to any target of its SRV records")
-        return Found(AddressGroup([_balanced(tier) for tier in tiers.values()]), ttl)
+        return Answer(AddressGroup([_balanced(tier) for tier in tiers.values()]), ttl)
 
 
 def _dns_name(name: str) -> Name:

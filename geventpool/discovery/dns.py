@@ -15,7 +15,7 @@ import gevent
 
 from geventpool._util.arguments import check_port, check_seconds
 from geventpool.addresses import Address, AddressGroup, AnyAddress, address
-from geventpool.discovery.lookup_cache import Absent, CachingResolver, Clock, Failed, Found
+from geventpool.discovery.lookup_cache import Absent, Answer, CachingResolver, Clock, Failed
 
 __all__ = ["DnsResolver"]
 
@@ -38,7 +38,7 @@ class DnsResolver(CachingResolver):
     belongs to one hub; by default that of the caller's hub.
     """
 
-    _question: _AddressQuestion
+    _lookup: _AddressLookup
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class DnsResolver(CachingResolver):
             check_port("port", port)
         check_seconds("ttl", ttl, zero=True, none=False)
         super().__init__(
-            _AddressQuestion(port, family, ttl, resolver),
+            _AddressLookup(port, family, ttl, resolver),
             negative_ttl=negative_ttl,
             max_stale=max_stale,
             timeout=timeout,
@@ -73,15 +73,15 @@ class DnsResolver(CachingResolver):
     @property
     def ttl(self) -> float:
         """Seconds for which an answer is fresh; if set, from the next look-up on."""
-        return self._question.ttl
+        return self._lookup.ttl
 
     @ttl.setter
     def ttl(self, ttl: float) -> None:
         check_seconds("ttl", ttl, zero=True, none=False)
-        self._question.ttl = ttl
+        self._lookup.ttl = ttl
 
 
-class _AddressQuestion:
+class _AddressLookup:
     def __init__(self, port: int | None, family: int, ttl: float, resolver: Any) -> None:
         self.port = port
         self.family = family
@@ -92,7 +92,7 @@ class _AddressQuestion:
         kinds: dict[int, str] = {constants.AF_INET: "A", constants.AF_INET6: "AAAA"}
         return kinds.get(self.family, "A and AAAA")
 
-    def without_asking(self, name: str) -> AddressGroup | None:
+    def without_lookup(self, name: str) -> AddressGroup | None:
         target = self._split(name)
         if isinstance(target, Address):
             try:
@@ -101,7 +101,7 @@ class _AddressQuestion:
                 return None
         return AddressGroup.of(target)
 
-    def ask(self, name: str) -> Found:
+    def lookup(self, name: str) -> Answer:
         target: Any = self._split(name)
         tried = (f"{self} of {target.ip}",)
         resolver = gevent.get_hub().resolver if self.resolver is None else self.resolver
@@ -113,7 +113,7 @@ class _AddressQuestion:
         hosts = dict.fromkeys(_host(info[4]) for info in infos)
         if not hosts:
             raise Absent("no address", tried)
-        return Found(AddressGroup.of(*[Address(host, target.port) for host in hosts]), self.ttl)
+        return Answer(AddressGroup.of(*[Address(host, target.port) for host in hosts]), self.ttl)
 
     def _split(self, name: str) -> AnyAddress:
         """The host and port that *name* spells.  Raises ValueError if it does not."""

@@ -1,4 +1,4 @@
-"""A question about a name: asked once for all who want to know, and its answer kept for a while.
+"""A look-up of a name: done once for all who want to know, and its answer kept for a while.
 
 It is asked in a greenlet of its own, so that a caller who is killed or timed out takes the answer
 from nobody.  What is asked, and whom, is for others to say: ``dns.py`` and ``_srv_wire.py``.
@@ -23,7 +23,7 @@ from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup
 from geventpool.discovery.messages import not_found
 
-__all__ = ["Absent", "CachingResolver", "Clock", "Failed", "Found", "Question", "reason"]
+__all__ = ["Absent", "Answer", "CachingResolver", "Clock", "Failed", "Lookup", "reason"]
 
 _log = logging.getLogger("geventpool.resolver")
 
@@ -37,14 +37,14 @@ _MAX_WAIT = 1.8
 # What there is to say about a name
 
 
-class Found(NamedTuple):
+class Answer(NamedTuple):
     """The answer, which may be kept for *ttl* seconds."""
 
     group: AddressGroup
     ttl: float
 
 
-class Nothing(Exception):
+class LookupFailed(Exception):
     """There is no answer; *tried* says what was asked."""
 
     def __init__(self, why: str, tried: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class Nothing(Exception):
         self.tried = tuple(tried)
 
 
-class Absent(Nothing):
+class Absent(LookupFailed):
     """There is no such name, on the authority of who was asked; kept for at most *ttl* seconds."""
 
     def __init__(self, why: str, tried: Sequence[str], ttl: float = math.inf) -> None:
@@ -60,17 +60,17 @@ class Absent(Nothing):
         self.ttl = ttl
 
 
-class Failed(Nothing):
+class Failed(LookupFailed):
     """Nobody could say whether there is such a name."""
 
 
-class Question(Protocol):
-    """What to ask about a name.  Must not hold the resolver that it is for."""
+class Lookup(Protocol):
+    """How to look up a name.  Must not hold the resolver that it is for."""
 
-    def without_asking(self, name: str) -> AddressGroup | None:
+    def without_lookup(self, name: str) -> AddressGroup | None:
         """The addresses, if *name* itself says them.  Raises ValueError if it can be no name."""
 
-    def ask(self, name: str) -> Found:
+    def lookup(self, name: str) -> Answer:
         """The answer.  Raises Absent or Failed; any other Exception is a failure, too."""
 
 
@@ -101,7 +101,7 @@ class _Entry:
 
 
 class CachingResolver:
-    """Keeps what a question brought, and asks again when it is old: DnsResolver and SrvResolver.
+    """Keeps what a look-up brought, and looks up again when it is old: DnsResolver and SrvResolver.
 
     An answer older than its time to live is stale.  For as long again it is given out at once,
     while one look-up goes on in the background.  After that callers wait for the look-up; a stale
@@ -112,7 +112,7 @@ class CachingResolver:
 
     def __init__(
         self,
-        question: Question,
+        lookup: Lookup,
         *,
         negative_ttl: float,
         max_stale: float,
@@ -124,7 +124,7 @@ class CachingResolver:
         check_seconds("max_stale", max_stale, zero=True, none=False)
         check_seconds("timeout", timeout)
         check_whole("max_names", max_names, least=1)
-        self._question = question
+        self._lookup = lookup
         self.negative_ttl = negative_ttl
         self.max_stale = max_stale
         self.timeout = timeout
@@ -149,47 +149,47 @@ class CachingResolver:
         if entry is not None and now < entry.fresh_until:
             return entry.give(name)
         if entry is None:
-            group = self._question.without_asking(name)
+            group = self._lookup.without_lookup(name)
             if group is not None:
                 self._keep(name, _Entry(group, math.inf, math.inf, math.inf))
                 return group
-        return self._ask(name, entry, now)
+        return self._wait_for_lookup(name, entry, now)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._question}, {len(self._entries)} names known>"
+        return f"<{type(self).__name__} {self._lookup}, {len(self._entries)} names known>"
 
-    def _ask(self, name: str, entry: _Entry | None, now: float) -> AddressGroup:
+    def _wait_for_lookup(self, name: str, entry: _Entry | None, now: float) -> AddressGroup:
         stale = entry if entry is not None and entry.group and now < entry.stale_until else None
         while True:
-            look_up = self._start_or_join(name)
+            greenlet = self._start_or_join(name)
             if stale is not None and now < stale.prompt_until:
                 return stale.give(name)
-            look_up.join(None if stale is None else _MAX_WAIT)
-            learned = look_up.value
-            if isinstance(learned, _Entry):
-                return learned.give(name)
+            greenlet.join(None if stale is None else _MAX_WAIT)
+            stored = greenlet.value
+            if isinstance(stored, _Entry):
+                return stored.give(name)
             if stale is not None:
-                if not look_up.ready():
+                if not greenlet.ready():
                     stale.prompt_until = stale.stale_until  # one caller who waited is enough
                 return stale.give(name)
             # Somebody killed the look-up: ask again.
 
     def _start_or_join(self, name: str) -> gevent.Greenlet[..., Any]:
         key = gevent.get_hub(), name
-        look_up = self._under_way.get(key)
-        if look_up is None or look_up.ready():
-            look_up = gevent.spawn(_look_up, weakref.ref(self), self._question, self.timeout, key)
-            self._under_way[key] = look_up
-        return look_up
+        greenlet = self._under_way.get(key)
+        if greenlet is None or greenlet.ready():
+            greenlet = gevent.spawn(_run_lookup, weakref.ref(self), self._lookup, self.timeout, key)
+            self._under_way[key] = greenlet
+        return greenlet
 
-    def _learn(self, key: tuple[Any, str], answer: Found | Nothing) -> _Entry | None:
+    def _store(self, key: tuple[Any, str], answer: Answer | LookupFailed) -> _Entry | None:
         """Keep what this greenlet has brought."""
         if self._under_way.get(key) is not gevent.getcurrent():
             return None  # a fork has made this greenlet a copy of the parent's
         name = key[1]
         now = self._clock()
         old = self._entries.get(name)
-        if isinstance(answer, Found):
+        if isinstance(answer, Answer):
             end = now + answer.ttl
             prompt = min(answer.ttl, self.max_stale)
             entry = _Entry(answer.group, end, end + prompt, end + self.max_stale)
@@ -228,25 +228,25 @@ class CachingResolver:
                 stray.kill(block=False)
 
 
-def _look_up(
+def _run_lookup(
     reference: weakref.ref[CachingResolver],
-    question: Question,
+    lookup: Lookup,
     timeout: float | None,
     key: tuple[Any, str],
 ) -> _Entry | None:
     """Ask, and tell the resolver, unless nobody has it any more."""
-    answer: Found | Nothing
+    answer: Answer | LookupFailed
     try:
         with Timeout(timeout):
-            answer = question.ask(key[1])
-    except Nothing as nothing:
-        answer = nothing
+            answer = lookup.lookup(key[1])
+    except LookupFailed as failure:
+        answer = failure
     except (Exception, Timeout) as error:  # nobody else has this greenlet, so no Timeout is his
         why = f"no answer in {error}" if isinstance(error, Timeout) else reason(error)
-        answer = Failed(why, (f"{question}: {key[1]}",))
+        answer = Failed(why, (f"{lookup}: {key[1]}",))
         answer.__cause__ = error
     resolver = reference()
-    return None if resolver is None else resolver._learn(key, answer)
+    return None if resolver is None else resolver._store(key, answer)
 
 
 def _bare(error: BaseException | None) -> BaseException | None:

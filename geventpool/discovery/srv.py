@@ -52,7 +52,7 @@ class SrvResolver(CachingResolver):
         clock: Clock = monotonic,
     ) -> None:
         try:
-            from geventpool.discovery._srv_wire import SrvQuestion, nameservers_of_the_system
+            from geventpool.discovery._srv_wire import SrvLookup, nameservers_of_the_system
         except ImportError as error:
             raise ImportError(
                 "SrvResolver needs dnspython: pip install geventpool[dns]", name="dns"
@@ -62,7 +62,7 @@ class SrvResolver(CachingResolver):
         check_seconds("attempt_timeout", attempt_timeout, none=False)
         hosts = nameservers_of_the_system() if nameservers is None else _ips(nameservers)
         super().__init__(
-            SrvQuestion([(host, port) for host in hosts], tcp, min_ttl, attempt_timeout),
+            SrvLookup([(host, port) for host in hosts], tcp, min_ttl, attempt_timeout),
             negative_ttl=negative_ttl,
             max_stale=max_stale,
             timeout=timeout,

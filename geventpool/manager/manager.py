@@ -35,7 +35,7 @@ from geventpool.errors import (
 )
 from geventpool.events import PoolStats, Reason
 from geventpool.manager.health import Attempt, Balance, HealthPolicy, ServerModelDirectory
-from geventpool.manager.names import AddressGroupMap, ConnectInfo, Found, Names
+from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, Target
 from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool, SockType, about
 from geventpool.pools.lease import DEFAULT
 from geventpool.sockets.factory import SocketFactory
@@ -444,7 +444,7 @@ class _Walk:
         self,
         servers: ServerModelDirectory,
         pool: SocketPool,
-        found: Found,
+        found: Target,
         endpoint_at: Callable[[AnyAddress], Endpoint],
         ends_at: float,
         read_timeout: float | None,

@@ -23,7 +23,7 @@ from geventpool.discovery.static import StaticResolver
 from geventpool.discovery.watcher import Watcher
 from geventpool.errors import ConnectError, NameNotFound
 
-__all__ = ["AddressGroupMap", "ConnectInfo", "Found", "Names"]
+__all__ = ["AddressGroupMap", "ConnectInfo", "Names", "Target"]
 
 #: As many names are watched without asking whether anybody still wants them.
 _FEW = 64
@@ -81,10 +81,10 @@ class AddressGroupMap(UserDict[str, AddressGroup]):
 
     def resolve(self, name: str, /) -> AddressGroup:
         """The addresses of *name*.  Raises NameNotFound if nobody knows any."""
-        return _ask(self.__getitem__, name)
+        return _lookup(self.__getitem__, name)
 
 
-class Found(NamedTuple):
+class Target(NamedTuple):
     """What a target leads to.
 
     *name* is what to call it.  *host* is the host in the name, where a resolver that might have
@@ -142,20 +142,20 @@ class Names:
                 self._resolver, self._changed, interval=watch_interval, hold=watch_hold
             )
 
-    def find(self, target: object, ends_at: float) -> Found:
+    def find(self, target: object, ends_at: float) -> Target:
         """What *target* leads to: a name, an AddressGroup, or one address in any spelling.
 
         A text is a name first.  Blocks until *ends_at* at most.  Raises NameNotFound, another
         ConnectError if that takes too long, and TypeError or ValueError if *target* is no target.
         """
         if isinstance(target, AddressGroup):
-            return Found("addresses", target, None, _PLAIN)
+            return Target("addresses", target, None, _PLAIN)
         if not isinstance(target, str):
             known = address(target)
-            return Found(str(known), _alone(known), None, self._info(str(known)))
+            return Target(str(known), _alone(known), None, self._info(str(known)))
         end = self._aliases[target][-1] if target in self._aliases else target
         group, host = (end, None) if isinstance(end, AddressGroup) else self._look_up(end, ends_at)
-        return Found(target, group, host, self._info(target))
+        return Target(target, group, host, self._info(target))
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -196,7 +196,7 @@ class Names:
         timer = gevent.Timeout(None if ends_at == math.inf else max(ends_at - began, 0.0))
         try:
             with timer:
-                group = _ask(self._resolver.resolve, name)
+                group = _lookup(self._resolver.resolve, name)
         except gevent.Timeout as expired:
             if expired is not timer:
                 raise
@@ -275,7 +275,7 @@ def _chain(alias: str, aliases: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(chain)
 
 
-def _ask(resolve: Callable[[str], AddressGroup], name: str) -> AddressGroup:
+def _lookup(resolve: Callable[[str], AddressGroup], name: str) -> AddressGroup:
     """The answer of a resolver; a KeyError, by which many say that they know nothing, is none."""
     try:
         return resolve(name)

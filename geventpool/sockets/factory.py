@@ -57,7 +57,7 @@ _thread_id = get_original("_thread", "get_ident")
 _SSLContext = get_original("ssl", "SSLContext")
 
 _LEAST_PART = 2.0  # seconds for each of many servers: enough for a SYN to be lost once
-_MEMORIES = 64  # servers whose TLS session a factory remembers
+_MOST_TLS_SESSIONS = 64  # servers whose TLS session a factory remembers
 _SESSION_AGE = 10.0  # seconds that one is new enough: to ask for another one takes 0.15 ms
 
 _Option = tuple[int, int, "int | bytes"]
@@ -121,7 +121,7 @@ class SocketFactory:
         self._family, self._source = _source(source_address)
         self._tcp_options = _tcp_options(keepalive, user_timeout)
         self._options = _options(options)
-        self._memories: dict[object, _Memory] = {}
+        self._tls_sessions: dict[object, _TLSSession] = {}
         if self.context is None and server_hostname is not None:
             raise ValueError(f"server_hostname {server_hostname!r} is of no use without tls")
         if self.context is not None:
@@ -243,23 +243,23 @@ class SocketFactory:
         # Not context.wrap_socket(): without monkey-patching, create_default_context() of gevent.ssl
         # makes the standard library's SSLContext, and what that one wraps blocks the whole hub.
         # Nor the constructor: the new socket is ours to close even if its __init__ fails half-way.
-        memory = self._memory(server)
+        tls_session = self._tls_session(server)
         secured: Any = _TLSSocket.__new__(_TLSSocket)
         error: OSError | None = None
         try:
             error = _wrap(secured, sock, self.context, self._hostname(server))
             if error is None:
-                memory.offer(secured)
+                tls_session.offer(secured)
                 error = _shake_hands(secured)
             if error is None:
-                memory.keep(secured)
+                tls_session.keep(secured)
                 kept, secured = secured, None
                 return kept  # type: ignore[no-any-return]
         finally:
             if secured is not None:
                 # One of the two has the descriptor; the other may not even know how to close.
                 (sock if sock.fileno() >= 0 else secured).close()
-        memory.forget()  # perhaps it is what the server stumbled over
+        tls_session.forget()  # perhaps it is what the server stumbled over
         dial.failed.append((candidate.name, error))
         return None
 
@@ -270,7 +270,7 @@ class SocketFactory:
         # No certificate names a host with the dot that makes it absolute.
         return server.ip.removesuffix(".")
 
-    def _memory(self, server: AnyAddress) -> _Memory:
+    def _tls_session(self, server: AnyAddress) -> _TLSSession:
         """That of the sessions that may be resumed with *server* under the same conditions.
 
         A resumed session is not verified again: what was lax once must not count as strict.  And
@@ -279,9 +279,10 @@ class SocketFactory:
         context: Any = self.context
         terms = (context.verify_mode, context.check_hostname)
         key = (server, self._hostname(server), terms, _thread_id())
-        if key not in self._memories and len(self._memories) >= _MEMORIES:
-            del self._memories[next(iter(self._memories))]  # a resolver may name ever new servers
-        return self._memories.setdefault(key, _Memory())
+        if key not in self._tls_sessions and len(self._tls_sessions) >= _MOST_TLS_SESSIONS:
+            # A resolver may name ever new servers
+            del self._tls_sessions[next(iter(self._tls_sessions))]
+        return self._tls_sessions.setdefault(key, _TLSSession())
 
 
 # What the arguments of a SocketFactory mean.
@@ -560,11 +561,11 @@ def _shake_hands(secured: Any) -> OSError | None:
 class _TLSSocket(SSLSocket):
     """Leaves its session to the next one when it is closed."""
 
-    memory: _Memory | None = None
+    tls_session: _TLSSession | None = None
 
     def close(self) -> None:
-        if self.memory is not None:
-            self.memory.learn(self)
+        if self.tls_session is not None:
+            self.tls_session.store(self)
         super().close()
 
 
@@ -572,27 +573,27 @@ def _nobody() -> None:
     return None
 
 
-class _Memory:
+class _TLSSession:
     """The newest TLS session with one server, which makes the next handshake a short one.
 
     TLS 1.3 sends after the handshake what is needed to resume it, and it has come when the socket
     has been read from: so sockets are asked late, when the next one opens or when they close.
     """
 
-    __slots__ = ("_latest", "_learned_at", "_session")
+    __slots__ = ("_latest", "_session", "_stored_at")
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
         self._session: ssl.SSLSession | None = None
-        self._learned_at = -math.inf
+        self._stored_at = -math.inf
         self._latest: Callable[[], _TLSSocket | None] = _nobody
 
     def offer(self, secured: _TLSSocket) -> None:
         """Offer the server to resume; if it does not want to, it is a full handshake."""
         if (latest := self._latest()) is not None:
-            self.learn(latest)
+            self.store(latest)
         if self._session is not None:
             try:
                 secured.session = self._session
@@ -603,17 +604,17 @@ class _Memory:
         """The handshake is done: have the next one resume that, once it can be."""
         if not secured.session_reused:
             self.forget()  # what was offered, the server does not know any more
-        secured.memory = self
+        secured.tls_session = self
         self._latest = weakref.ref(secured)
 
-    def learn(self, secured: _TLSSocket) -> None:
+    def store(self, secured: _TLSSocket) -> None:
         now = monotonic()
-        if now - self._learned_at < _SESSION_AGE:
+        if now - self._stored_at < _SESSION_AGE:
             return
         session = secured.session  # None if it is closed
         if session is not None and session.id:  # without one it cannot be resumed, or not yet
             self._session = session
-            self._learned_at = now
+            self._stored_at = now
 
 
 @contextmanager

@@ -141,8 +141,8 @@ def short_first(monkeypatch: pytest.MonkeyPatch) -> Callable[[SrvResolver], None
 
     def arrange(resolver: SrvResolver) -> None:
         left = [0.05]
-        seconds = property(lambda question: left.pop() if left else 10)
-        monkeypatch.setattr(type(resolver._question), "attempt_timeout", seconds, raising=False)
+        seconds = property(lambda lookup: left.pop() if left else 10)
+        monkeypatch.setattr(type(resolver._lookup), "attempt_timeout", seconds, raising=False)
 
     return arrange
 
@@ -496,16 +496,16 @@ def test_whatever_a_server_sends_there_is_an_answer_or_the_next_one_is_asked(
             asked.append(b"")
             return bytes(wire)
 
-    question = _srv_wire.SrvQuestion([("127.0.0.1", 1), ("127.0.0.2", 1)], False, 1.0, 10.0)
+    lookup = _srv_wire.SrvLookup([("127.0.0.1", 1), ("127.0.0.2", 1)], False, 1.0, 10.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gevent.socket, "socket", Link)
         patch.setattr(_srv_wire, "_by_tcp", raising(EOFError("none by TCP")))
-        result = outcome(question.ask, "web.test")
+        result = outcome(lookup.lookup, "web.test")
 
     if isinstance(result, lookup_cache.Failed):
         assert len(result.tried) == 2
     else:
-        assert isinstance(result, (lookup_cache.Found, lookup_cache.Absent))
+        assert isinstance(result, (lookup_cache.Answer, lookup_cache.Absent))
 
 
 def test_a_chain_of_aliases_is_followed_and_a_loop_of_them_is_a_failure(server: DnsServer) -> None:
@@ -626,7 +626,7 @@ def test_a_lost_datagram_is_sent_again(server: DnsServer, short_first: Any) -> N
 def test_the_next_nameserver_is_asked_if_one_fails(how: str, tcp: bool, short_first: Any) -> None:
     with DnsServer() as second, DnsServer() as first:
         resolver = srv(second, tcp=tcp)
-        resolver._question.servers.insert(0, (first.host, first.port))  # type: ignore[attr-defined]
+        resolver._lookup.servers.insert(0, (first.host, first.port))  # type: ignore[attr-defined]
         second.set("web.test", "SRV", "1 1 80 a.test.")
         if how == "SERVFAIL":
             first.rcode = how
@@ -1203,10 +1203,10 @@ def test_threads_share_what_is_known_and_do_not_wait_for_each_others_greenlets()
     resolver.resolve("web:80")
     slow = Book(db=["10.0.0.2"])
     slow.free.clear()
-    resolver._question.resolver = slow  # type: ignore[attr-defined]
+    resolver._lookup.resolver = slow  # type: ignore[attr-defined]
     waiting = spawn(resolver.resolve, "db:80")
     slow.someone.wait(10)
-    resolver._question.resolver = Book(db=["10.0.0.2"])  # type: ignore[attr-defined]
+    resolver._lookup.resolver = Book(db=["10.0.0.2"])  # type: ignore[attr-defined]
     found: list[Any] = []
 
     def in_thread() -> None:

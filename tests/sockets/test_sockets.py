@@ -1092,12 +1092,12 @@ def test_a_session_is_that_of_one_server_and_one_name(tls_server, keep, trusting
         talk(keep(factory()))
         # What another thread reads from is not asked for its session.
         monkeypatch.setattr("geventpool.sockets.factory._thread_id", lambda: 0)
-        assert factory._memory(Address(*one.address))._latest() is None
+        assert factory._tls_session(Address(*one.address))._latest() is None
         monkeypatch.undo()
-        assert factory._memory(Address(*one.address))._latest() is not None
+        assert factory._tls_session(Address(*one.address))._latest() is not None
 
         one.stop()
-        assert factory._memory(Address(*other.address))._latest() is None
+        assert factory._tls_session(Address(*other.address))._latest() is None
         talk(keep(factory()))
         assert keep(factory()).session_reused
 
@@ -1207,7 +1207,7 @@ def test_a_factory_does_not_keep_the_sockets_it_opened(tls_server, trusting):
 def test_a_factory_remembers_the_sessions_of_a_bounded_number_of_servers(
     tls_server, keep, trusting, monkeypatch
 ):
-    monkeypatch.setattr("geventpool.sockets.factory._MEMORIES", 2)
+    monkeypatch.setattr("geventpool.sockets.factory._MOST_TLS_SESSIONS", 2)
     with contextlib.ExitStack() as stack:
         addresses = [stack.enter_context(tls_server()).address for _ in range(3)]
         resolver = Answering(None)
@@ -1223,7 +1223,7 @@ def test_a_factory_remembers_the_sessions_of_a_bounded_number_of_servers(
 
         assert [reused(address) for address in addresses] == [False] * 3
         assert [reused(address) for address in reversed(addresses)] == [True, True, False]
-        assert len(factory._memories) == 2
+        assert len(factory._tls_sessions) == 2
 
 
 # What is wrong with the arguments is said at once.
