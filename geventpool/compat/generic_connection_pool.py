@@ -255,7 +255,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         self.has_reset = _is_own(manager.on_release)
         self._unreleased: set[Any] = set()  # what on_acquire was called with, on_release not
         if _is_own(manager.on_connection_dead):
-            self.add_listener(_Mourner(manager))
+            self.add_listener(_DeadConnectionNotifier(manager))
 
     def connection(self, endpoint: EndpointT, timeout: float | None = None) -> Lease[ConnectionT]:
         """A connection to *endpoint* for the length of a ``with``; see ``acquire``.
@@ -390,7 +390,7 @@ class _ManagedLease(_EndpointLease):
         return conn
 
 
-class _Mourner(PoolListener):
+class _DeadConnectionNotifier(PoolListener):
     """Tells the manager of connections that the pool itself has found dead."""
 
     def __init__(self, manager: BaseConnectionManager[Any, Any]) -> None:

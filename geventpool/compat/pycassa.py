@@ -262,7 +262,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         self._local = local() if use_threadlocal else None
         self.listeners: list[Any] = []
         self._callbacks: dict[str, list[Callable[[dict[str, Any]], object]]] = {}
-        super().add_listener(_Translator())
+        super().add_listener(_EventTranslator())
         for listener in (PoolLogger(), *listeners):
             self.add_listener(listener)
         self.set_server_list(server_list)
@@ -623,7 +623,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
 QueuePool = ConnectionPool
 
 
-class _Translator(events.PoolListener):
+class _EventTranslator(events.PoolListener):
     """Makes pycassa's events of the runtime's own."""
 
     def connection_disposed(self, event: events.ConnectionDisposed) -> None:

@@ -204,7 +204,9 @@ class ConnectionManager:
         def endpoint_at(each: AnyAddress) -> Endpoint:
             return Endpoint(each, context, sock_type, server_hostname)
 
-        return _Walk(self.servers, self._pool, found, endpoint_at, ends_at, read_timeout).run()
+        return _AddressWalk(
+            self.servers, self._pool, found, endpoint_at, ends_at, read_timeout
+        ).run()
 
     def connection(
         self,
@@ -237,7 +239,7 @@ class ConnectionManager:
             if monitored.closed_at is not None and not monitored.detached:
                 self.discard_connection(sock)
                 return
-            if monitored.use.said is None:
+            if monitored.use.outcome is None:
                 monitored.use.succeeded()
         self._pool.release(sock)
 
@@ -364,7 +366,7 @@ class ConnectionManager:
             return
         monitored = pool.socket_of(sock)
         if monitored is not None:
-            if _blames_server(exc) and monitored.use.said is not False:
+            if _blames_server(exc) and monitored.use.outcome is not False:
                 self._failed(monitored.use, exc)
             else:
                 monitored.use.cancelled()
@@ -405,39 +407,39 @@ class ManagedLease:
 class _Use:
     """One use of a socket: the *attempt* that led to it, and what was said of it.
 
-    *counts*: failures do.  *said*: how the last request ended, once somebody has reported that.
+    *counts*: failures do.  *outcome*: how the last request ended, once somebody has reported that.
     """
 
-    __slots__ = ("attempt", "counts", "said")
+    __slots__ = ("attempt", "counts", "outcome")
 
     def __init__(self, attempt: Attempt, counts: bool) -> None:
         self.attempt = attempt
         self.counts = counts
-        self.said: bool | None = None
+        self.outcome: bool | None = None
 
     def succeeded(self) -> None:
         now = monotonic()
-        if self.said is None:
+        if self.outcome is None:
             self.attempt.succeeded(now)
         else:
             self.attempt.server.succeeded(now)
-        self.said = True
+        self.outcome = True
 
     def failed(self, error: BaseException | None) -> None:
         now, server = monotonic(), self.attempt.server
         if not self.counts:
             self.attempt.cancelled(now)
-        elif self.said is None:
+        elif self.outcome is None:
             self.attempt.failed(now, error)
         elif server.state(now) == "up":  # else it is known: each would have it down for longer
             server.failed(now, error)
-        self.said = False
+        self.outcome = False
 
     def cancelled(self) -> None:
         self.attempt.cancelled(monotonic())
 
 
-class _Walk:
+class _AddressWalk:
     """One call of get_connection: from address to address until one can be connected to."""
 
     def __init__(
@@ -463,7 +465,7 @@ class _Walk:
                 break
             self.tried.clear()
             for attempt in self._attempts():
-                conn = self._try(attempt)
+                conn = self._try_address(attempt)
                 if conn is not None:
                     return conn
         raise self._failure()
@@ -508,7 +510,7 @@ class _Walk:
                     error = server.marked_down_error(now)
                 self.errors.append((each, error))
 
-    def _try(self, attempt: Attempt) -> Any:
+    def _try_address(self, attempt: Attempt) -> Any:
         """A connection to one address; None if there is none, and ``errors`` says why."""
         endpoint = self.endpoint_at(attempt.address)
         max_wait = self._max_wait()
@@ -523,15 +525,15 @@ class _Walk:
             failed = error
             blamed = blamed and max_wait >= min(_IMPATIENT, self._most)
         except DialError as error:
-            failed = error.own_cause()
-            blamed = blamed and error.is_news()
+            failed = error.cause_for_caller()
+            blamed = blamed and error.claim_blame()
         except ConnectError as error:  # what it connected to has hung up at once, several times
             failed = error
         except BaseException:  # and no other OSError is the server's: see DialError
             attempt.cancelled(monotonic())
             raise
         else:
-            self._lend(conn, attempt, fresh=slot.uses == 1)
+            self._hand_out(conn, attempt, fresh=slot.uses == 1)
             return conn
         self.errors.append((attempt.address, failed.with_traceback(None)))
         if blamed:
@@ -540,7 +542,7 @@ class _Walk:
             attempt.cancelled(monotonic())
         return None
 
-    def _lend(self, conn: Any, attempt: Attempt, fresh: bool) -> None:
+    def _hand_out(self, conn: Any, attempt: Attempt, fresh: bool) -> None:
         attempt.connected(monotonic(), reused=not fresh)
         monitored = self.pool.socket_of(conn)
         if monitored is not None:

@@ -66,15 +66,15 @@ class DialError(ConnectError):
 
     def __init__(self, message: str, *, blames: bool = True) -> None:
         super().__init__(message)
-        self._news = [blames]  # one for all copies
+        self._blame = [blames]  # one for all copies
 
-    def is_news(self) -> bool:
+    def claim_blame(self) -> bool:
         """Whether the server has failed, and nobody was told yet: forty callers who waited for one
         dial have seen one failure, and not forty."""
-        news, self._news[0] = self._news[0], False
-        return news
+        blames, self._blame[0] = self._blame[0], False
+        return blames
 
-    def own_cause(self) -> BaseException:
+    def cause_for_caller(self) -> BaseException:
         """What the dial raised, if that is an OSError, or else a ConnectError that tells of it.
 
         One for each caller: what is raised takes on the frames that it passes.
@@ -88,7 +88,7 @@ class DialError(ConnectError):
 
 
 @dataclass(frozen=True)
-class _Pause(Backoff):
+class _ServerBackoff(Backoff):
     """How long nobody dials after a failed dial.
 
     While the server is up, the first failures are followed by no pause: they count, and it is the
@@ -130,7 +130,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         self._address_limits: WeakValueDictionary[AnyAddress, Limit] = WeakValueDictionary()
         self._traffic: WeakKeyDictionary[ServerModel, Traffic] = WeakKeyDictionary()
         self._factories: dict[object, SocketFactory] = {}
-        self._inside = _Inside()
+        self._socket_index = SocketIndex()
         super().__init__(
             max_size=_NO_BOUND if max_sockets is None else max_sockets,
             total_max_size=max_sockets,
@@ -141,7 +141,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
 
     def socket_of(self, conn: Any) -> MonitoredSocket | None:
         """The socket in what is pooled; None if nobody has it any more."""
-        return self._inside.get(conn)
+        return self._socket_index.get(conn)
 
     def traffic_of(self, server: ServerModel) -> Traffic:
         """That of all sockets to *server*."""
@@ -204,7 +204,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         monitored = MonitoredSocket(sock, self.traffic_of(server), address=endpoint.address)
         try:
             conn = self._wrapped(endpoint, monitored)
-            self._inside.put(conn, monitored)
+            self._socket_index.put(conn, monitored)
             server.sock_in_use(monitored, monitored.opened_at)
             return conn
         except BaseException:
@@ -238,7 +238,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             if monitored is not None:
                 monitored.close_now()
                 self.servers[endpoint.address].active_connections.pop(monitored, None)
-                self._inside.discard(conn)
+                self._socket_index.discard(conn)
         return None
 
     def _fileno(self, endpoint: Endpoint, conn: Any) -> int | None:
@@ -260,7 +260,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         settings: dict[str, Any] = {"fail_when_full": True, "fail_when_down": True}
         if endpoint is None:
             return settings
-        settings["backoff"] = _Pause(server=self.servers[endpoint.address])
+        settings["backoff"] = _ServerBackoff(server=self.servers[endpoint.address])
         if self._max_per_address is not None:
             limit = self._address_limits.get(endpoint.address)
             if limit is None:
@@ -283,7 +283,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         return bucket
 
 
-class _Inside:
+class SocketIndex:
     """The MonitoredSocket in each thing that is pooled, which may be that itself.
 
     A thing is known by its identity, as it may say that it equals others; and a tuple, as of a
@@ -302,26 +302,26 @@ class _Inside:
     def put(self, thing: Any, sock: MonitoredSocket) -> None:
         """Note that *sock* is in *thing*."""
         parts = _parts(thing)
-        shape = tuple(map(id, parts))
-        mortal = [part for part in parts if _is_mortal(part)]
+        part_ids = tuple(map(id, parts))
+        weakrefable = [part for part in parts if _is_weakrefable(part)]
         # It must not keep itself alive; and what cannot tell of its end must not keep anything.
         is_part = any(part is sock for part in parts)
-        hold = weakref.ref(sock) if is_part or not mortal else lambda: sock
-        for part in mortal:
-            self._entries[id(part)] = _Entry(shape, hold, self._until_gone(part, id(part)))
-        if not mortal:
-            self._entries[id(thing)] = _Entry(shape, hold, self._until_gone(sock, id(thing)))
+        hold = weakref.ref(sock) if is_part or not weakrefable else lambda: sock
+        for part in weakrefable:
+            self._entries[id(part)] = _Entry(part_ids, hold, self._until_gone(part, id(part)))
+        if not weakrefable:
+            self._entries[id(thing)] = _Entry(part_ids, hold, self._until_gone(sock, id(thing)))
 
     def discard(self, thing: Any) -> None:
         """Keep nothing of *thing*."""
         entry = self._entry(thing)
         if entry is not None:
-            for key in entry.shape:
+            for key in entry.part_ids:
                 self._entries.pop(key, None)
 
     def _entry(self, thing: Any) -> _Entry | None:
         entry = self._entries.get(id(thing))
-        if entry is not None and len(entry.shape) == 1:
+        if entry is not None and len(entry.part_ids) == 1:
             return entry
         parts = _parts(thing)
         found = (self._entries.get(id(part)) for part in parts)
@@ -334,24 +334,25 @@ class _Inside:
 
 
 class _Entry(NamedTuple):
-    shape: tuple[int, ...]  # the identities of the parts
+    part_ids: tuple[int, ...]  # the identities of the parts
     sock: Callable[[], MonitoredSocket | None]
     anchor: weakref.ref[Any]  # takes the entry out of the book
 
     def is_of(self, parts: Sequence[Any]) -> bool:
-        return len(parts) == len(self.shape) and all(
-            part is None or id(part) == known for part, known in zip(parts, self.shape, strict=True)
+        return len(parts) == len(self.part_ids) and all(
+            part is None or id(part) == known
+            for part, known in zip(parts, self.part_ids, strict=True)
         )
 
 
 def _parts(thing: Any) -> Sequence[Any]:
     """What *thing* is known by: the parts of a plain tuple, if one of them tells of its end."""
-    if isinstance(thing, tuple) and not _is_mortal(thing) and any(map(_is_mortal, thing)):
+    if isinstance(thing, tuple) and not _is_weakrefable(thing) and any(map(_is_weakrefable, thing)):
         return thing
     return (thing,)
 
 
-def _is_mortal(thing: Any) -> bool:
+def _is_weakrefable(thing: Any) -> bool:
     """Whether *thing* can be weakly referenced."""
     return type(thing).__weakrefoffset__ != 0  # negative where the interpreter keeps it for itself
 

@@ -1855,7 +1855,7 @@ def test_nothing_is_kept_of_addresses_long_gone(hosts: Hosts, manage: Any) -> No
     pool = manager._pool
     assert not manager.servers
     assert not pool._traffic
-    assert not pool._inside._entries
+    assert not pool._socket_index._entries
     assert not pool._address_limits
     assert len(pool._factories) <= 1024
 
