@@ -117,7 +117,7 @@ def test_called_without_options_it_does_the_same() -> None:
     assert send() == "done"
 
 
-def test_the_documented_form_with_options_works() -> None:  # fault G8 of seed 001: TypeError
+def test_the_documented_form_with_options_works() -> None:  # fault G8 of geventconnpool: TypeError
     calls = []
 
     @retry(max_failures=5)
@@ -190,7 +190,7 @@ def test_a_partial_can_be_refined_where_it_is_used(time: FakeTime) -> None:
     assert time.sleeps == [1]
 
 
-def test_the_options_of_the_seed_may_be_given_by_position(time: FakeTime) -> None:
+def test_the_options_of_the_ancestor_may_be_given_by_position(time: FakeTime) -> None:
     log = Log()
     send = Flaky(KeyError("a"), KeyError("b"))
 
@@ -204,7 +204,7 @@ def test_the_options_of_the_seed_may_be_given_by_position(time: FakeTime) -> Non
     assert log.lines == [(logging.DEBUG, "again Flaky"), (logging.CRITICAL, "end Flaky")]
 
 
-def test_the_options_that_the_seed_did_not_have_are_keyword_only() -> None:
+def test_the_options_that_the_ancestor_did_not_have_are_keyword_only() -> None:
     parameters = inspect.signature(retry).parameters.values()
 
     only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -344,7 +344,7 @@ def test_between_two_attempts_it_waits_the_interval_but_not_after_the_last(time:
     with pytest.raises(OSError):
         retry(send, max_failures=2, interval=0.5)()
 
-    assert time.sleeps == [0.5, 0.5]  # the seed slept three times
+    assert time.sleeps == [0.5, 0.5]  # the ancestor slept three times
 
 
 def test_with_an_interval_of_zero_other_greenlets_run(monkeypatch: pytest.MonkeyPatch) -> None:

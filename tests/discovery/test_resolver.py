@@ -89,7 +89,7 @@ def test_a_name_that_a_static_resolver_does_not_have_is_not_found() -> None:
     assert caught.value.tried == ("groups: web", "aliases: www")
 
 
-def test_a_static_resolver_without_names_is_one(  # seed: an empty dict was taken for None
+def test_a_static_resolver_without_names_is_one(  # was: an empty dict was taken for None
 ) -> None:
     with pytest.raises(NameNotFound, match="groups: none"):
         StaticResolver({}).resolve("db")

@@ -1,7 +1,7 @@
 """A ConnectionManager promptly gives an open connection to a server that is well, or an OSError.
 
 The hosts are loopback addresses: all of 127.0.0.0/8 is this machine.  Tests whose name ends in a
-comment "seed: ..." keep a fault of the manager that this one descends from out.
+comment "was: ..." keep a fault of the manager that this one descends from out.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def test_a_name_tells_its_addresses(manage: Any) -> None:
 
 
 @pytest.mark.parametrize("groups", [None, {}, AddressGroupMap(), StaticResolver({})])
-def test_an_unknown_name_is_not_found(manage: Any, groups: Any) -> None:  # seed: AttributeError
+def test_an_unknown_name_is_not_found(manage: Any, groups: Any) -> None:  # was: AttributeError
     manager = manage(groups)
     for call in (manager.get_connection, manager.get_all_addrs, manager.get_addr):
         with pytest.raises(NameNotFound, match="'pay'") as caught:
@@ -342,7 +342,7 @@ def test_aliases_of_a_resolver_may_not_go_round() -> None:
 # The order, and what is tried
 
 
-def test_addresses_get_connections_in_proportion_to_their_weights(  # seed: light ones first
+def test_addresses_get_connections_in_proportion_to_their_weights(  # was: light ones first
     hosts: Hosts, manage: Any
 ) -> None:
     heavy, light, never = hosts.servers(3)
@@ -388,7 +388,7 @@ def test_what_goes_down_while_another_is_tried_is_passed_over(hosts: Hosts, mana
     assert second.opened == 0
 
 
-def test_a_name_in_a_fallback_that_nobody_knows_does_no_harm(  # seed: all were resolved first
+def test_a_name_in_a_fallback_that_nobody_knows_does_no_harm(  # was: all were resolved first
     hosts: Hosts, manage: Any
 ) -> None:
     server = hosts.server()
@@ -550,7 +550,7 @@ def test_who_does_not_wait_gets_what_lies_idle_anywhere(hosts: Hosts, manage: An
 
 
 @pytest.mark.parametrize("exception", [None, OSError("mine"), TimeoutError("mine")])
-def test_a_timeout_of_the_caller_is_the_callers(  # seed: an outer Timeout was swallowed
+def test_a_timeout_of_the_caller_is_the_callers(  # was: an outer Timeout was swallowed
     hosts: Hosts, manage: Any, exception: Exception | None
 ) -> None:
     silent, server = hosts.silent(), hosts.server()
@@ -600,7 +600,7 @@ def test_a_socket_has_the_timeout_asked_for_or_that_of_its_name(hosts: Hosts, ma
 # TLS
 
 
-def test_ssl_true_is_verified_by_the_context_of_the_manager(  # seed: UnboundLocalError
+def test_ssl_true_is_verified_by_the_context_of_the_manager(  # was: UnboundLocalError
     hosts: Hosts, manage: Any, contexts: Any
 ) -> None:
     server = hosts.server(ssl_context=contexts[0])
@@ -613,7 +613,7 @@ def test_ssl_true_is_verified_by_the_context_of_the_manager(  # seed: UnboundLoc
         manager.get_connection(server.address, ssl=True)  # the certificate names no IP address
 
 
-def test_ssl_may_be_a_context(  # seed: AttributeError
+def test_ssl_may_be_a_context(  # was: AttributeError
     hosts: Hosts, manage: Any, contexts: Any
 ) -> None:
     server = hosts.server(ssl_context=contexts[0])
@@ -672,7 +672,7 @@ def test_an_alias_has_the_certificate_of_the_host_that_it_leads_to(
             manager.get_connection(name, ssl=True)
 
 
-def test_a_tls_1_3_connection_is_used_again_though_tickets_lie_on_it(  # seed: was discarded
+def test_a_tls_1_3_connection_is_used_again_though_tickets_lie_on_it(  # was: was discarded
     hosts: Hosts, manage: Any, contexts: Any
 ) -> None:
     server = hosts.server(ssl_context=contexts[0])
@@ -987,7 +987,7 @@ def test_a_sock_type_may_wrap_the_socket_in_tls(hosts: Hosts, manage: Any, upgra
 
 
 @pytest.mark.parametrize("setting", ["max_per_address", "max_sockets"])
-def test_of_40_callers_at_once_never_a_sixth_has_a_socket(  # seed: 40 sockets, no error
+def test_of_40_callers_at_once_never_a_sixth_has_a_socket(  # was: 40 sockets, no error
     hosts: Hosts, manage: Any, setting: str
 ) -> None:
     server = hosts.server()
@@ -1015,7 +1015,7 @@ def test_of_40_callers_at_once_never_a_sixth_has_a_socket(  # seed: 40 sockets, 
     assert manager.servers[server.address].last_error is None  # it is not the server's fault
 
 
-def test_the_longest_idle_makes_room(hosts: Hosts, manage: Any) -> None:  # seed: the newest went
+def test_the_longest_idle_makes_room(hosts: Hosts, manage: Any) -> None:  # was: the newest went
     servers = hosts.servers(4)
     manager = manage(max_sockets=3)
     socks = [manager.get_connection(server.address) for server in servers[:3]]
@@ -1029,7 +1029,7 @@ def test_the_longest_idle_makes_room(hosts: Hosts, manage: Any) -> None:  # seed
         assert [server.open for server in servers] == [0, 1, 1, 1]
 
 
-def test_at_the_limit_what_lies_idle_is_used_and_not_closed(  # seed: it was closed first
+def test_at_the_limit_what_lies_idle_is_used_and_not_closed(  # was: it was closed first
     hosts: Hosts, manage: Any
 ) -> None:
     first, second = hosts.servers(2)
@@ -1102,7 +1102,7 @@ def test_by_default_a_fifth_of_the_files_is_left_to_others(manage: Any) -> None:
     assert manage().stats().maximum == int(0.8 * files)
 
 
-def test_a_descriptor_above_1023_is_one_like_any_other(  # seed: neither pooled nor closed
+def test_a_descriptor_above_1023_is_one_like_any_other(  # was: neither pooled nor closed
     hosts: Hosts, manage: Any
 ) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1100:
@@ -1156,7 +1156,7 @@ def test_that_this_machine_has_no_room_is_no_failure_of_a_server(hosts: Hosts, m
 # Giving back
 
 
-def test_given_back_twice_is_an_error_and_breaks_nothing(  # seed: KeyError, culler dead
+def test_given_back_twice_is_an_error_and_breaks_nothing(  # was: KeyError, culler dead
     hosts: Hosts, manage: Any
 ) -> None:
     server = hosts.server()
@@ -1174,7 +1174,7 @@ def test_given_back_twice_is_an_error_and_breaks_nothing(  # seed: KeyError, cul
 
 
 @pytest.mark.parametrize("how", ["reset", "closed by its holder"])
-def test_a_broken_connection_may_be_given_back_and_is_never_used_again(  # seed: ENOTCONN
+def test_a_broken_connection_may_be_given_back_and_is_never_used_again(  # was: ENOTCONN
     hosts: Hosts, manage: Any, how: str
 ) -> None:
     server = hosts.server()
@@ -1287,7 +1287,7 @@ def test_a_connection_that_is_forgotten_gives_its_place_back(hosts: Hosts, manag
 # Health
 
 
-def test_failed_connects_in_a_row_mark_an_address_down(  # seed: markdown could never be on
+def test_failed_connects_in_a_row_mark_an_address_down(  # was: markdown could never be on
     hosts: Hosts, manage: Any
 ) -> None:
     dead, server = hosts.address(), hosts.server()
@@ -1302,7 +1302,7 @@ def test_failed_connects_in_a_row_mark_an_address_down(  # seed: markdown could 
             pass
     assert manager.stats().dial_failed == failed == 3
     error = manager.servers[dead].marked_down_error(time.monotonic())
-    assert error.address == dead  # seed: it carried none
+    assert error.address == dead  # was: it carried none
 
 
 def test_a_crowd_that_waits_for_one_dial_has_seen_one_failure(hosts: Hosts, manage: Any) -> None:
@@ -1354,7 +1354,7 @@ def test_a_success_in_between_starts_the_count_again(hosts: Hosts, manage: Any) 
     assert not is_down(manager, server)
 
 
-def test_after_its_time_one_caller_probes_and_decides(  # seed: all callers rushed in at once
+def test_after_its_time_one_caller_probes_and_decides(  # was: all callers rushed in at once
     hosts: Hosts, manage: Any
 ) -> None:
     server, other = hosts.servers(2)
@@ -1535,7 +1535,7 @@ def test_what_a_name_does_not_count_marks_nobody_down(hosts: Hosts, manage: Any)
 
 
 def test_a_name_that_is_marked_down_is_not_connected_to(hosts: Hosts, manage: Any) -> None:
-    server = hosts.server()  # seed: the field was unused
+    server = hosts.server()  # was: the field was unused
     infos = {"pay": ConnectInfo(markdown=True)}
     manager = manage({"pay": group(server)}, connect_infos=infos)
     with pytest.raises(MarkedDownError, match="pay is marked down") as caught:
@@ -1811,7 +1811,7 @@ def test_names_that_the_program_knows_need_no_watcher(hosts: Hosts) -> None:
 # Its own end, and others'
 
 
-def test_a_manager_that_is_dropped_is_collected_and_closes_what_is_idle(  # seed: never
+def test_a_manager_that_is_dropped_is_collected_and_closes_what_is_idle(  # was: never
     hosts: Hosts,
 ) -> None:
     server = hosts.server()
@@ -1839,7 +1839,7 @@ def test_closed_it_closes_everything_and_gives_nothing(hosts: Hosts) -> None:
     assert manager.servers[server.address].outstanding == 0
 
 
-def test_nothing_is_kept_of_addresses_long_gone(hosts: Hosts, manage: Any) -> None:  # seed: all was
+def test_nothing_is_kept_of_addresses_long_gone(hosts: Hosts, manage: Any) -> None:  # was: all was
     manager = manage(max_per_address=2)
     for server in hosts.servers(5):
         with manager.connection(server.address):

@@ -397,7 +397,7 @@ def test_times_are_those_of_the_monotonic_clock(sock: MonitoredSocket) -> None:
     assert time.monotonic() - sock.last_activity < 60
 
 
-def test_it_is_made_as_that_of_the_seed_is(dial: Callable[[], Any]) -> None:
+def test_it_is_made_as_that_of_the_ancestor_is(dial: Callable[[], Any]) -> None:
     sock = MonitoredSocket(dial(), Traffic(), None, "users", "plain", "connected")
     plain = MonitoredSocket(dial())
 

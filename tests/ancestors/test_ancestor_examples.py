@@ -149,7 +149,7 @@ def in_documented_order(call: Any) -> str:
     return ", ".join(texts).replace("mappingproxy({})", "{}")
 
 
-# 000_25ee9a14d83df636: support.connection_mgr
+# support.connection_mgr
 #
 # No example in this document either: names, signatures and what they are for.
 
@@ -175,7 +175,7 @@ def in_documented_order(call: Any) -> str:
         (ServerModelDirectory, ""),
     ],
 )
-def test_000_25ee9a14d83df636_names_and_signatures(call, documented):
+def test_connection_mgr_names_and_signatures(call, documented):
     parameters = [p for p in inspect.signature(call).parameters.values() if p.name != "self"]
     found = [
         p.name if p.default is p.empty or "=" not in documented else f"{p.name}={p.default!r}"
@@ -187,7 +187,7 @@ def test_000_25ee9a14d83df636_names_and_signatures(call, documented):
     assert all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in others)
 
 
-def test_000_25ee9a14d83df636_the_tuples_have_their_fields_where_they_are_documented():
+def test_connection_mgr_the_tuples_have_their_fields_where_they_are_documented():
     # Lines 15 to 20 and 36 to 50.
     assert Address("10.0.0.1", 80) == ("10.0.0.1", 80)
     info = ConnectInfo(1, 2, 3, False, True)
@@ -201,12 +201,12 @@ def test_000_25ee9a14d83df636_the_tuples_have_their_fields_where_they_are_docume
 @pytest.mark.parametrize(
     "error", [MarkedDownError, MultiConnectFailure, NameNotFound, OutOfSockets]
 )
-def test_000_25ee9a14d83df636_the_exceptions_are_socket_errors(error):
+def test_connection_mgr_the_exceptions_are_socket_errors(error):
     # Line 7.
     assert issubclass(error, socket.error)
 
 
-def test_000_25ee9a14d83df636_iterate_over_an_address_group_and_try_each_address(at_end):
+def test_connection_mgr_iterate_over_an_address_group_and_try_each_address(at_end):
     at, spare = [at_end.enter_context(EchoServer()) for _ in range(2)]
     refusing = at_end.enter_context(closed_port())
 
@@ -232,7 +232,7 @@ def test_000_25ee9a14d83df636_iterate_over_an_address_group_and_try_each_address
     assert set(first) == {refusing, at.address}
 
 
-def test_000_25ee9a14d83df636_the_address_group_map_pulls_in_addresses_lazily():
+def test_connection_mgr_the_address_group_map_pulls_in_addresses_lazily():
     # Line 34.
     asked = []
 
@@ -265,7 +265,7 @@ def manager(
 
 
 @pytest.mark.parametrize("name", ["paymentserv", "occ-conf"])
-def test_000_25ee9a14d83df636_from_a_name_to_an_open_connection(manager, paymentserv, name):
+def test_connection_mgr_from_a_name_to_an_open_connection(manager, paymentserv, name):
     # Lines 3 to 7.
     sock = manager.get_connection(name)
 
@@ -277,7 +277,7 @@ def test_000_25ee9a14d83df636_from_a_name_to_an_open_connection(manager, payment
     manager.release_connection(sock)
 
 
-def test_000_25ee9a14d83df636_or_it_raises_a_socket_error(at_end, manager):
+def test_connection_mgr_or_it_raises_a_socket_error(at_end, manager):
     # Line 7, and 57 of a name that is not known.
     ports = [at_end.enter_context(closed_port()) for _ in range(2)]
     group = AddressGroup([[(1, port) for port in ports]])
@@ -295,15 +295,13 @@ def test_000_25ee9a14d83df636_or_it_raises_a_socket_error(at_end, manager):
     assert len(caught.value.errors) == 2
 
 
-def test_000_25ee9a14d83df636_get_addr_is_the_first_of_get_all_addrs(manager, paymentserv):
+def test_connection_mgr_get_addr_is_the_first_of_get_all_addrs(manager, paymentserv):
     # Lines 54 to 57; the name of the first of the two is not in the document.
     assert manager.get_all_addrs("paymentserv") == [paymentserv.address]
     assert manager.get_addr("occ-conf") == manager.get_all_addrs("occ-conf")[0]
 
 
-def test_000_25ee9a14d83df636_transient_markdown_keeps_track_of_connection_failures(
-    at_end, paymentserv
-):
+def test_connection_mgr_transient_markdown_keeps_track_of_connection_failures(at_end, paymentserv):
     # Line 11, 2: an address that has failed is not tried again for a while.
     refusing = at_end.enter_context(closed_port())
     tiers = [[(1, refusing)], [(1, paymentserv.address)]]
@@ -317,9 +315,7 @@ def test_000_25ee9a14d83df636_transient_markdown_keeps_track_of_connection_failu
         pytest.fail("never marked down")
 
 
-def test_000_25ee9a14d83df636_socket_throttling_keeps_track_of_total_open_sockets(
-    at_end, paymentserv
-):
+def test_connection_mgr_socket_throttling_keeps_track_of_total_open_sockets(at_end, paymentserv):
     # Lines 11, 3, and 79.
     groups = {"paymentserv": [[(1, paymentserv.address)]]}
     manager = at_end.enter_context(ConnectionManager(groups, max_sockets=2))
@@ -332,7 +328,7 @@ def test_000_25ee9a14d83df636_socket_throttling_keeps_track_of_total_open_socket
         manager.release_connection(sock)
 
 
-def test_000_25ee9a14d83df636_read_timeout(manager, paymentserv):
+def test_connection_mgr_read_timeout(manager, paymentserv):
     # Lines 11, 4, and 59.
     sock = manager.get_connection("paymentserv", read_timeout=0.02)
 
@@ -342,7 +338,7 @@ def test_000_25ee9a14d83df636_read_timeout(manager, paymentserv):
 
 
 @pytest.mark.parametrize("how", ["True", "a context"])
-def test_000_25ee9a14d83df636_ssl_wraps_the_socket(at_end, certificates, how):
+def test_connection_mgr_ssl_wraps_the_socket(at_end, certificates, how):
     # Lines 61 to 63: True is the context of the manager.
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(certificates.certificate, certificates.key)
@@ -360,7 +356,7 @@ def test_000_25ee9a14d83df636_ssl_wraps_the_socket(at_end, certificates, how):
     manager.release_connection(sock)
 
 
-def test_000_25ee9a14d83df636_sock_type_makes_the_thing_that_should_be_pooled(manager):
+def test_connection_mgr_sock_type_makes_the_thing_that_should_be_pooled(manager):
     # Lines 64 to 68.
     class Protocol:
         def __init__(self, sock):
@@ -379,7 +375,7 @@ def test_000_25ee9a14d83df636_sock_type_makes_the_thing_that_should_be_pooled(ma
     manager.release_connection(conn)
 
 
-def test_000_25ee9a14d83df636_a_monitored_socket_allows_its_lifetime_to_be_monitored(manager):
+def test_connection_mgr_a_monitored_socket_allows_its_lifetime_to_be_monitored(manager):
     # Lines 70 to 76.
     with manager.connection("paymentserv") as sock:
         assert type(sock) is MonitoredSocket
@@ -393,7 +389,7 @@ def test_000_25ee9a14d83df636_a_monitored_socket_allows_its_lifetime_to_be_monit
         assert 0 < sock.lifetime < PATIENCE
 
 
-def test_000_25ee9a14d83df636_a_server_model_estimates_the_open_connections(manager, paymentserv):
+def test_connection_mgr_a_server_model_estimates_the_open_connections(manager, paymentserv):
     # Lines 82 to 86.
     with manager.connection("paymentserv"), manager.connection("paymentserv"):
         model = manager.servers[Address(*paymentserv.address)]
@@ -402,7 +398,7 @@ def test_000_25ee9a14d83df636_a_server_model_estimates_the_open_connections(mana
         assert len(model.active_connections) == 2
 
 
-# 001_a5ba9516e9e706a2: the README of geventconnpool
+# the README of geventconnpool
 
 
 class PingServer(EchoServer):
@@ -464,7 +460,7 @@ class MyPool(ConnectionPool):
         return socket.create_connection(("test.example.org", 2485))
 
 
-def test_001_a5ba9516e9e706a2_20_connections_are_kept_open(example_org, at_end):
+def test_geventconnpool_20_connections_are_kept_open(example_org, at_end):
     # Line 18.
     pool = MyPool(20)  # always keep 20 connections open
 
@@ -476,7 +472,7 @@ def test_001_a5ba9516e9e706a2_20_connections_are_kept_open(example_org, at_end):
     assert example_org.peak == 20
 
 
-def test_001_a5ba9516e9e706a2_ping(example_org, at_end):
+def test_geventconnpool_ping(example_org, at_end):
     pool = at_end.enter_context(MyPool(20))
 
     # Lines 20 to 23.
@@ -488,7 +484,7 @@ def test_001_a5ba9516e9e706a2_ping(example_org, at_end):
     assert [line for _, line in example_org.asked] == [b"PING"]
 
 
-def test_001_a5ba9516e9e706a2_a_socket_error_discards_and_another_is_opened_in_background(
+def test_geventconnpool_a_socket_error_discards_and_another_is_opened_in_background(
     example_org, at_end
 ):
     pool = at_end.enter_context(MyPool(20))
@@ -508,7 +504,7 @@ def test_001_a5ba9516e9e706a2_a_socket_error_discards_and_another_is_opened_in_b
     assert c.fileno() == -1
 
 
-def test_001_a5ba9516e9e706a2_any_other_exception_puts_the_connection_back(example_org, at_end):
+def test_geventconnpool_any_other_exception_puts_the_connection_back(example_org, at_end):
     pool = at_end.enter_context(MyPool(1))
 
     # Lines 27 and 28.
@@ -520,7 +516,7 @@ def test_001_a5ba9516e9e706a2_any_other_exception_puts_the_connection_back(examp
     assert example_org.opened == 1
 
 
-def test_001_a5ba9516e9e706a2_exc_classes(example_org, at_end):
+def test_geventconnpool_exc_classes(example_org, at_end):
     # Line 34.
     pool = MyPool(20, exc_classes=(socket.error, imaplib.IMAP4.error))
 
@@ -535,9 +531,7 @@ def test_001_a5ba9516e9e706a2_exc_classes(example_org, at_end):
     assert pool.stats().closed[Reason.ERROR] == 2
 
 
-def test_001_a5ba9516e9e706a2_retry_uses_a_different_connection_for_each_attempt(
-    example_org, at_end
-):
+def test_geventconnpool_retry_uses_a_different_connection_for_each_attempt(example_org, at_end):
     pool = at_end.enter_context(MyPool(20))
     pool.fill()
 
@@ -632,7 +626,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("refusals", [0, 2, 5, 100])
-def test_001_a5ba9516e9e706a2_retry_with_a_logger_and_max_failures_and_interval(
+def test_geventconnpool_retry_with_a_logger_and_max_failures_and_interval(
     imap_server, at_end, caplog, waits, refusals
 ):
     pool = ImapPool(imap_server, 20, exc_classes=(socket.error, imaplib.IMAP4.error))
@@ -670,7 +664,7 @@ def test_001_a5ba9516e9e706a2_retry_with_a_logger_and_max_failures_and_interval(
     pool.fill()  # imaplib leaves its socket open if it is killed while connecting
 
 
-def test_001_a5ba9516e9e706a2_a_set_of_options_for_retry_by_partial(waits):
+def test_geventconnpool_a_set_of_options_for_retry_by_partial(waits):
     # Lines 64 to 67; the options are those of lines 59 and 60.
     stubborn = functools.partial(retry, exc_classes=(socket.error,), max_failures=5, interval=2)
     calls = []
@@ -718,7 +712,7 @@ def starttls_pool(certificates: Certificates) -> type[ConnectionPool]:
 
 
 @pytest.mark.parametrize(("answer", "kind"), [(b"OK\n", ssl.SSLSocket), (b"NO\n", socket.socket)])
-def test_001_a5ba9516e9e706a2_starttls_and_login_are_part_of_opening(
+def test_geventconnpool_starttls_and_login_are_part_of_opening(
     example_org, at_end, starttls_pool, answer, kind
 ):
     example_org.answers[b"STARTTLS"] = answer
@@ -743,7 +737,7 @@ def test_001_a5ba9516e9e706a2_starttls_and_login_are_part_of_opening(
     ("word", "message"),
     [(b"STARTTLS", "invalid response to STARTTLS"), (b"PASS", "authentication failed")],
 )
-def test_001_a5ba9516e9e706a2_a_socket_error_while_opening_is_retried_automatically(
+def test_geventconnpool_a_socket_error_while_opening_is_retried_automatically(
     example_org, at_end, starttls_pool, word, message
 ):
     well, example_org.answers[word] = example_org.answers.get(word, b"OK"), b"WHAT"
@@ -814,7 +808,7 @@ def users_pool(boto: Boto) -> type[ConnectionPool]:
     return UsersPool
 
 
-def test_001_a5ba9516e9e706a2_what_is_pooled_need_not_be_a_socket(at_end):
+def test_geventconnpool_what_is_pooled_need_not_be_a_socket(at_end):
     boto = Boto(require_server("redis"))
     pool = at_end.enter_context(users_pool(boto)(3))
 
@@ -830,7 +824,7 @@ def test_001_a5ba9516e9e706a2_what_is_pooled_need_not_be_a_socket(at_end):
     assert len(tables) == boto.connected == 3
 
 
-def test_001_a5ba9516e9e706a2_a_bare_except_while_opening_does_no_harm(at_end):
+def test_geventconnpool_a_bare_except_while_opening_does_no_harm(at_end):
     with closed_port() as address:
         backoff = Backoff(first=60, longest=60)  # redis leaves its socket open if it is killed
         pool = at_end.enter_context(users_pool(Boto(address))(3, backoff=backoff))
@@ -840,7 +834,7 @@ def test_001_a5ba9516e9e706a2_a_bare_except_while_opening_does_no_harm(at_end):
     assert str(caught.value.__cause__) == "error connecting to AWS"
 
 
-def test_001_a5ba9516e9e706a2_a_bare_except_swallows_neither_connect_timeout_nor_close():
+def test_geventconnpool_a_bare_except_swallows_neither_connect_timeout_nor_close():
     dialing = gevent.event.Event()
 
     class Hanging(Boto):
@@ -859,7 +853,7 @@ def test_001_a5ba9516e9e706a2_a_bare_except_swallows_neither_connect_timeout_nor
     assert pool.stats().connecting == 0
 
 
-def test_001_a5ba9516e9e706a2_tcp_keepalive(example_org, at_end):
+def test_geventconnpool_tcp_keepalive(example_org, at_end):
     # Lines 123 to 129.
     class MyPool(ConnectionPool):
         def _new_connection(self):
@@ -872,7 +866,7 @@ def test_001_a5ba9516e9e706a2_tcp_keepalive(example_org, at_end):
         assert c.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
-def test_001_a5ba9516e9e706a2_application_level_keepalive(example_org, at_end):
+def test_geventconnpool_application_level_keepalive(example_org, at_end):
     clock = at_end.enter_context(FakeClock())
 
     # Lines 135 to 144.
@@ -909,7 +903,7 @@ def test_001_a5ba9516e9e706a2_application_level_keepalive(example_org, at_end):
     example_org.wait_opened(30)
 
 
-# 002_a7b805701879d67a: the README and the API reference of gsocketpool
+# the README and the API reference of gsocketpool
 
 
 @pytest.fixture
@@ -919,7 +913,7 @@ def port() -> Iterator[int]:
         yield server.address[1]
 
 
-def test_002_a7b805701879d67a_basic_usage(port, at_end, capsys):
+def test_gsocketpool_basic_usage(port, at_end, capsys):
     # Lines 10 to 18, and 158 to 166 again; the port is another.
     from geventpool.compat.gsocketpool import Pool, TcpConnection
 
@@ -984,7 +978,7 @@ class TcpConnection(gsocketpool.Connection):
         return self._sock.recv(size)
 
 
-def test_002_a7b805701879d67a_a_connection_class_of_ones_own(port, at_end):
+def test_gsocketpool_a_connection_class_of_ones_own(port, at_end):
     pool = gsocketpool.Pool(TcpConnection, dict(host="localhost", port=port, timeout=5))  # noqa: C408
     at_end.enter_context(pool)
 
@@ -1002,7 +996,7 @@ def test_002_a7b805701879d67a_a_connection_class_of_ones_own(port, at_end):
     assert pool.size == 0
 
 
-def test_002_a7b805701879d67a_one_of_ones_own_that_is_expired_is_reaped(port, at_end, monkeypatch):
+def test_gsocketpool_one_of_ones_own_that_is_expired_is_reaped(port, at_end, monkeypatch):
     pool = gsocketpool.Pool(
         TcpConnection,
         dict(host="localhost", port=port),  # noqa: C408
@@ -1041,11 +1035,11 @@ def test_002_a7b805701879d67a_one_of_ones_own_that_is_expired_is_reaped(port, at
         (gsocketpool.Connection.reconnect, ""),
     ],
 )
-def test_002_a7b805701879d67a_signatures(call, documented):
+def test_gsocketpool_signatures(call, documented):
     assert in_documented_order(call) == documented
 
 
-def test_002_a7b805701879d67a_acquire_release_and_drop(port, at_end):
+def test_gsocketpool_acquire_release_and_drop(port, at_end):
     options = dict(host="localhost", port=port)  # noqa: C408
     pool = at_end.enter_context(gsocketpool.Pool(TcpConnection, options, max_connections=1))
 
@@ -1060,7 +1054,7 @@ def test_002_a7b805701879d67a_acquire_release_and_drop(port, at_end):
         pool.drop(conn)
 
 
-# 003_7182742be61a7c12: the developer interface of generic-connection-pool, and its README
+# the developer interface of generic-connection-pool, and its README
 #
 # The document has no example: it lists names, signatures and sentences.  The two examples are those
 # of the page that it belongs to.  What is async there is not so here.
@@ -1114,7 +1108,7 @@ def test_002_a7b805701879d67a_acquire_release_and_drop(port, at_end):
         ("contrib.unix_async.UnixSocketStreamConnectionManager", ""),
     ],
 )
-def test_003_7182742be61a7c12_names_and_signatures(name, documented):
+def test_generic_connection_pool_names_and_signatures(name, documented):
     found = operator.attrgetter(name)(generic_connection_pool)
 
     assert callable(found)
@@ -1169,13 +1163,13 @@ class AsyncEchoManager(generic_connection_pool.asyncio.BaseConnectionManager):
         self.acquired.append((endpoint, conn))
 
 
-def test_003_7182742be61a7c12_create_and_dispose_are_abstract():
+def test_generic_connection_pool_create_and_dispose_are_abstract():
     with pytest.raises(TypeError, match="abstract"):
         generic_connection_pool.threading.BaseConnectionManager()
 
 
 @pytest.mark.parametrize("manager_class", [EchoManager, AsyncEchoManager])
-def test_003_7182742be61a7c12_a_manager_and_its_pool(endpoint, at_end, manager_class):
+def test_generic_connection_pool_a_manager_and_its_pool(endpoint, at_end, manager_class):
     manager = manager_class()
     pool = at_end.enter_context(generic_connection_pool.ConnectionPool(manager))
 
@@ -1195,7 +1189,7 @@ def test_003_7182742be61a7c12_a_manager_and_its_pool(endpoint, at_end, manager_c
     assert {conn, again} <= set(manager.disposed)
 
 
-def test_003_7182742be61a7c12_acquire_raises_timeout_error(endpoint, at_end):
+def test_generic_connection_pool_acquire_raises_timeout_error(endpoint, at_end):
     pool = generic_connection_pool.ConnectionPool(EchoManager(), acquire_timeout=0.03, max_size=1)
     at_end.enter_context(pool)
 
@@ -1208,7 +1202,7 @@ def test_003_7182742be61a7c12_acquire_raises_timeout_error(endpoint, at_end):
             pass
 
 
-def test_003_7182742be61a7c12_max_size_and_total_max_size(at_end):
+def test_generic_connection_pool_max_size_and_total_max_size(at_end):
     servers = [at_end.enter_context(EchoServer()) for _ in range(2)]
     pool = generic_connection_pool.ConnectionPool(
         EchoManager(), acquire_timeout=0.01, max_size=2, total_max_size=3
@@ -1226,7 +1220,7 @@ def test_003_7182742be61a7c12_max_size_and_total_max_size(at_end):
         pool.release(conn)
 
 
-def test_003_7182742be61a7c12_idle_timeout_min_idle_and_max_lifetime(endpoint, at_end):
+def test_generic_connection_pool_idle_timeout_min_idle_and_max_lifetime(endpoint, at_end):
     clock = at_end.enter_context(FakeClock())
     pool = generic_connection_pool.threading.ConnectionPool(
         EchoManager(), background_collector=True, min_idle=2, max_size=5
@@ -1246,7 +1240,7 @@ def test_003_7182742be61a7c12_idle_timeout_min_idle_and_max_lifetime(endpoint, a
     until(lambda: len(pool._connection_manager.disposed) == 5, "the others to be disposed of")
 
 
-def test_003_7182742be61a7c12_connection_pool_already_closed(endpoint):
+def test_generic_connection_pool_connection_pool_already_closed(endpoint):
     pool = generic_connection_pool.ConnectionPool(EchoManager())
     pool.close()
 
@@ -1267,7 +1261,7 @@ CONTRIB = {
 
 
 @pytest.mark.parametrize("name", CONTRIB)
-def test_003_7182742be61a7c12_contrib(at_end, tmp_path, certificates, name):
+def test_generic_connection_pool_contrib(at_end, tmp_path, certificates, name):
     # Lines 143 to 217.
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(certificates.certificate, certificates.key)
@@ -1326,7 +1320,7 @@ class WebServer(EchoServer):
                     sock.sendall(answer % (len(path), path))
 
 
-def test_003_7182742be61a7c12_readme_https_pool(at_end, certificates, capsys):
+def test_generic_connection_pool_readme_https_pool(at_end, certificates, capsys):
     # The host is another, as is the authority that its certificate is of.
     from geventpool.compat.generic_connection_pool import (
         ConnectionPool,
@@ -1419,7 +1413,7 @@ class DbConnectionManager(generic_connection_pool.threading.BaseConnectionManage
             conn.rollback()
 
 
-def test_003_7182742be61a7c12_readme_postgres_pool(capsys):
+def test_generic_connection_pool_readme_postgres_pool(capsys):
     # The master and its replicas are one server.
     from geventpool.compat.generic_connection_pool import ConnectionPool
 
@@ -1478,7 +1472,7 @@ def test_003_7182742be61a7c12_readme_postgres_pool(capsys):
     assert master.closed
 
 
-# 004_df17ac5bdb4276a4: pycassa.pool
+# pycassa.pool
 
 
 # Of Cassandra's own interface, what the document speaks of.
@@ -1627,7 +1621,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, cassandra: Any) -> Iterator[dict[str,
         yield nodes
 
 
-def test_004_df17ac5bdb4276a4_example_usage(nodes, at_end):
+def test_pycassa_example_usage(nodes, at_end):
     # Lines 27 to 29.
     pool = pycassa.ConnectionPool(
         keyspace="Keyspace1", server_list=["10.0.0.4:9160", "10.0.0.5:9160"], prefill=False
@@ -1643,9 +1637,7 @@ def test_004_df17ac5bdb4276a4_example_usage(nodes, at_end):
     assert stored == {("Keyspace1", "Standard1", b"key", b"col"): (b"val", printed)}
 
 
-def test_004_df17ac5bdb4276a4_an_operation_that_timed_out_is_tried_on_a_different_node(
-    nodes, at_end
-):
+def test_pycassa_an_operation_that_timed_out_is_tried_on_a_different_node(nodes, at_end):
     # Line 45, of a pool whose idle connections are to one node, but for one at most.
     pool = pycassa.ConnectionPool("Keyspace1", ["10.0.0.4:9160"], pool_size=2, max_retries=1)
     at_end.enter_context(pool)
@@ -1660,7 +1652,7 @@ def test_004_df17ac5bdb4276a4_an_operation_that_timed_out_is_tried_on_a_differen
     assert not four.stored
 
 
-def test_004_df17ac5bdb4276a4_maximum_retry_exception(nodes, at_end):
+def test_pycassa_maximum_retry_exception(nodes, at_end):
     pool = at_end.enter_context(pycassa.ConnectionPool("Keyspace1"))
     cf = pycassa.ColumnFamily(pool, "Standard1")
 
@@ -1675,7 +1667,7 @@ def test_004_df17ac5bdb4276a4_maximum_retry_exception(nodes, at_end):
     assert nodes["localhost:9160"].stored
 
 
-def test_004_df17ac5bdb4276a4_listeners(nodes, at_end):
+def test_pycassa_listeners(nodes, at_end):
     told: list[Any] = []
 
     # Lines 145 to 154, with something to do, and arguments for the dots.
@@ -1702,7 +1694,7 @@ def test_004_df17ac5bdb4276a4_listeners(nodes, at_end):
     p.put(conn)
 
 
-def test_004_df17ac5bdb4276a4_the_parameters_of_a_pool():
+def test_pycassa_the_parameters_of_a_pool():
     # Line 5; the two factories stand there as functions of pycassa, and servers as a list.
     documented = (
         "keyspace, server_list=('localhost:9160',), credentials=None, timeout=0.5,"
@@ -1720,7 +1712,7 @@ def test_004_df17ac5bdb4276a4_the_parameters_of_a_pool():
     assert list(defaults.values()) == [0, 30, 10000, 5, None]
 
 
-def test_004_df17ac5bdb4276a4_the_methods_of_a_pool(nodes, at_end, cassandra):
+def test_pycassa_the_methods_of_a_pool(nodes, at_end, cassandra):
     # Lines 7 to 99.
     who = {"username": "jsmith", "password": "havebadpass"}
     pool = pycassa.ConnectionPool(
@@ -1762,7 +1754,7 @@ def test_004_df17ac5bdb4276a4_the_methods_of_a_pool(nodes, at_end, cassandra):
     assert pool.checkedin() == nodes["localhost:9160"].open == 2
 
 
-def test_004_df17ac5bdb4276a4_all_servers_unavailable(nodes):
+def test_pycassa_all_servers_unavailable(nodes):
     for node in nodes.values():
         node.stop()
 
@@ -1771,7 +1763,7 @@ def test_004_df17ac5bdb4276a4_all_servers_unavailable(nodes):
         pycassa.ConnectionPool("Keyspace1", ["10.0.0.4:9160", "10.0.0.5:9160"])
 
 
-def test_004_df17ac5bdb4276a4_with_use_threadlocal_get_returns_the_same_connection(nodes, at_end):
+def test_pycassa_with_use_threadlocal_get_returns_the_same_connection(nodes, at_end):
     pool = at_end.enter_context(pycassa.ConnectionPool("Keyspace1"))
 
     # Line 17; a thread is a greenlet here.
@@ -1785,7 +1777,7 @@ def test_004_df17ac5bdb4276a4_with_use_threadlocal_get_returns_the_same_connecti
     assert pool.checkedin() == 5
 
 
-def test_004_df17ac5bdb4276a4_each_event_has_its_documented_fields(nodes, at_end):
+def test_pycassa_each_event_has_its_documented_fields(nodes, at_end):
     # Lines 156 to 234: the fields of each event, beside `pool_id` and `level`, which all have.
     documented = {
         "connection_checked_in": {"connection"},
