@@ -1,7 +1,7 @@
 """What a server sees that comes back to 200 pools, which all want their connections again.
 
 Each pool has 5 connections and 10 callers.  Each caller asks for an answer, which takes the server
-0.5 s on average, and pauses for 0.25 to 0.75 s, whether he got it or not; and so on.  The server
+0.5 s on average, and pauses for 0.25 to 0.75 s, whether it got one or not; and so on.  The server
 goes away for 5 s: it cuts all connections, and refuses new ones.  Every dial is counted.
 """
 

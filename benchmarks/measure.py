@@ -46,7 +46,7 @@ def interleaved(rounds: int, **contenders: Callable[[], float]) -> dict[str, lis
     for contender in contenders.values():
         contender()  # once to warm up
     gc.collect()
-    gc.disable()  # a collection would hit whoever happens to run
+    gc.disable()  # a collection would hit whatever happens to run
     try:
         for _ in range(rounds):
             for name, contender in contenders.items():

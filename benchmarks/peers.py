@@ -109,7 +109,7 @@ class Peer:
 class HandOver:
     """The least that a fair pool must do, and no more: no timeout, no cancellation, no books.
 
-    It is used as a pool is, in a ``with``; *take* and *give* are there for whoever would not.
+    It is used as a pool is, in a ``with``; *take* and *give* are there for what would not.
     """
 
     def __init__(self, size: int, connect: Connect) -> None:

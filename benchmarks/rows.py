@@ -25,7 +25,7 @@ from geventpool import ConnectionPool
 __all__ = ["ROWS", "crowd", "hold_at_once", "spike"]
 
 
-# Borrow and give back, and nobody else wants any
+# Borrow and give back, and no other caller wants any
 
 
 def uncontended(quick: bool) -> list[Row]:
@@ -131,7 +131,7 @@ def contended(quick: bool) -> list[Row]:
 def waiters(quick: bool) -> list[Row]:
     """What an operation costs with 10,000 in line, against 100.
 
-    Ten thousand greenlets are more than a cache holds, whoever wakes them: what that costs is what
+    Ten thousand greenlets are more than a cache holds, whatever wakes them: what that costs is what
     a hand-over and nothing else comes to.
     """
     rounds, operations = 3 if quick else 9, 30_000
@@ -176,8 +176,8 @@ def _echo(sock: Any, message: bytes = b"x" * 100) -> None:
 def echo(quick: bool) -> list[Row]:
     """100 greenlets that share 10 sockets, against 10 that have a socket each.
 
-    Whoever shares has to stand in line, which the others need not: what that costs at the least is
-    what a hand-over and nothing else comes to.
+    A caller that shares has to stand in line, which the others need not: what that costs at the
+    least is what a hand-over and nothing else comes to.
     """
     requests, rounds = 10_000, 3 if quick else 15
     ratios: list[float] = []

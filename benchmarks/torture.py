@@ -25,7 +25,8 @@ __all__ = ["capacity_left"]
 
 
 def capacity_left(name: str) -> str:
-    """How many of 4 connections of the pool called *name* are left; "hangs" if nobody knows."""
+    """How many of 4 connections of the pool called *name* are left; "hangs" if that cannot be
+    told."""
     command = [sys.executable, "-m", "benchmarks.torture", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)

@@ -38,7 +38,7 @@ def app(environ, start_response):
     line = f"{os.getpid()} {environ['PATH_INFO'].strip('/')}"
     try:
         status, body = "200 OK", {"pid": os.getpid(), "reply": echo(line.encode()).decode()}
-    except PoolTimeout as error:  # tell the client at once rather than let him wait, too
+    except PoolTimeout as error:  # tell the client at once rather than let it wait, too
         status, body = "503 Service Unavailable", {"pid": os.getpid(), "error": str(error)}
     payload = json.dumps(body).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(payload)))]

@@ -23,7 +23,7 @@ def impatient(sock, address):
 
 class PingedPool(ConnectionPool):
     def _keepalive(self, sock):
-        """Called for each connection that nobody used for a while; if it raises, that one goes."""
+        """Called for each connection that was not used for a while; if it raises, that one goes."""
         sock.sendall(b"PING\n")
         if sock.recv(5) != b"PONG\n":
             raise ConnectionError("no PONG")
@@ -42,7 +42,7 @@ for kind, keepalive in (ConnectionPool, None), (PingedPool, 0.3):
 
     stats = pool.stats()
     print(f"{kind.__name__}: {stats.checked} PINGs; the server hung up {hung_up} times")
-    # Hung up on or not, the pool has noticed and replaced what was lost: nobody gets a dead one.
+    # Hung up on or not, the pool has noticed and replaced what was lost: no caller gets a dead one.
     with pool.get() as sock:
         sock.sendall(b"PING\n")
         reply = sock.recv(5).decode().strip()

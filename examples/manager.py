@@ -1,4 +1,4 @@
-"""Three servers behind one name; one of them dies and comes back, and nobody's request fails.
+"""Three servers behind one name; one of them dies and comes back, and no request fails.
 
 The name is "paymentserv".  Servers are chosen by p2c: of two drawn at random, the less loaded one.
 """

@@ -95,7 +95,7 @@ with Watcher(resolver, moved, interval=0.2, hold=0.5) as watcher:
 pool.dispose()  # at once; pool.drain(over=30.0) is gentler, and also has those in use replaced
 print(f"large has left:               {census(pool)}")
 
-# Whoever asks for the name while DNS is away gets what was known last.
+# A caller that asks for the name while DNS is away gets what was known last.
 name_server.stop()
 small.stop()
 gevent.sleep(1.5)

@@ -1,4 +1,4 @@
-"""STARTTLS and a login, done once per connection: whoever gets one may talk at once.
+"""STARTTLS and a login, done once per connection: the caller that gets one may talk at once.
 
 ``_new_connection`` is the place for all that comes before the first request.  It may take its time
 (connect_timeout bounds it), and it may fail: the pool tries again, after a pause.

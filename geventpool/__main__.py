@@ -47,7 +47,7 @@ CONNECTIONS = 20
 GREENLETS = 100
 LATE_SHARE = 0.01  # of the replies of the demo's own server come late ...
 LATE_BY = 0.3  # ... by so many seconds ...
-MAX_WAIT = 0.1  # ... and nobody waits for one longer than this
+MAX_WAIT = 0.1  # ... and no caller waits for one longer than this
 MAX_WAIT_ELSEWHERE = 2.0  # with a server of the user's
 SHORT_WAIT_SHARE = 0.02  # of the requests are given up wherever they are, in line too ...
 SHORT_WAIT = 0.02  # ... at a random moment within so many seconds
@@ -146,7 +146,7 @@ class Demo:
             self._request(me)
 
     def _request(self, me: int) -> None:
-        """Send a number that nobody has sent before: the reply must be that number."""
+        """Send a number that was not sent before: the reply must be that number."""
         request = b"%d\n" % next(self.numbers)
         max_wait = SHORT_WAIT * random.random() if random.random() < SHORT_WAIT_SHARE else None
         calm, asked_at, served_at = self.calm, monotonic(), math.inf
@@ -223,7 +223,7 @@ class Demo:
         self.state = ""
 
     def _end_calm(self) -> None:
-        if self.calm and self.in_line:  # somebody may have waited all the time
+        if self.calm and self.in_line:  # a caller may have waited all the time
             first = min(self.in_line.values())
             self.waits.append(monotonic() - max(first, self.calm_since))
         self.calm = 0
@@ -278,7 +278,7 @@ class Demo:
             f"{self.answered:,}",
             f"{self.answered / ran:,.0f} a second" if self.workers else "",
             kept=None if self.answered or self.interrupted.is_set() else False,
-            complaint="Nobody was ever answered.",
+            complaint="No request was ever answered.",
         )
         yield Verdict(
             "given up by gevent.Timeout",
@@ -342,8 +342,8 @@ class Demo:
             _ms(slowest),
             f"{times} the median, {_ms(median)}",
             kept=slowest <= most,
-            complaint=f"Somebody waited {_ms(slowest)} for a connection.  {SLOWEST} times the"
-            f" median is {_ms(SLOWEST * median)}, and nobody held one for longer than"
+            complaint=f"A caller waited {_ms(slowest)} for a connection.  {SLOWEST} times the"
+            f" median is {_ms(SLOWEST * median)}, and no caller held one for longer than"
             f" {_ms(self.longest_hold)}.",
         )
 

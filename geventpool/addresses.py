@@ -76,8 +76,8 @@ def address(target: object, default_port: int | None = None) -> AnyAddress:
     IPv6Address and a port, ``"host:port"``, ``"[::1]:80"``, ``"unix:/path"`` or a path object.
     With a *default_port*, a text may do without its port: ``"host"``, ``"[::1]"``, ``"::1"``.
 
-    A host is an IP address or a name that a host can have, international ones included; nobody
-    asks whether there is one.  IPv6 addresses come out in their one canonical spelling (RFC 5952).
+    A host is an IP address or a name that a host can have, international ones included; whether
+    there is one is not asked.  IPv6 addresses come out in their one canonical spelling (RFC 5952).
 
     Raises TypeError if *target* is none of these, and ValueError if it is one, but none that can be
     connected to.  The error names *target*, and says what is expected and what was wrong.

@@ -15,7 +15,7 @@ class Backoff:
 
     ``delay(n)`` is the wait in seconds after the n-th failure in a row (n from 1): *first* times
     *factor* to the power n - 1, at most *longest*, less a random share of at most *jitter* of it.
-    So *longest* is a promise: nobody ever waits more.  ``jitter=1`` is the "full jitter", and
+    So *longest* is a promise: no wait is ever longer.  ``jitter=1`` is the "full jitter", and
     ``jitter=0.5`` the "equal jitter" of M. Brooker, "Exponential Backoff And Jitter" (AWS
     Architecture Blog, 2015); ``jitter=0`` is a plain exponential.
 

@@ -42,7 +42,7 @@ class PoolTimeout(PoolError, TimeoutError):
     """No connection came free within the caller's *timeout* (seconds).
 
     ``__cause__`` is the last error of a dial, if the pool could not open what it wanted.
-    The counts are those of the moment the caller gave up, himself not among *waiting*;
+    The counts are those of the moment the caller gave up, itself not among *waiting*;
     *held_for* has the age in seconds of each connection in use, the oldest first.
     """
 

@@ -141,7 +141,7 @@ class ServerListObtained(PoolEvent):
 
 @dataclass(frozen=True)
 class AcquireTimedOut(PoolEvent):
-    """A caller gave up after *waited* seconds; *error* is the PoolTimeout he gets."""
+    """A caller gave up after *waited* seconds; *error* is the PoolTimeout that it gets."""
 
     waited: float
     error: BaseException
@@ -235,7 +235,7 @@ class PoolStats:
     min_size: int
     maximum: float  # size + max_overflow; math.inf without bound
     # ... and where its connections are.  The six of them add up to what its limits count.
-    in_use: int  # held by callers, or promised to one who is about to wake
+    in_use: int  # held by callers, or handed over to one that is about to wake
     idle: int
     connecting: int
     checking: int  # the pool itself is running _keepalive on it
@@ -244,7 +244,7 @@ class PoolStats:
     #: Counters.
     acquired: int  # ticks when a caller is given a connection
     released: int  # ticks when a connection comes back fit for use
-    timed_out: int  # ticks when a caller's timeout ends his wait
+    timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins

@@ -35,7 +35,7 @@ def test_without_jitter_the_waits_grow_by_the_factor() -> None:
     assert [backoff.delay(n) for n in (1, 2, 3, 4)] == [0.5, 1.5, 4.5, 13.5]
 
 
-def test_nobody_waits_before_the_first_failure() -> None:
+def test_there_is_no_wait_before_the_first_failure() -> None:
     backoff = plain()
 
     assert backoff.delay(0) == 0.0

@@ -42,7 +42,7 @@ class HangupWatcher:
         try:
             self._epoll.register(fd, mask)
         except FileExistsError:
-            # The number was used before by a file that somebody still has open elsewhere.
+            # The number was used before by a file that is still open elsewhere.
             self._epoll.modify(fd, mask)
         except OSError:  # a regular file (EPERM), or closed already (EBADF)
             return False
@@ -73,7 +73,7 @@ class HangupWatcher:
         for fd, _ in self._epoll.poll(0, _MOST_EVENTS):
             token = self._tokens.get(fd)
             # Asked again, as the news may be of an earlier file of that number, which its user
-            # closed and somebody else, perhaps a forked child, still has open.
+            # closed and another, perhaps a forked child, still has open.
             if token is not None and _has_hung_up(fd):
                 self._hung_up(token)
 

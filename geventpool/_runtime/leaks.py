@@ -65,7 +65,7 @@ class StrongRef:
 class PartsRef:
     """Watches a tuple, such as a reader and a writer, by those of its parts that can be referenced.
 
-    Leads to a tuple like the first, for which its holder may have no use once he has taken it
+    Leads to a tuple like the first, for which its holder may have no use once it has taken it
     apart, with None for each part that has been collected; to None once all have been that can be.
     """
 

@@ -1,8 +1,8 @@
 """The greenlets around a scheduler: dial, close, check, wait, keepalive, reaper.
 
 There is one Runtime per hub.  It gives the scheduler the time, carries out what the scheduler asks
-for, and calls the hooks of the pools, which it knows by weak references only: a pool that nobody
-uses any more is collected, and its connections closed.
+for, and calls the hooks of the pools, which it knows by weak references only: a pool that is not
+used any more is collected, and its connections closed.
 
 Two rules keep it right.  Whatever may switch (hooks, listeners, log handlers, waits) is called with
 the books whole, so that a Timeout or a kill thrown there loses nothing.  And nothing that may
@@ -288,12 +288,12 @@ class Runtime:
             self._shorten_checks(bucket)
         switch = self.hub.switch
         try:
-            # Only ``wake`` passes the waiter; somebody else's switch may come before it.
+            # Only ``wake`` passes the waiter; another's switch may come before it.
             while switch() is not waiter:
                 pass
         except BaseException:
-            # He may have been served in this very loop pass (50 of 50 times, with 5 ms of callbacks
-            # queued before his wake-up): look, rather than trust how the wait ended.
+            # It may have been served in this very loop pass (50 of 50 times, with 5 ms of callbacks
+            # queued before its wake-up): look, rather than trust how the wait ended.
             if waiter.wake_handle is not None:
                 waiter.wake_handle.stop()
             bucket.abandoned += 1
@@ -319,7 +319,7 @@ class Runtime:
     def _time_out(
         self, owner: PoolHooks, bucket: Bucket, began: float, timeout: float | None
     ) -> NoReturn:
-        """Raise the PoolTimeout of a caller who began to wait at *began*."""
+        """Raise the PoolTimeout of a caller that began to wait at *began*."""
         bucket.timed_out += 1
         now = monotonic()
         held_for = sorted((now - s.since for s in bucket.slots if s.state is IN_USE), reverse=True)
@@ -393,8 +393,8 @@ class Runtime:
             return None if alive else Reason.DEAD
         if slot.uses > 1:
             return self._probe_reason(slot)
-        # Nobody has used it yet, so what lies unread is a server's greeting.  A hang-up is not, and
-        # the hub may not have run since.
+        # No caller has used it yet, so what lies unread is a server's greeting.  A hang-up is not,
+        # and the hub may not have run since.
         self.hangups.poll()
         return slot.close_reason
 
@@ -511,7 +511,7 @@ class Runtime:
     def find(self, owner: PoolHooks, conn: Any) -> Slot:
         """The slot of *conn*, which the caller has; NotInUse if there is none.
 
-        It is CLOSED if he has had it since before a fork: it is the parent's.
+        It is CLOSED if the caller has had it since before a fork: it is the parent's.
         """
         slot = owner.slots_by_id.get(id(conn))
         if slot is not None and _has_out(slot, conn):
@@ -691,7 +691,7 @@ class Runtime:
         if self._deadline_timer is not None:
             self._deadline_timer_is_idle = False
             if deadline >= self._deadline_timer_at:
-                self._deadline_timer.ref = True  # it fires early enough, only nobody had cared
+                self._deadline_timer.ref = True  # it fires early enough, only no waiter had cared
                 return
             self._deadline_timer.stop()
         self._deadline_timer = Timer(self.loop, deadline, self._fire)
@@ -771,8 +771,8 @@ class Runtime:
     ) -> None:
         """Book a failed dial; raises *error* again if it was meant for the greenlet."""
         bucket = slot.bucket
-        # A gevent.Timeout that the hook let out is a failed dial like any other; who kills this
-        # greenlet, or interrupts the program, means it.
+        # A gevent.Timeout that the hook let out is a failed dial like any other; a kill of this
+        # greenlet, or an interrupt of the program, is meant.
         meant = not isinstance(error, (Exception, gevent.Timeout))
         trace = error.__traceback__
         if timed_out:
@@ -919,7 +919,7 @@ class Runtime:
 
     def _shorten_checks(self, bucket: Bucket) -> None:
         """A caller waits, and only connections that are being checked are left: give the checks no
-        longer than twice what a dial takes, so that he does not wait for a hung peer."""
+        longer than twice what a dial takes, so that it does not wait for a hung peer."""
         if bucket.shorten_timer is not None or bucket.connecting:
             return
         max_wait = 0.05
@@ -1054,7 +1054,7 @@ class Runtime:
 
         Runs inside fork, so it only drops references and leaves the rest to the child's hub, if it
         ever runs.  Greenlets of the parent that dialed, checked or closed live on here as copies:
-        they are killed before they touch the parent's sockets again.  Callers who wait keep their
+        they are killed before they touch the parent's sockets again.  Callers that wait keep their
         place: the child's own connections serve them.
         """
         if self._hub_is_dead():
@@ -1170,7 +1170,7 @@ def _forget_frames(error: BaseException) -> None:
 
 
 def _holder_of(slot: Slot) -> Any:
-    """The greenlet that holds it; None if that has been collected, or nobody does."""
+    """The greenlet that holds it; None if that has been collected, or none does."""
     try:
         # The way from a proxy, which costs a third of a weakref.ref to make, to what it stands for.
         return None if slot.holder is None else slot.holder.switch.__self__

@@ -77,7 +77,8 @@ class WorkerGroup:
         """One has ended; if it was killed, perhaps before it began, its work goes on."""
         self.active.pop(greenlet, None)
         if self.queue:
-            # Those that work may be long at it: only who has not begun yet will take what is left.
+            # Those that work may be long at it: only one that has not begun yet will take what is
+            # left.
             fresh = sum(item is None for item in self.active.values())
             if len(self.queue) > fresh:
                 self._spawn_worker()

@@ -21,8 +21,8 @@ class Limit:
     """A cap on slots: at most *maximum* are counted at any moment, dialing and closing included.
 
     Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
-    is full, the longest idle connection of any of them makes room for whoever has waited longest.
-    It makes none for another pool's minimum, which is filled when a place comes free.
+    is full, the longest idle connection of any of them makes room for the caller that has waited
+    longest.  It makes none for another pool's minimum, which is filled when a place comes free.
 
     ``maximum`` may be set at any time, from any thread; ``math.inf`` means no cap.  Lowered below
     ``used``, nothing more is opened until enough connections have gone: idle ones are closed at
@@ -43,7 +43,7 @@ class Limit:
         self._with_waiters: dict[Bucket, None] = {}  # have waiters
         # The same by the ticket of their oldest waiter, or that of one before it.
         self._queue: Heap[Bucket] = Heap()
-        # Have waiters who wait because this limit is full
+        # Have waiters that wait because this limit is full
         self._blocked_here: dict[Bucket, None] = {}
         # Are below their minimum because of this limit
         self._below_minimum: dict[Bucket, None] = {}

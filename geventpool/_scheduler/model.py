@@ -68,11 +68,11 @@ class Slot:
         self.checked_at = now
         self.error: BaseException | None = None  # what broke it, for the listeners
         self.forked = False  # left behind by a fork: it is the parent's
-        self.close_reason: Reason | None = None  # close it as soon as nobody holds it
+        self.close_reason: Reason | None = None  # close it as soon as it is not held
         self.unverified = False  # opened after failures, and not yet returned in good order
-        self.retire_at = NEVER  # from then on replace it when that costs nobody anything
+        self.retire_at = NEVER  # from then on replace it when that costs no caller anything
         self.retire_for = Reason.EXPIRED
-        self.expires_at = NEVER  # from then on hand it to nobody
+        self.expires_at = NEVER  # from then on hand it to no caller
         self.fast_path_until = NEVER  # the fast path may have it until then
 
     def __repr__(self) -> str:
@@ -96,7 +96,7 @@ class Waiter:
 
     def __init__(self, bucket: Bucket, ticket: int, deadline: float | None, callback: Any) -> None:
         self.bucket = bucket
-        self.ticket = ticket  # from ``next_ticket``; kept when he has to go back in line
+        self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
         self.deadline = deadline
         self.slot: Slot | None = None
         self.error: BaseException | None = None
@@ -119,7 +119,7 @@ _LONGEST = ("use_max", "wait_max", "connect_max")
 
 
 class Bucket:
-    """Slots that are interchangeable, and the callers who want one."""
+    """Slots that are interchangeable, and the callers that want one."""
 
     def __init__(
         self,
@@ -160,16 +160,17 @@ class Bucket:
         self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
         self.jitter = jitter
         self.rng: Any = rng or random  # the module's own starts anew in a forked child
-        self.min_idle = min_idle  # so many connections idle_timeout spares; nobody opens them
+        # So many connections idle_timeout spares; they are not opened for that
+        self.min_idle = min_idle
         #: One of many that come and go: it has no fast path, but leaves no trace when it is empty,
         #: and a Limit finds the longest idle of a thousand such as soon as that of one.
         self.transient = transient
-        self.fail_when_full = fail_when_full  # nobody waits for a place: OutOfSockets at once
-        #: Nobody waits for the end of a back-off: who is in line when a dial fails, and who comes
-        #: before the next one, gets its error.
+        self.fail_when_full = fail_when_full  # no caller waits for a place: OutOfSockets at once
+        #: No caller waits for the end of a back-off: one in line when a dial fails, and one that
+        #: comes before the next one, gets its error.
         self.fail_when_down = fail_when_down
         self.closed = False
-        self.filling = 0  # callers of fill() who wait for *size* connections
+        self.filling = 0  # callers of fill() that wait for *size* connections
 
         # The runtime's business.
         self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
@@ -177,8 +178,8 @@ class Bucket:
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
         self.shorten_timer: Any = None  # runs while a caller waits for a check
-        self.changed: Any = None  # an Event, for those who wait for slots to come or go
-        self.pins = 0  # of one of many: who is about to wait or does
+        self.changed: Any = None  # an Event, for those that wait for slots to come or go
+        self.pins = 0  # of one of many: callers that are about to wait or do
         self.on_empty: Callable[[Bucket], object] | None = None  # called when it has left, empty
         self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
         self.has_keepalive = True  # by the keepalive of its pool, if that has one
@@ -250,14 +251,14 @@ class Bucket:
 
     @property
     def quiet(self) -> bool:
-        """Whether its callers may take and leave idle slots without anybody minding."""
+        """Whether its callers may take and leave idle slots at no cost to others."""
         if self.waiters or self.closed or self.open > self.size or self.overfull:
             return False
         return not (self.shared and self.crowded)
 
     @property
     def crowded(self) -> bool:
-        """Whether somebody waits for a place in a limit that it shares."""
+        """Whether a caller waits for a place in a limit that it shares."""
         return any(limit._blocked_here for limit in self.shared)
 
     @property
@@ -305,7 +306,7 @@ class Bucket:
 
     @property
     def unserved(self) -> int:
-        """How many waiters there are for whom no dial is under way."""
+        """How many waiters there are for which no dial is under way."""
         return max(0, len(self.waiters) - self.connecting)
 
     @property

@@ -62,8 +62,8 @@ class Effects(Protocol):
         """Run the keepalive; then call ``checked``."""
 
     def wake(self, callback: Any, waiter: Waiter) -> Any:
-        """Have ``callback(waiter)`` called soon, to let him look at what he has got.  What is
-        returned is kept as ``waiter.wake_handle``."""
+        """Have ``callback(waiter)`` called soon, to let the waiter look at what it has got.  What
+        is returned is kept as ``waiter.wake_handle``."""
 
     def reconcile_later(self, bucket: Bucket) -> None:
         """Call ``reconcile`` at ``bucket.retry_at``."""
@@ -81,8 +81,8 @@ class Scheduler:
         #: The ticket of a caller that comes now; which waiter is served first goes by it.
         self.next_ticket: Callable[[], int] = itertools.count(1).__next__
         self.with_waiters: dict[Bucket, None] = {}  # have waiters
-        # A line is nearly always sorted by deadline, too.  Waiters who are due before somebody who
-        # stands ahead of them are also in this heap; those who have left are taken out in time.
+        # A line is nearly always sorted by deadline, too.  Waiters that are due before another that
+        # stands ahead of them are also in this heap; those that have left are taken out in time.
         self._early: list[tuple[float, int, Waiter]] = []
 
     # Buckets
@@ -189,7 +189,7 @@ class Scheduler:
     # Callers
 
     def try_checkout(self, bucket: Bucket, now: float) -> Slot | None:
-        """An idle slot for a caller who has just come, now IN_USE; None if he must wait."""
+        """An idle slot for a caller that has just come, now IN_USE; None if it must wait."""
         if bucket.waiters:
             return None
         closing = bucket.closing
@@ -207,7 +207,7 @@ class Scheduler:
             bucket._idle.appendleft(slot)
 
     def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
-        """Put *waiter* in line: at the end, or *again* by the turn he drew when he came."""
+        """Put *waiter* in line: at the end, or *requeued* by the ticket it drew when it came."""
         bucket = waiter.bucket
         waiters = bucket.waiters
         if not waiters:
@@ -216,7 +216,7 @@ class Scheduler:
                 limit._with_waiters[bucket] = None
         waiters[waiter] = None
         if requeued:
-            # He was served something unfit: near the front, as only the oldest are served.
+            # It was served something unfit: near the front, as only the oldest are served.
             waiter.requeued = True
             older = list(itertools.takewhile(lambda w: w.ticket < waiter.ticket, waiters))
             for other in (waiter, *reversed(older)):
@@ -233,7 +233,7 @@ class Scheduler:
             else:
                 self._note_early(waiter, deadline)
         bucket.fast_path_open = 0
-        # The crowd's case: only a release, or the end of a close, can do anything for him.
+        # The crowd's case: only a release, or the end of a close, can do anything for it.
         own = bucket.own
         if (
             bucket._idle
@@ -244,8 +244,8 @@ class Scheduler:
             self.reconcile(bucket, now)
 
     def cancel(self, waiter: Waiter, now: float) -> None:
-        """Let *waiter* go, however his wait ended: not yet served, he leaves the line; already
-        served, his slot goes back."""
+        """Let *waiter* go, however its wait ended: not yet served, it leaves the line; already
+        served, its slot goes back."""
         slot, waiter.slot = waiter.slot, None
         if slot is not None:
             self.return_unused(slot, now)
@@ -254,7 +254,7 @@ class Scheduler:
             self.reconcile(waiter.bucket, now)
 
     def expire(self, now: float) -> None:
-        """End the wait of everybody whose deadline has come."""
+        """End the wait of each waiter whose deadline has come."""
         due: list[Waiter] = []
         while self._early and self._early[0][0] <= now:
             due.append(heapq.heappop(self._early)[2])
@@ -275,7 +275,7 @@ class Scheduler:
                 self.reconcile(waiter.bucket, now)
 
     def next_deadline(self) -> float | None:
-        """When ``expire`` has work next; None if nobody in line has a deadline."""
+        """When ``expire`` has work next; None if no waiter has a deadline."""
         waiter = self._next_due()
         return None if waiter is None else waiter.deadline
 
@@ -286,7 +286,7 @@ class Scheduler:
             heapq.heappop(early)
         first = [early[0][2]] if early else []
         for bucket in self.with_waiters:
-            # Those who had to go back in line stand at its front, and are in the heap.
+            # Those that had to go back in line stand at its front, and are in the heap.
             first.extend(itertools.islice((w for w in bucket.waiters if not w.requeued), 1))
         due = min(first, key=_deadline, default=None)
         return None if due is None or due.deadline is None else due
@@ -325,7 +325,7 @@ class Scheduler:
             slot.idled = 0.0
             if not bucket.waiters:
                 if bucket.shared:
-                    self.reconcile(bucket, now)  # no place need be kept for him any more
+                    self.reconcile(bucket, now)  # no place need be kept for it any more
                 else:
                     self._update_fast_path(bucket)
             return
@@ -380,7 +380,7 @@ class Scheduler:
         )
 
     def cancel_dial(self, slot: Slot, now: float) -> None:
-        """Give up a dial that nobody wants any more."""
+        """Give up a dial that no caller wants any more."""
         if slot.state is CONNECTING:
             self._move(slot, CLOSED)
             self.reconcile(slot.bucket, now)
@@ -425,7 +425,7 @@ class Scheduler:
         self.reconcile(bucket, now)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
-        """The peer hung up: an idle slot is closed now, another as soon as nobody holds it."""
+        """The peer hung up: an idle slot is closed now, another as soon as it is not held."""
         if slot.state is IDLE:
             if not slot.uses:
                 self._died_unused(slot, now)
@@ -503,7 +503,7 @@ class Scheduler:
         while limit.used - limit._closing > limit._maximum and (victim := limit._longest_idle()):
             self._close(victim, Reason.EVICTED)
         if bucket := next(iter(limit._buckets), None):
-            self.reconcile(bucket, now)  # which looks after all who wait
+            self.reconcile(bucket, now)  # which looks after all that wait
         for bucket in limit._few:
             self._update_fast_path(bucket)
 
@@ -511,9 +511,9 @@ class Scheduler:
         """Decide everything that a change of *bucket* made possible.
 
         Waiters come first, in the order they arrived, also across buckets that share a limit:
-        (1) an idle slot is handed over; (2) a dial under way will serve him; (3) there is room:
+        (1) an idle slot is handed over; (2) a dial under way will serve it; (3) there is room:
         dial; (4) a full shared limit has an idle slot elsewhere: close the longest idle, the place
-        is his; else he waits.  Only then are minimums refilled, and only with places that no
+        is its own; else it waits.  Only then are minimums refilled, and only with places that no
         waiter could use: refilled first, they starve a waiter for ever.
 
         It looks only at buckets with waiters, or below their minimum, that share a limit with
@@ -540,12 +540,12 @@ class Scheduler:
         thousand buckets that wait for the same full limit cost no more than one.  Those that a
         place would be of no use to are not in a limit's queue: see ``_wants_place``.
         """
-        incoming: dict[Bucket, int] = {}  # looked at -> waiters for whom a place comes free
+        incoming: dict[Bucket, int] = {}  # looked at -> waiters for which a place comes free
         reserved: dict[Limit, int] = {}  # -> places, free or coming free, that are theirs
         nothing_idle: set[Limit] = set()  # have nothing idle left
         seen: set[Limit] = set()
         blocked: dict[Bucket, list[Limit]] = {}
-        queues = dict.fromkeys(bucket.shared)  # where others stand whom this may concern
+        queues = dict.fromkeys(bucket.shared)  # where others stand that this may concern
         ahead: list[tuple[int, Bucket]] = []  # tickets are unique: buckets are never compared
         if bucket.waiters:
             incoming[bucket] = 0
@@ -594,8 +594,8 @@ class Scheduler:
                         blocked.pop(first, None)
                         self._fail_unserved(first, _out_of_sockets(first, full), incoming[first])
                     continue
-                # In all its limits: a younger one who took the place that is free in one, while
-                # that in another comes free, would be evicted for him, and so on for ever.
+                # In all its limits: a younger one that took the place that is free in one, while
+                # that in another comes free, would be evicted for it, and so on for ever.
                 incoming[first] += 1
                 for limit in first.limits:
                     reserved[limit] = reserved.get(limit, 0) + 1
@@ -611,7 +611,7 @@ class Scheduler:
                 self._note_blocked(other, limit, limit in blocked.get(other, ()))
 
     def _fail_unserved(self, bucket: Bucket, error: BaseException, incoming: int = 0) -> None:
-        """Fail the waiters of *bucket* for whom nothing is under way."""
+        """Fail the waiters of *bucket* for which nothing is under way."""
         for waiter in list(itertools.islice(bucket.waiters, bucket.connecting + incoming, None)):
             self._fail(waiter, copy_of(error))
 
@@ -661,7 +661,7 @@ class Scheduler:
         )
 
     def _retire_due(self, bucket: Bucket, now: float) -> None:
-        """Close the idle slots that are due to go, as far as that costs nobody anything."""
+        """Close the idle slots that are due to go, as far as that costs no caller anything."""
         while bucket.retiring:
             slot = next(iter(bucket.retiring))
             if not self._may_retire(slot, now):
@@ -673,7 +673,7 @@ class Scheduler:
 
         Above the minimum: yes.  Else, where the limits allow, ``_refill`` dials a replacement
         first.  Where they do not: one at a time, and not during a back-off.  One that has expired
-        can serve nobody; it stays only for a replacement that is on its way.
+        can serve no caller; it stays only for a replacement that is on its way.
         """
         bucket = slot.bucket
         if bucket.open > bucket.effective_min_size:
@@ -731,7 +731,7 @@ class Scheduler:
         self.effects.start_close(slot, reason)
 
     def _hand_over(self, slot: Slot, waiter: Waiter, now: float) -> None:
-        """Give *slot*, IN_USE already, to *waiter*, who leaves the line."""
+        """Give *slot*, IN_USE already, to *waiter*, which leaves the line."""
         self._drop(waiter)
         slot.since = now
         slot.uses += 1
@@ -739,7 +739,7 @@ class Scheduler:
         waiter.wake_handle = self._wake(waiter.callback, waiter)
 
     def _fail(self, waiter: Waiter, error: BaseException) -> None:
-        """End the wait of *waiter*, who leaves the line, with *error*."""
+        """End the wait of *waiter*, which leaves the line, with *error*."""
         self._drop(waiter)
         waiter.error = error
         waiter.wake_handle = self._wake(waiter.callback, waiter)
@@ -752,7 +752,7 @@ class Scheduler:
             self._line_ended(bucket)
 
     def _line_ended(self, bucket: Bucket) -> None:
-        """Book that nobody waits any more."""
+        """Book that no caller waits any more."""
         bucket.latest = AT_ONCE
         del self.with_waiters[bucket]
         if not self.with_waiters:
@@ -763,7 +763,7 @@ class Scheduler:
             self._note_blocked(bucket, limit, False)
 
     def _note_early(self, waiter: Waiter, deadline: float) -> None:
-        """Note a waiter who is due before somebody ahead of him."""
+        """Note a waiter that is due before another ahead of it."""
         heapq.heappush(self._early, (deadline, self.next_ticket(), waiter))
         if len(self._early) > 64 + 2 * sum(len(bucket.waiters) for bucket in self.with_waiters):
             self._early = [entry for entry in self._early if _waits(entry[2])]
@@ -816,7 +816,7 @@ class Scheduler:
         bucket._tombstones = 0
 
     def _reason_to_close(self, slot: Slot, now: float) -> Reason | None:
-        """Why a slot that nobody holds any more must not be kept, or None."""
+        """Why a slot that is not held any more must not be kept, or None."""
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
@@ -846,7 +846,7 @@ class Scheduler:
         return None
 
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
-        """Have *slot* closed as soon as nobody holds it."""
+        """Have *slot* closed as soon as it is not held."""
         if slot.close_reason is None:
             slot.close_reason = reason
             slot.fast_path_until = AT_ONCE
@@ -917,21 +917,21 @@ class Scheduler:
                 self._update_fast_path(other)
 
     def _update_fast_path(self, bucket: Bucket) -> None:
-        """Open the fast path if nobody else could want what lies idle, shut it otherwise."""
+        """Open the fast path if no other caller could want what lies idle, shut it otherwise."""
         bucket.fast_path_open = (
             bucket.fast_path_thread if bucket.fast_path_thread and bucket.quiet else 0
         )
 
 
 def _backing_off(bucket: Bucket) -> BaseException:
-    """What a caller who will not wait gets during a back-off."""
+    """What a caller that will not wait gets during a back-off."""
     text = f"pool {bucket.name!r}: its last connections broke at once, and it waits a moment"
     return bucket.last_error or ConnectError(text)
 
 
 def _full(bucket: Bucket, reserved: dict[Limit, int]) -> list[Limit]:
     """The limits of *bucket* that have no place left which is not *reserved*: there is none to be
-    kept for those who wait for a close that frees one here, too."""
+    kept for those that wait for a close that frees one here, too."""
     return [
         x for x in bucket.limits if x.used + max(0, reserved.get(x, 0) - x._closing) >= x._maximum
     ]

@@ -103,7 +103,7 @@ class ConnectionPoolClosedError(BaseError, PoolClosed):
 
 
 class ConnectionPoolIsFull(BaseError, PoolError):
-    """Not raised, as it never was: who finds a pool full waits in line."""
+    """Not raised, as it never was: a caller that finds a pool full waits in line."""
 
 
 class ConnectionNotAcquired(NotInUse, RuntimeError, AssertionError):
@@ -139,8 +139,8 @@ class BaseConnectionManager(Generic[EndpointT, ConnectionT], abc.ABC):
         return True
 
     def on_acquire(self, endpoint: EndpointT, conn: ConnectionT) -> None:
-        """Called just before a caller gets *conn*.  What it raises is raised to him, and *conn* is
-        disposed of."""
+        """Called just before a caller gets *conn*.  What it raises is raised to that caller, and
+        *conn* is disposed of."""
 
     def on_release(self, endpoint: EndpointT, conn: ConnectionT) -> None:
         """Called once after each ``on_acquire``, before anybody else gets *conn*.  What it raises
@@ -238,7 +238,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         self._dispose = _timed(manager.dispose, "an endpoint", "a connection")
         self._check = _timed(manager.check_aliveness, "an endpoint", "a connection")
         settings.setdefault("connect_timeout", max(10.0, acquire_timeout or 0.0))
-        # As with a fixed `create`, each caller is told of a failure of his own, and soon.
+        # As with a fixed `create`, each caller is told of a failure of its own, and soon.
         settings.setdefault("backoff", Backoff(first=0.01, longest=0.1))
         settings.setdefault("fail_fast", True)
         checks = _is_own(manager.check_aliveness)

@@ -191,7 +191,7 @@ class Pool(ConnectionPool[C]):
         self._options = options
         self._reaper: ConnectionReaper | None = None
         self._opened: WeakValueDictionary[int, C] = WeakValueDictionary()  # and not dropped
-        # The back-off is short, as each caller in line is told of a failed dial of his own.
+        # The back-off is short, as each caller in line is told of a failed dial of its own.
         backoff = Backoff(first=0.01, longest=0.1)
         super().__init__(max_connections, min_size=0, order="fifo", fail_fast=True, backoff=backoff)
         self._prefill(initial_connections)

@@ -56,7 +56,7 @@ for _module in ("pool", "logging", "logging.pool_logger", "logging.pool_stats_lo
     sys.modules[f"{__name__}.{_module}"] = pool
 
 CONNECT_TIMEOUT = 10.0  # seconds for one server to connect, log in and set the keyspace
-OPEN_TIMEOUT = 30.0  # seconds that a caller waits at least, where the pool may open one for him
+OPEN_TIMEOUT = 30.0  # seconds that a caller waits at least, where the pool may open one for it
 _BACKOFF = Backoff(first=0.02, longest=0.5)  # between retries, and between rounds of dials
 
 
@@ -120,7 +120,7 @@ class ConnectionWrapper:
         self._pool: ConnectionPool | None = None  # while it is checked out
         self._own = self._session = _Session(client, server)
         self._stand_in: ConnectionWrapper | None = None  # after a retry: whose session it has
-        self._opening = True  # listeners may set it up; nobody else has it yet
+        self._opening = True  # listeners may set it up; no caller has it yet
         self._lost = False  # checked out, but what it had has broken
         self._uses = self._retries = 0
         self._tried: set[str] = set()  # the servers that have failed since the last success
@@ -371,7 +371,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             raise
 
     def dispose(self) -> None:
-        """Close the connections that nobody uses.  The pool stays usable: it opens on demand."""
+        """Close the connections that are not in use.  The pool stays usable: it opens on demand."""
         self.resize(self._bucket.size, 0)
         super().dispose()
 
@@ -451,7 +451,8 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         try:
             conn = self._dial()
         except Exception:
-            self._bucket.fail_when_down = True  # all who wait are told, and not one after the other
+            # All that wait are told, and not one after the other
+            self._bucket.fail_when_down = True
             raise
         self._bucket.fail_when_down = False
         return conn
@@ -527,7 +528,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
     def _acquire(self) -> ConnectionWrapper:
         bucket, wait = self._bucket, None if self.pool_timeout == -1 else self.pool_timeout
         if wait is not None and bucket.in_use + len(bucket.waiters) < bucket.own.maximum:
-            wait = max(wait, OPEN_TIMEOUT)  # there is room: what he waits for is a dial
+            wait = max(wait, OPEN_TIMEOUT)  # there is room: what it waits for is a dial
         try:
             return self.acquire(wait)
         except PoolTimeout as error:

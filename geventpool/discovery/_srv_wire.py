@@ -1,8 +1,8 @@
 """SRV records, asked for at name servers.
 
 Only the format of the messages is dnspython's: what it sends and waits for by itself would block
-every greenlet of a program that is not monkey-patched.  So whoever imports this file needs
-dnspython, and does it as late as he can.
+every greenlet of a program that is not monkey-patched.  So what imports this file needs
+dnspython, and does it as late as it can.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class SrvLookup:
             weight = record.weight / len(targets)
             tiers.setdefault(record.priority, []).extend((weight, each) for each in targets)
         if not tiers:
-            raise ValueError("nobody could connect to any target of its SRV records")
+            raise ValueError("no target of its SRV records can be connected to")
         return Answer(AddressGroup([_balanced(tier) for tier in tiers.values()]), ttl)
 
 
@@ -158,7 +158,7 @@ def _balanced(tier: list[tuple[float, AnyAddress]]) -> list[tuple[float, AnyAddr
 
 
 def _by_udp(query: Message, server: Server) -> Message:
-    # Connected: the kernel drops what others send, and tells of a port where nobody listens.
+    # Connected: the kernel drops what others send, and tells of a port where nothing listens.
     with closing(gevent.socket.socket(_family(server), constants.SOCK_DGRAM)) as sock:
         sock.connect(server)
         sock.send(query.to_wire())

@@ -34,7 +34,7 @@ class FileResolver:
     At most every *interval* seconds a look-up asks the system whether the file has changed (its
     time, size and inode); reading it blocks, as reading any file does.  If it is broken, or gone,
     what it said last stays in force, and a warning says why: once for each broken version, once
-    until it can be read again.  Replace it by a rename, and nobody will see half of it.
+    until it can be read again.  Replace it by a rename, and no look-up will see half of it.
 
     Raises at construction what is wrong with it: OSError, or ValueError that names the file.
     TOML, before Python 3.11, needs ``tomli``: ImportError if that is not there.

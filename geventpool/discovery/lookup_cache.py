@@ -1,7 +1,7 @@
 """A look-up of a name: done once for all who want to know, and its answer kept for a while.
 
-It is asked in a greenlet of its own, so that a caller who is killed or timed out takes the answer
-from nobody.  What is asked, and whom, is for others to say: ``dns.py`` and ``_srv_wire.py``.
+It is asked in a greenlet of its own, so that a caller that is killed or timed out takes the answer
+from no other.  What is asked, and whom, is for others to say: ``dns.py`` and ``_srv_wire.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("geventpool.resolver")
 
 Clock = Callable[[], float]
 
-#: Seconds that a caller waits for a look-up when there is a stale answer to give him instead: the
+#: Seconds that a caller waits for a look-up when there is a stale answer to give it instead: the
 #: "client response timer" of RFC 8767.
 _MAX_WAIT = 1.8
 
@@ -61,7 +61,7 @@ class Absent(LookupFailed):
 
 
 class Failed(LookupFailed):
-    """Nobody could say whether there is such a name."""
+    """No server could say whether there is such a name."""
 
 
 class Lookup(Protocol):
@@ -106,7 +106,7 @@ class CachingResolver:
     An answer older than its time to live is stale.  For as long again it is given out at once,
     while one look-up goes on in the background.  After that callers wait for the look-up; a stale
     answer is what they get if it fails or takes longer than 1.8 s, up to *max_stale* seconds after
-    its time (RFC 8767).  That there is no such name, or that nobody could say so, is kept for
+    its time (RFC 8767).  That there is no such name, or that no server could say so, is kept for
     *negative_ttl* seconds.
     """
 
@@ -140,7 +140,7 @@ class CachingResolver:
 
         Else blocks until the look-up has ended, for at most *timeout* seconds, and raises
         NameNotFound, whose ``__cause__`` is the error of the look-up, if it brought nothing.
-        A caller who does not want to wait that long may have a ``gevent.Timeout``, or be killed:
+        A caller that does not want to wait that long may have a ``gevent.Timeout``, or be killed:
         the look-up goes on for the others.  Raises ValueError at once if *name* can be no name.
         """
         check_text("name", name)
@@ -170,9 +170,9 @@ class CachingResolver:
                 return stored.give(name)
             if stale is not None:
                 if not greenlet.ready():
-                    stale.prompt_until = stale.stale_until  # one caller who waited is enough
+                    stale.prompt_until = stale.stale_until  # one caller that waited is enough
                 return stale.give(name)
-            # Somebody killed the look-up: ask again.
+            # The look-up was killed: ask again.
 
     def _start_or_join(self, name: str) -> gevent.Greenlet[..., Any]:
         key = gevent.get_hub(), name
@@ -234,14 +234,14 @@ def _run_lookup(
     timeout: float | None,
     key: tuple[Any, str],
 ) -> _Entry | None:
-    """Ask, and tell the resolver, unless nobody has it any more."""
+    """Ask, and tell the resolver, if it is still there."""
     answer: Answer | LookupFailed
     try:
         with Timeout(timeout):
             answer = lookup.lookup(key[1])
     except LookupFailed as failure:
         answer = failure
-    except (Exception, Timeout) as error:  # nobody else has this greenlet, so no Timeout is his
+    except (Exception, Timeout) as error:  # no other has this greenlet, so no Timeout is its own
         why = f"no answer in {error}" if isinstance(error, Timeout) else reason(error)
         answer = Failed(why, (f"{lookup}: {key[1]}",))
         answer.__cause__ = error

@@ -21,8 +21,8 @@ class SrvResolver(CachingResolver):
     A name is taken as it is, from the root (no search list): ``"_http._tcp.web.example.com"``,
     ``"web.service.consul"``.  The records of a priority are a tier, the lowest priority first; the
     weights are theirs (RFC 2782).  A target that comes with its addresses in the same answer
-    stands for these, as nobody else may know them; of another, the host name is in the
-    AddressGroup, for the one who connects to look up.  A target of "." means that there is
+    stands for these, as no other server may know them; of another, the host name is in the
+    AddressGroup, for the one that connects to look up.  A target of "." means that there is
     decidedly no such service: NameNotFound.
 
     *nameservers* are IP addresses, by default those of the system, and *port* is where they

@@ -20,7 +20,7 @@ how it went::
             attempt.connected(now())
             return connection, attempt
 
-and when the caller is done with the connection, ``succeeded()``, ``failed()`` or, if he was killed,
+and when the caller is done with the connection, ``succeeded()``, ``failed()`` or, if it was killed,
 ``cancelled()``.
 
 The machinery, and where it is from:
@@ -28,11 +28,11 @@ The machinery, and where it is from:
 * *Markdown*: some failures in a row mark a server down for a time that grows, jittered, with each
   markdown in a row (Finagle's FailureAccrualFactory); time spent up takes markdowns back one by
   one, and only a part of a tier is ever down (both Envoy's outlier detection).
-* *Probe*: after that time one caller is let through, and what he finds decides for all (the
+* *Probe*: after that time one caller is let through, and what it finds decides for all (the
   "half-open" state of a circuit breaker; ProbeOpen and ProbeClosed in Finagle).
 * *Panic*: with nothing left, those that are down are tried rather than failing blind (Envoy's
   panic threshold).
-* *Slow start*: who is new or back gets a share that grows with time (Envoy).
+* *Slow start*: a server that is new or back gets a share that grows with time (Envoy).
 * *p2c*: of two servers drawn at random, the less loaded one (M. Mitzenmacher, "The Power of Two
   Choices in Randomized Load Balancing", 1996), where load is the peak-sensitive moving average of
   latency times the requests outstanding (Finagle's PeakEwma).  Beyond Finagle, a request that has
@@ -75,10 +75,10 @@ _FIRST_SHARE = 0.1
 #: Weights may be so far apart that a quotient of them is 0.
 _LEAST_SHARE = 1e-9
 
-#: A directory that is smaller forgets nobody by itself.
+#: A directory that is smaller forgets no server by itself.
 _SMALL = 64
 
-#: Seconds after which a server that nobody looked for may be forgotten.
+#: Seconds after which a server that was not looked for may be forgotten.
 _KEPT = 600.0
 
 
@@ -131,7 +131,7 @@ class PeakEwma:
 
     After ``PeakEwma.Metric`` of Finagle: it rises to a higher latency at once, and otherwise moves
     towards what is measured by 1 - exp(-dt / decay).  Where nothing is measured it fades towards 0,
-    so that a server nobody dares to use is tried again.
+    so that a server no caller dares to use is tried again.
     """
 
     __slots__ = ("_at", "_decay", "_value")
@@ -205,14 +205,14 @@ class ServerModel:
     # What can be seen.
 
     def state(self, now: float) -> State:
-        """ "up", "down" (also when it is due, until somebody probes it), or "probing"."""
+        """ "up", "down" (also when it is due, until a caller probes it), or "probing"."""
         if self._down_until is None:
             return "up"
         return "probing" if self._is_probed(now) else "down"
 
     @property
     def down_until(self) -> float | None:
-        """When the next probe may be made; None if it is up, inf if nobody but a hand ends that."""
+        """When the next probe may be made; None if it is up, inf if only a hand ends that."""
         return self._down_until
 
     @property
@@ -235,7 +235,7 @@ class ServerModel:
 
         A server with twice the *share* of others bears twice the requests.  One that has never
         answered gets one request, and before it has answered no other if there is a choice.  There
-        is none while it is to be probed: somebody has to.
+        is none while it is to be probed: one caller has to.
         """
         if self._down_until is not None and self.admits(now):
             return 0.0
@@ -248,7 +248,7 @@ class ServerModel:
         """The part of its weight that counts: it grows to 1.0 after the server is new or back.
 
         It is new when it is asked this for the first time, and as long as it is down: a probe is
-        somebody's request, too.
+        a caller's request, too.
         """
         if self._up_since is None:
             self._up_since = now
@@ -265,22 +265,22 @@ class ServerModel:
         wait = 0.0 if until is None else until - now
         when = "" if math.isinf(wait) else f" for {max(wait, 0.0):.1f} s more"
         if self._is_probed(now):
-            when = ", and somebody is finding out whether it still is"
+            when = ", and a caller is finding out whether it still is"
         message = f"{self.address} is marked down{why}{when}"
         return MarkedDownError(message, address=self.address, until=until)
 
     # Who may use it.
 
     def admits(self, now: float) -> bool:
-        """Would ``admit()`` let somebody through?"""
+        """Would ``admit()`` let a caller through?"""
         until = self._down_until
         return until is None or (now >= until and not self._is_probed(now))
 
     def admit(self, now: float, *, panic: bool = False) -> Attempt | None:
-        """Begin an attempt; None if the server is down, or is being probed by somebody else.
+        """Begin an attempt; None if the server is down, or is being probed by another caller.
 
-        After a markdown the first one let through has the right to probe: nobody else is, until
-        his attempt ends.  In a *panic* anybody is let through, but not where it was marked down by
+        After a markdown the first one let through has the right to probe: no other is, until its
+        attempt ends.  In a *panic* every caller is let through, but not where it was marked down by
         hand: who did that had a reason.
         """
         down = self._down_until is not None
@@ -293,7 +293,8 @@ class ServerModel:
             self._probe, self._probe_ends = attempt._number, now + self.policy.probe_timeout
         return attempt
 
-    # What is told of it.  An Attempt does; so may whoever knows from elsewhere, as a health check.
+    # What is told of it.  An Attempt does; so may code that knows from elsewhere, as a health
+    # check.
 
     def succeeded(self, now: float, latency: float | None = None) -> None:
         """It has answered, after *latency* seconds.  Unless marked down by hand, it is up now."""
@@ -387,13 +388,13 @@ class ServerModel:
 
 
 class Attempt:
-    """Somebody's use of one server, from before the connect to the end of the request.
+    """A caller's use of one server, from before the connect to the end of the request.
 
     It counts as outstanding until one of ``succeeded()``, ``failed()``, ``cancelled()`` ends it,
     or it is garbage-collected, or the server goes down or comes back: whatever was under way then
     tells nothing of the server as it is now.  What is told later does nothing.
 
-    *probe*: while this lasts nobody else is let through, and how it ends decides for all.
+    *probe*: while this lasts no other is let through, and how it ends decides for all.
     *panic*: it was let through although the server is down and no probe is due.
     """
 
@@ -428,7 +429,7 @@ class Attempt:
     def connected(self, now: float, *, reused: bool = False) -> None:
         """There is a connection; what takes time from now on is the request.
 
-        To have connected proves a server well that nobody could connect to, but not one whose
+        To have connected proves a server well that no caller could connect to, but not one whose
         requests failed; and *reused*, an idle connection taken from a pool, proves nothing.
         """
         if not self.pending:
@@ -483,8 +484,8 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
     a request, and not for those that are held for hours.  With *draw*, the ``expovariate`` of a
     ``random.Random(seed)``, the draws are repeatable.
 
-    Of a server that nobody looked for in ten minutes, that is not in use, was not marked down by
-    hand and whose model nobody else holds, nothing is kept.
+    Of a server that was not looked for in ten minutes, that is not in use, was not marked down by
+    hand and whose model nothing else holds, nothing is kept.
     """
 
     def __init__(
@@ -502,7 +503,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         self.policy = HealthPolicy() if policy is None else policy
         self.balance = balance
         self._draw = draw
-        # Also those it has forgotten, for as long as somebody else has them: a second model of
+        # Also those it has forgotten, for as long as another has them: a second model of
         # the same server would know half of it.
         self._alive: WeakValueDictionary[AnyAddress, ServerModel] = WeakValueDictionary()
         self._tidy_at = _SMALL
@@ -526,7 +527,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
     ) -> Attempt | None:
         """Begin an attempt at the best server of *group* that is not among those *tried*.
 
-        None if nobody is left: each of *group* was tried, is marked down by hand or, without
+        None if none is left: each of *group* was tried, is marked down by hand or, without
         *panic*, is down.
         """
         for server, usable in self.ranked(group, now, tried, avoid):
@@ -560,7 +561,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
     ) -> Iterator[tuple[ServerModel, bool]]:
         """Each server as in ``order()``; and whether it may be used without a panic.
 
-        Lazily: the second-best of a thousand is not looked for until somebody asks for it.
+        Lazily: the second-best of a thousand is not looked for until it is asked for.
         """
         if len(self) > self._tidy_at:
             self.forget(now)
@@ -587,7 +588,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         return [server for server in servers if server.state(now) != "up"]
 
     def forget(self, now: float) -> None:
-        """Let go of what nobody needs; done by itself as the directory grows."""
+        """Let go of what is not needed; done by itself as the directory grows."""
         for server in list(self.values()):
             if server._is_forgettable(now):
                 del self[server.address]

@@ -48,7 +48,7 @@ Tls: TypeAlias = "bool | str | ssl.SSLContext"
 
 _SSLContext = get_original("ssl", "SSLContext")
 _LEAST_PART = 2.0  # seconds for each of many addresses: enough for a SYN to be lost once
-_IMPATIENT = 0.1  # who waited less has learnt nothing about the server
+_IMPATIENT = 0.1  # a caller that waited less has learnt nothing about the server
 _FRESH = 0.05  # seconds for which a ranking of servers is good
 
 
@@ -175,7 +175,7 @@ class ConnectionManager:
         *keepalive*, that is called on what it made when this was idle for the manager's
         *keepalive* seconds, and what it raises closes it; its *idle_timeout*, in seconds, goes
         before the manager's.  It should be one object, not made anew for each call: connections
-        are shared by those who ask with the same.
+        are shared by callers that ask with the same.
 
         The timeout of the socket is *read_timeout* seconds (None: that of the name's ConnectInfo).
 
@@ -222,7 +222,7 @@ class ConnectionManager:
 
         Nothing raised in the ``with``: the server did well, and the connection goes back.  A broken
         connection, or a time-out, also a ``gevent.Timeout``: the server failed, and it is closed.
-        Any other OSError, or who was killed: it is closed, and nobody blamed.  Another exception:
+        Any other OSError, or a kill: it is closed, and no server blamed.  Another exception:
         it goes back, unless bytes lie unread on it.
         """
         options = {"server_hostname": server_hostname, "timeout": timeout}
@@ -246,7 +246,7 @@ class ConnectionManager:
     def discard_connection(self, sock: Any) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
 
-        Nobody is blamed for that: ``report`` it before, if the server is to blame.
+        No server is blamed for that: ``report`` it before, if the server is to blame.
         """
         monitored = self._held(sock)
         if monitored is not None:
@@ -407,7 +407,7 @@ class ManagedLease:
 class _Use:
     """One use of a socket: the *attempt* that led to it, and what was said of it.
 
-    *counts*: failures do.  *outcome*: how the last request ended, once somebody has reported that.
+    *counts*: failures do.  *outcome*: how the last request ended, once that was reported.
     """
 
     __slots__ = ("attempt", "counts", "outcome")

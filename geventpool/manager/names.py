@@ -28,7 +28,7 @@ __all__ = ["AddressGroupMap", "ConnectInfo", "Names", "Target"]
 #: As many names are watched without asking whether anybody still wants them.
 _FEW = 64
 
-#: Seconds after which a name that nobody asked for need not be watched.
+#: Seconds after which a name that was not asked for need not be watched.
 _KEPT = 600.0
 
 
@@ -80,7 +80,7 @@ class AddressGroupMap(UserDict[str, AddressGroup]):
         return self.data[name]
 
     def resolve(self, name: str, /) -> AddressGroup:
-        """The addresses of *name*.  Raises NameNotFound if nobody knows any."""
+        """The addresses of *name*.  Raises NameNotFound if there are none."""
         return _lookup(self.__getitem__, name)
 
 
@@ -116,7 +116,7 @@ class Names:
 
     What a resolver was asked for is watched: *on_change*, a method whose object is held weakly, is
     told which addresses no name leads to any more, and which ones share a name with a new one.  A
-    name that nobody asked for in ten minutes is forgotten.
+    name that was not asked for in ten minutes is forgotten.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Names:
             self._watcher.close()
 
     def forget(self, now: float) -> None:
-        """Let go of names that nobody asked for; done by itself as they become many."""
+        """Let go of names that were not asked for; done by itself as they become many."""
         for name, watched in list(self._watched.items()):
             if now - watched.asked_at >= _KEPT:
                 del self._watched[name]

@@ -1,7 +1,7 @@
 """SocketPool: the sockets of a ConnectionManager, and what was made of them.
 
-An EndpointPool in which nobody waits for a place, or for a server that is away.  What is pooled is
-a MonitoredSocket, or what somebody's *sock_type* has made of one; that one is found again by
+An EndpointPool in which no caller waits for a place, or for a server that is away.  What is pooled
+is a MonitoredSocket, or what a caller's *sock_type* has made of one; that one is found again by
 ``socket_of``.
 """
 
@@ -69,8 +69,8 @@ class DialError(ConnectError):
         self._blame = [blames]  # one for all copies
 
     def claim_blame(self) -> bool:
-        """Whether the server has failed, and nobody was told yet: forty callers who waited for one
-        dial have seen one failure, and not forty."""
+        """Whether the server has failed, and no caller was told yet: forty callers that waited for
+        one dial have seen one failure, and not forty."""
         blames, self._blame[0] = self._blame[0], False
         return blames
 
@@ -89,7 +89,7 @@ class DialError(ConnectError):
 
 @dataclass(frozen=True)
 class _ServerBackoff(Backoff):
-    """How long nobody dials after a failed dial.
+    """How long no dial begins after a failed one.
 
     While the server is up, the first failures are followed by no pause: they count, and it is the
     markdown that keeps callers away.  The pauses are for when there is no other server, and for one
@@ -105,7 +105,7 @@ class _ServerBackoff(Backoff):
 
 
 class SocketPool(EndpointPool[Endpoint, Any]):
-    """The sockets of a manager.  Nobody waits for a place in it, or for a server that is away.
+    """The sockets of a manager.  No caller waits for a place in it, or for a server that is away.
 
     At most *max_sockets* are open (None: 0.8 of the files that this process may open), and at most
     *max_per_address* to one address.
@@ -140,7 +140,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         self._total.name = f"max_sockets of {self.name}"
 
     def socket_of(self, conn: Any) -> MonitoredSocket | None:
-        """The socket in what is pooled; None if nobody has it any more."""
+        """The socket in what is pooled; None if it is gone."""
         return self._socket_index.get(conn)
 
     def traffic_of(self, server: ServerModel) -> Traffic:
@@ -187,7 +187,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         except Exception:
             raise
         except BaseException:
-            # What those in line get: that somebody kills this greenlet is no failure of the server.
+            # What those in line get: that this greenlet is killed is no failure of the server.
             if (bucket := self._buckets.get(endpoint)) is not None:
                 text = f"{endpoint.address}: the dial was killed"
                 bucket.last_error = DialError(text, blames=False)

@@ -223,7 +223,7 @@ class BasePool(Generic[C]):
                 continue
             found = True
             inherited = getattr(method, "__func__", None) is getattr(PoolListener, name)
-            if not inherited:  # nothing to tell one who does not listen
+            if not inherited:  # nothing to tell one that does not listen
                 self.listening[name] = (*self.listening.get(name, ()), method)
         if not found:
             raise TypeError(f"listeners: {listener!r} has none of the methods of PoolListener")

@@ -42,8 +42,8 @@ class ConnectionPool(BasePool[C]):
     - *timeout*: how long acquire waits, checks included; *max_waiting*: more callers in line than
       this are sent away with PoolFull.
     - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause
-      after failed ones; *fail_fast*: raise a dial's error to the caller who has waited longest.
-    - *idle_timeout* closes what nobody used for that long, above *min_size*; *max_lifetime*
+      after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest.
+    - *idle_timeout* closes what was not used for that long, above *min_size*; *max_lifetime*
       replaces what is older, up to the share *jitter* of it earlier, so that not all go at once;
       *max_uses*: hand-outs of one connection.
     - *order*: which idle connection is handed out, "fifo" (the longest idle: even use) or "lifo"
@@ -269,7 +269,7 @@ class ConnectionPool(BasePool[C]):
         )
 
     def holders(self) -> tuple[Holder, ...]:
-        """For each connection in use: who has it, for how long, and where he is just now."""
+        """For each connection in use: who has it, for how long, and where it is just now."""
         return self._runtime.holders((self._bucket,))
 
     def __repr__(self) -> str:

@@ -53,15 +53,15 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     (None may be one, too; but a verb that can be asked of all endpoints takes it for all.)
 
     Override ``_new_connection(endpoint)``, or give *connect*, a callable that takes the endpoint.
-    Nothing is opened before somebody asks for it.  An endpoint needs no introduction, and leaves
+    Nothing is opened before it is asked for.  An endpoint needs no introduction, and leaves
     no trace once it has neither connections nor callers (but in the pool's own counters).
 
     - *max_size*: connections to one endpoint at most; *total_max_size*: to all together (None: no
       bound).  At the total the longest idle connection of another endpoint makes room.  Callers
       are served in the order they come, whichever endpoint they want.
-    - *idle_timeout* closes what nobody used for that long, but *min_idle* connections of each
+    - *idle_timeout* closes what was not used for that long, but *min_idle* connections of each
       endpoint; *max_lifetime* closes what is older.  What they closed is opened again when
-      somebody asks for it.
+      it is asked for.
 
     All other arguments, the hooks and the verbs are those of ConnectionPool; hooks get the
     endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff* and
@@ -277,7 +277,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         return stats_of(name, buckets, size=self._max_size, min_size=0, maximum=maximum)
 
     def holders(self, endpoint: E | None = None) -> tuple[Holder, ...]:
-        """For each connection in use: who has it, for how long, and where he is just now."""
+        """For each connection in use: who has it, for how long, and where it is just now."""
         return self._runtime.holders(self._chosen(endpoint))
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ class Lease(Generic[C]):
     _timeout: float | None
 
     def __enter__(self) -> C:
-        # The fast path: something is idle and nobody waits who could use it (the scheduler keeps
+        # The fast path: something is idle and no waiter could use it (the scheduler keeps
         # *fast_path_open* true to that), so a pop is all it takes.  The price: this and __exit__
         # know how the scheduler moves a slot between IDLE and IN_USE, which is why those two states
         # are counted together.  A slot that needs a second thought goes back, to the slow path.
@@ -90,8 +90,8 @@ class Lease(Generic[C]):
         if exc is None:
             bucket = slot.bucket
             now = monotonic()
-            # Plain: nobody waits (then it is left in the thread in which it was entered: no need to
-            # look again), or somebody does.
+            # Plain: no caller waits (then it is left in the thread in which it was entered: no need
+            # to look again), or one does.
             if now < slot.fast_path_until and (
                 bucket.fast_path_open or bucket.fast_path_thread == get_ident()
             ):

@@ -202,7 +202,7 @@ class SocketFactory:
         return None
 
     def _candidates(self, server: AnyAddress, dial: _Dial) -> list[Candidate]:
-        """Where to find *server*; empty if nobody knows."""
+        """Where to find *server*; empty if that is not known."""
         if isinstance(server, UnixAddress):
             return [Candidate(AF_UNIX, server.path, server)]
         answer = _numeric(server, self._family)
@@ -502,7 +502,7 @@ def _look_up(server: Address, family: int) -> Any:
     """The answer of gevent's resolver, or what it raised.
 
     It is asked by a greenlet of its own: that is how one knows what the resolver raised, and what
-    was thrown at who waits for it.
+    was thrown at the greenlet that waits for it.
     """
     asking = gevent.spawn(_ask_resolver, server.ip, server.port, family)
     try:
@@ -510,7 +510,7 @@ def _look_up(server: Address, family: int) -> Any:
     finally:
         asking.kill(block=False)
     answer = asking.value
-    if isinstance(answer, gevent.GreenletExit):  # by somebody who kills whatever he finds
+    if isinstance(answer, gevent.GreenletExit):  # by code that kills whatever it finds
         return NameNotFound(f"the look-up of {server.ip} was killed", name=server.ip)
     return answer
 

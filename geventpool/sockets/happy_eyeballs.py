@@ -2,7 +2,7 @@
 
 A host with a broken IPv6 route, or with one dead address of three, costs a quarter of a second
 then and not a time-out.  It takes no greenlet: one greenlet owns all sockets of a race and waits
-for all of them together.  So when it is killed or timed out, there is nobody else to be told, and
+for all of them together.  So when it is killed or timed out, there is no other to be told, and
 nothing is open any more when it goes on.
 """
 
@@ -157,7 +157,7 @@ class _Attempt:
         if number := self._socket.getsockopt(SOL_SOCKET, SO_ERROR):
             return self._as_error(number)
         if self._socket.getsockname() == self.candidate.sockaddr:
-            # To dial a port of this machine where nobody listens may, once in 28,000 times, take
+            # To dial a port of this machine where nothing listens may, once in 28,000 times, take
             # that very port as the near end, and TCP connects it to itself.  The server would find
             # its port taken when it comes back.
             return self._as_error(errno.ECONNREFUSED)

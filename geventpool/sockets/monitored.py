@@ -2,7 +2,7 @@
 
 Monitoring a socket must not be felt: an operation costs a call more, a look at the clock and some
 additions.  That is why a socket counts for itself alone, and Traffic, which has the sums of all
-sockets of an address, adds them up when somebody asks.
+sockets of an address, adds them up when asked to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MonitoredSocket:
     records unwrapped.  *receives* says how often something was received, how long that took in
     all, and at most.  Times are seconds of the monotonic clock: *opened_at*, *closed_at* (None:
     open) and *last_activity*, the end of the last operation that came to an end.  *address* is
-    where it leads to; *new_sock* is True for who was handed it freshly connected.
+    where it leads to; *new_sock* is True for the caller that was handed it freshly connected.
 
     *registry* is the Traffic that it counts for.  *name*, *type* and *state* are kept for who reads
     them; what is *protected* is seen from the socket itself.  Files made by ``makefile()`` count,
@@ -86,9 +86,9 @@ class MonitoredSocket:
         self.opened_at = self.last_activity = monotonic()
         self.closed_at: float | None = None
         self.new_sock = True
-        #: Whether the descriptor is somebody else's now, as after ``SSLContext.wrap_socket()``.
+        #: Whether the descriptor is another's now, as after ``SSLContext.wrap_socket()``.
         self.detached = False
-        #: Whoever lends it may keep here what he knows of its present use.
+        #: What lends it may keep here what it knows of its present use.
         self.use: Any = None
         if registry is not None:
             registry._opened(self)

@@ -3,7 +3,7 @@
 * ``EchoServer``: sends back what it gets, counts its connections, goes away and comes back.
 * ``ChaosProxy``: stands between a client and any server, and does to their connections what
   networks and servers do on bad days.
-* ``closed_port()``: an address where nobody listens.
+* ``closed_port()``: an address where nothing listens.
 * ``no_retry_delays()``: ``@retry`` does not wait, and keeps its promises.
 * ``FakeClock``: an hour that passes at once.
 

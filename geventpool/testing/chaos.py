@@ -132,10 +132,10 @@ class ChaosProxy(Watched):
     def black_hole(self) -> None:
         """Let nothing through, either way, without a sign: neither data nor a FIN or a reset.
 
-        As with a cable that was pulled, nobody is told.  New connections are accepted, and nothing
-        ever comes from them; the target does not see them.  Nor does it, or *connections*, see that
-        a client has left.  What was sent meanwhile arrives after the end of it, as far as the
-        buffers of the kernel can hold it; a client that sends more than that will wait.
+        As with a cable that was pulled, neither end is told.  New connections are accepted, and
+        nothing ever comes from them; the target does not see them.  Nor does it, or *connections*,
+        see that a client has left.  What was sent meanwhile arrives after the end of it, as far as
+        the buffers of the kernel can hold it; a client that sends more than that will wait.
         """
         self._set_flow(_Flow("black hole", to_target=math.inf, to_client=math.inf))
 
@@ -161,7 +161,7 @@ class ChaosProxy(Watched):
     def refuse(self) -> None:
         """Refuse new connections (ECONNREFUSED), as a host where the server is not running.
 
-        Nobody listens any more.  The port stays ours.  Connections that are open stay open.
+        Nothing listens any more.  The port stays ours.  Connections that are open stay open.
         """
         self._check_open()
         self._listener.refuse()

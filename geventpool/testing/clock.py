@@ -60,7 +60,7 @@ class FakeClock:
 
     There the time goes on as ever, and each ``advance`` is a jump of it: *keepalive*,
     *idle_timeout*, *max_lifetime*, *check_after*, ``drain(over)``, the back-off after a failed
-    dial, the ages in ``stats()`` and ``holders()``, the deadlines of callers who wait in line and
+    dial, the ages in ``stats()`` and ``holders()``, the deadlines of callers that wait in line and
     the waits and deadlines of ``@retry`` all see it.  What it makes due begins as soon as other
     greenlets run: ``advance`` itself does not switch.  As ever, of the connections that are due for
     a *keepalive* every other one is checked first: advance once more for the rest.
@@ -107,7 +107,7 @@ class FakeClock:
         _retry_bent.__exit__()
 
 
-# What is read for the time while somebody bends it.  The ``with``s of several threads or greenlets
+# What is read for the time while it is bent.  The ``with``s of several threads or greenlets
 # may overlap in any way, so none of them puts back what it has found.
 
 _jumping: list[FakeClock] = []  # in their ``with``
@@ -143,7 +143,7 @@ def _jump() -> None:
 
 
 class _Replaced:
-    """Modules have other functions as long as somebody is in the ``with`` of this."""
+    """Modules have other functions as long as any greenlet is in the ``with`` of this."""
 
     def __init__(self, find: Callable[[], Iterable[tuple[Any, str, object]]]) -> None:
         self._find = find

@@ -15,7 +15,7 @@ _PIECE = 65536
 
 
 def hang_up(sock: Any, reset: bool) -> None:
-    """Close *sock* with a FIN, whatever came that nobody has read, or else with a reset."""
+    """Close *sock* with a FIN, whatever came that was not read, or else with a reset."""
     raw = sock._sock
     try:
         if reset:

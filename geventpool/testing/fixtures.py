@@ -93,7 +93,7 @@ def no_retry_delays() -> Iterator[None]:
 def hub_errors(request: pytest.FixtureRequest) -> Iterator[list[BaseException]]:
     """The errors that reached a hub during the test; those left in the list fail it.
 
-    They are what greenlets did not catch, even if somebody asks for their result, and callbacks:
+    They are what greenlets did not catch, even if another asks for their result, and callbacks:
     gevent prints them, and goes on.  A test that provokes one asks for this fixture, looks at the
     list, and empties it.
     """

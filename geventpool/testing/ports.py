@@ -17,7 +17,7 @@ __all__ = ["Listener", "anywhere", "closed_port", "listen"]
 R = TypeVar("R")
 
 # Below the range from which Linux takes the port of an outgoing connection (32768 and up), so that
-# nobody takes the port of a stopped server, and a dial to it cannot connect to itself.
+# no other takes the port of a stopped server, and a dial to it cannot connect to itself.
 _PORTS = range(20000, 32000)
 _dice = random.SystemRandom()  # hypothesis seeds the global one: then all would pick the same
 
@@ -25,7 +25,7 @@ _PAUSE = 0.1  # seconds without accepting when there is no descriptor left
 
 
 class Listener:
-    """Takes in everybody who connects to *address*; *accepted* is called with the socket.
+    """Takes in every client that connects to *address*; *accepted* is called with the socket.
 
     *address* is ``(host, port)``, the path of a Unix socket, or None: a free port of 127.0.0.1.
     *accepted* is called in the hub, and must not switch.
@@ -45,12 +45,12 @@ class Listener:
         return self._watcher is None
 
     def refuse(self) -> None:
-        """Refuse whoever comes from now on.  The address stays ours."""
+        """Refuse every client from now on.  The address stays ours."""
         if self.is_refusing:
             return
         self._accept()  # those that are connected already come before
         self.close()
-        # There is no switch since the close, so nobody else in this process took it.
+        # There is no switch since the close, so nothing else in this process took it.
         self._socket = _bind(self.address)
         # Bound alone, it would not keep a server with that option, as most have it, from listening.
         self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)
@@ -74,7 +74,7 @@ class Listener:
         self._watcher.start(self._accept)
 
     def _accept(self) -> None:
-        """Take in everybody who is connected.  In the hub: nothing here may switch."""
+        """Take in every client that is connected.  In the hub: nothing here may switch."""
         while True:
             try:
                 descriptor, _ = self._socket._accept()
@@ -135,7 +135,7 @@ def _bind(address: Any) -> Any:
 
 @contextlib.contextmanager
 def closed_port() -> Iterator[tuple[str, int]]:
-    """An address at which connections are refused, and which nobody else takes meanwhile."""
+    """An address at which connections are refused, and which no other takes meanwhile."""
     with contextlib.closing(_socket.socket()) as holder:
         anywhere(holder.bind)  # bound, and never listening
         yield holder.getsockname()

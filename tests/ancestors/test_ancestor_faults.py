@@ -186,7 +186,7 @@ def test_a_peer_that_hangs_in_a_keepalive_does_not_block_users(maker: Maker) -> 
         maker.wait_until(lambda: maker.dials >= 6)  # hung ones are replaced, without any user
 
 
-def test_get_times_out_by_itself_and_a_hog_starves_nobody(maker: Maker) -> None:
+def test_get_times_out_by_itself_and_a_hog_starves_no_caller(maker: Maker) -> None:
     """G7: get() waited for ever, and of two loops one was served 153,924 times, the other once."""
 
     def loop(number: int) -> None:
@@ -284,7 +284,7 @@ def test_an_error_on_the_way_in_is_raised_as_it_is_and_loses_no_slot(
 
 def test_a_dropped_pool_ends_and_one_that_need_not_be_full_opens_on_demand(maker: Maker) -> None:
     """G11: the greenlets of the pool kept it for ever, it could not be closed, and it opened all
-    its connections even if nobody used them."""
+    its connections even if they were not used."""
     pool = ConnectionPool(5, connect=maker, min_size=0, max_lifetime=60)
     gevent.idle()
     assert maker.dials == 0
@@ -545,5 +545,5 @@ def _the_clock_is_set(maker: Maker) -> None:
 )
 def test_a_pool_has_what_none_of_the_five_had(maker: Maker, what: Callable[[Maker], None]) -> None:
     """X7: a close that works, lifetimes that do not all end together, a connection given back when
-    the greenlet that had it died, and a clock that nobody can set (and forks: test_fork)."""
+    the greenlet that had it died, and a clock that cannot be set (and forks: test_fork)."""
     what(maker)

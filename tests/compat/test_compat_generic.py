@@ -540,7 +540,7 @@ def test_callers_of_a_server_that_is_away_are_told_one_after_the_other_and_soon(
         assert monotonic() - began < slow
 
 
-def test_nobody_who_waits_sees_the_error_of_a_dial_that_another_was_told_of() -> None:
+def test_no_caller_that_waits_sees_the_error_of_a_dial_that_another_was_told_of() -> None:
     errors = iter([ConnectionRefusedError("no"), None])
 
     def fail_once() -> None:
@@ -601,7 +601,7 @@ def test_d1_d2_a_caller_struck_in_a_hook_loses_no_capacity(
 
 @pytest.mark.parametrize("passes", range(1, 30))
 @pytest.mark.parametrize("exc_class", [GreenletExit, gevent.Timeout])
-def test_whoever_is_struck_at_any_pass_of_the_loop_leaves_the_pool_whole(
+def test_a_greenlet_struck_at_any_pass_of_the_loop_leaves_the_pool_whole(
     passes: int, exc_class: type[BaseException]
 ) -> None:
     def give_way() -> None:
@@ -641,15 +641,15 @@ def _swallowing(action: Callable[[], object]) -> None:
         pass
 
 
-# D3 and D4: whoever waits is served
+# D3 and D4: every waiter is served
 
 
-def test_d3_a_waiter_killed_as_he_is_handed_a_connection_leaves_it_to_the_next() -> None:
+def test_d3_a_waiter_killed_as_it_is_handed_a_connection_leaves_it_to_the_next() -> None:
     with ConnectionPool[str, Conn](Manager(), max_size=1) as pool:
         conn = pool.acquire("a")
         first, second = (gevent.spawn(pool.acquire, "a") for _ in range(2))
         wait_until(lambda: pool.stats().waiting == 2)
-        first.kill(block=False)  # it will strike between the hand-over and his waking up
+        first.kill(block=False)  # it will strike between the hand-over and its waking up
         pool.release(conn, "a")
         assert pool.stats().waiting == 1
 
@@ -772,7 +772,7 @@ def test_d7_a_connection_found_dead_is_told_of_and_disposed_of() -> None:
         assert ("dispose", 1) in manager.told
 
 
-def test_an_on_connection_dead_that_raises_harms_nobody() -> None:
+def test_an_on_connection_dead_that_raises_harms_no_other() -> None:
     manager = Hooked(dead=raising(ValueError("too sad")))
     with ConnectionPool[str, Conn](manager, max_size=1) as pool:
         with pool.connection("a"):
@@ -982,7 +982,7 @@ def _assert_refused(port: int, trusting: ssl.SSLContext) -> None:
             pool.acquire(endpoint)
 
 
-def test_unread_bytes_are_read_by_nobody(server: IdServer) -> None:
+def test_unread_bytes_are_read_by_no_caller(server: IdServer) -> None:
     manager = TcpSocketConnectionManager()
     endpoint = endpoint_of(server)
     with ConnectionPool[Any, Any](manager) as pool:
@@ -1144,7 +1144,9 @@ with pool.connection("a"):
     assert (done.returncode, done.stdout, done.stderr) == (0, "used\n", "")
 
 
-def test_d14_a_pool_that_nobody_has_any_more_is_collected_and_its_connections_disposed_of() -> None:
+def test_d14_a_pool_that_is_not_used_any_more_is_collected_and_its_connections_disposed_of() -> (
+    None
+):
     manager = Hooked()
     pool = ConnectionPool[str, Conn](manager, background_collector=True)
     with pool.connection("a"):
@@ -1177,12 +1179,12 @@ def test_a_forgotten_connection_gives_its_place_back() -> None:
         pool.release(conn, "a")
 
 
-# Nobody reads somebody else's reply
+# No caller reads another's reply
 
 
 @pytest.mark.parametrize("how", ["with", "try"])
 @pytest.mark.parametrize("exc_class", [gevent.Timeout, GreenletExit])
-def test_nobody_reads_the_reply_to_a_request_that_was_cut_short(
+def test_no_caller_reads_the_reply_to_a_request_that_was_cut_short(
     how: str, exc_class: type[BaseException]
 ) -> None:
     def use(question: str) -> str:
@@ -1220,11 +1222,11 @@ def test_a_release_after_an_exception_that_says_nothing_of_the_connection_keeps_
     assert manager.created == 1
 
 
-def test_timeouts_and_kills_lose_no_capacity_and_harm_nobody_else() -> None:
+def test_timeouts_and_kills_lose_no_capacity_and_harm_no_other() -> None:
     answers: Counter[str] = Counter()
 
     def use(number: int) -> None:
-        dice = random.Random(number)  # his own: nobody's luck depends on who is faster
+        dice = random.Random(number)  # its own: no luck depends on which is faster
         for turn in range(10):
             question = f"{number}-{turn}"
             endpoint = dice.choice(endpoints)
@@ -1392,7 +1394,7 @@ def test_one_endpoint_may_be_none_as_before(server: IdServer) -> None:
         assert pool.get_endpoint_pool_size(None) == 1
 
 
-def test_what_lies_unread_in_the_buffer_of_a_stream_is_read_by_nobody(server: IdServer) -> None:
+def test_what_lies_unread_in_the_buffer_of_a_stream_is_read_by_no_caller(server: IdServer) -> None:
     with ConnectionPool[Any, Any](TcpStreamConnectionManager()) as pool:
         with pool.connection(server.address) as (reader, writer):
             writer.write(b"one\ntwo\n")
@@ -1418,7 +1420,7 @@ def test_what_a_write_cut_short_has_left_is_not_sent_later(
             with pool.connection(path) as (_, writer), gevent.Timeout(0.1):
                 while True:
                     writer.write(b"x" * 8000)
-        wait_until(lambda: pool.get_size() == 0)  # it waits for nobody to listen
+        wait_until(lambda: pool.get_size() == 0)  # it does not wait for a listener
 
 
 def test_no_event_loop_is_needed_nor_made(server: IdServer) -> None:

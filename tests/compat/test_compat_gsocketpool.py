@@ -307,7 +307,7 @@ def test_the_reaper_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> 
 # S1
 
 
-def test_max_connections_is_not_exceeded_by_callers_who_come_at_once(server: EchoServer) -> None:
+def test_max_connections_is_not_exceeded_by_callers_that_come_at_once(server: EchoServer) -> None:
     """S1: room was looked for before the connect and taken after it; 50 callers got 50."""
 
     def use() -> None:
@@ -343,8 +343,8 @@ def test_max_connections_is_not_exceeded_while_connections_close(plain: type[Pla
 # S2
 
 
-def test_a_caller_who_waits_is_woken_by_a_release(plain: type[Plain]) -> None:
-    """S2: he looked every 0.1 s; here it takes no timer at all."""
+def test_a_caller_that_waits_is_woken_by_a_release(plain: type[Plain]) -> None:
+    """S2: a caller looked every 0.1 s; here it takes no timer at all."""
     with Pool(plain, max_connections=1) as pool:
         conn = pool.acquire()
         waiter = gevent.spawn(pool.acquire, retry=5000)  # which was a RecursionError
@@ -400,7 +400,7 @@ def test_opening_a_connection_may_take_longer_than_the_patience(plain: type[Plai
         pool.release(pool.acquire(retry=1))
 
 
-def test_callers_who_come_back_at_once_starve_nobody(plain: type[Plain]) -> None:
+def test_callers_that_come_back_at_once_starve_no_caller(plain: type[Plain]) -> None:
     """S2: one was served 4375 times, another once, and others not at all."""
     served: Counter[int] = Counter()
 
@@ -468,7 +468,7 @@ def test_a_connection_that_says_it_is_not_connected_is_not_handed_out(plain: typ
             assert other is not conn
 
 
-def test_what_lies_unread_from_an_earlier_request_is_read_by_nobody(server: EchoServer) -> None:
+def test_what_lies_unread_from_an_earlier_request_is_read_by_no_caller(server: EchoServer) -> None:
     with tcp_pool(server) as pool:
         with pool.connection() as conn:
             conn.send(b"first")
@@ -501,7 +501,7 @@ def test_the_greeting_of_a_server_is_not_taken_for_an_unread_reply() -> None:
 
 
 def test_an_expired_connection_is_not_handed_out(plain: type[Plain]) -> None:
-    """S4: nobody asked before the reaper did, every three minutes."""
+    """S4: nothing asked before the reaper did, every three minutes."""
     with Pool(plain, initial_connections=2) as pool:
         first, second = pool._pool
         first.has_expired = True
@@ -536,7 +536,7 @@ def test_a_connection_that_is_born_expired_is_used_once(server: EchoServer) -> N
         assert server.opened == 3
 
 
-def test_the_reaper_closes_the_expired_that_nobody_uses(server: EchoServer) -> None:
+def test_the_reaper_closes_the_expired_that_are_not_used(server: EchoServer) -> None:
     options = {"host": server.address[0], "port": server.address[1], "lifetime": 0.01}
     with Pool(TcpConnection, options, initial_connections=3, reap_interval=0.02) as pool:
         server.wait_opened(3)
@@ -548,7 +548,7 @@ def test_the_reaper_closes_the_expired_that_nobody_uses(server: EchoServer) -> N
 # S5
 
 
-def test_a_holder_can_discard_the_broken_connection_he_holds(plain: type[Plain]) -> None:
+def test_a_holder_can_discard_the_broken_connection_it_holds(plain: type[Plain]) -> None:
     """S5: drop() is for idle ones (and its users' tests say so), and nothing else was there."""
     with Pool(plain, max_connections=1) as pool:
         with pool.connection() as conn:
@@ -780,7 +780,7 @@ def test_the_wall_clock_does_not_age_a_connection(
 # S10
 
 
-def test_a_pool_that_nobody_has_any_more_is_closed_and_its_reaper_ends(
+def test_a_pool_that_is_not_used_any_more_is_closed_and_its_reaper_ends(
     server: EchoServer,
 ) -> None:
     """S10: the reaper held the pool, for ever."""
@@ -864,7 +864,7 @@ def test_to_acquire_and_release_no_connection_is_compared(plain: type[Plain]) ->
 # S12
 
 
-def test_the_default_options_are_nobody_s_to_change(plain: type[Plain]) -> None:
+def test_the_default_options_are_not_to_be_changed(plain: type[Plain]) -> None:
     default = inspect.signature(Pool.__init__).parameters["options"].default
 
     assert default == {}
@@ -998,7 +998,7 @@ def test_a_connection_released_in_its_with_is_not_released_under_its_next_user(
 
 
 @pytest.mark.parametrize("exc_class", [gevent.Timeout, GreenletExit])
-def test_nobody_reads_the_reply_to_a_request_that_was_cut_short(
+def test_no_caller_reads_the_reply_to_a_request_that_was_cut_short(
     exc_class: type[BaseException],
 ) -> None:
     def use(question: str) -> str:
@@ -1017,11 +1017,11 @@ def test_nobody_reads_the_reply_to_a_request_that_was_cut_short(
             assert server.opened == 2
 
 
-def test_timeouts_and_kills_lose_no_capacity_and_harm_nobody_else() -> None:
+def test_timeouts_and_kills_lose_no_capacity_and_harm_no_other() -> None:
     answers: Counter[str] = Counter()
 
     def use(number: int) -> None:
-        dice = random.Random(number)  # his own: nobody's luck depends on who is faster
+        dice = random.Random(number)  # its own: no luck depends on which is faster
         for turn in range(10):
             question = f"{number}-{turn}"
             patience = dice.choice([0.0, 0.002, 0.02, 30])
@@ -1079,7 +1079,7 @@ def test_timeouts_and_kills_lose_no_capacity_and_harm_nobody_else() -> None:
 
 @pytest.mark.parametrize("passes", range(1, 25))
 @pytest.mark.parametrize("exc_class", [GreenletExit, gevent.Timeout])
-def test_whoever_is_struck_at_any_pass_of_the_loop_leaves_the_pool_whole(
+def test_a_greenlet_struck_at_any_pass_of_the_loop_leaves_the_pool_whole(
     plain: type[Plain], passes: int, exc_class: type[BaseException]
 ) -> None:
     class Slow(plain):  # type: ignore[misc, valid-type]

@@ -318,7 +318,7 @@ def test_dispose_closes_the_idle_ones_and_the_pool_goes_on(server: IdServer) -> 
         assert conn.ask("still") == "still"
         pool.put(conn)
         assert pool.execute("ask", "usable") == "usable"
-        assert server.opened == 2  # nothing was opened again behind his back
+        assert server.opened == 2  # nothing was opened again behind the caller's back
         assert recorder.names.count("pool_disposed") == 1
         assert [d["message"] for d in recorder.of("connection_disposed")] == [
             f"Pool {id(pool)} is being disposed"
@@ -380,7 +380,7 @@ def test_a_dead_server_is_passed_over(server: IdServer) -> None:
             assert pool.checkedin() == 4
 
 
-def test_all_who_wait_hear_that_all_servers_are_unavailable() -> None:
+def test_all_that_wait_hear_that_all_servers_are_unavailable() -> None:
     with closed_port() as dead:
         with make_pool(
             server_list=["{}:{}".format(*dead)], prefill=False, pool_size=50, pool_timeout=-1
@@ -792,7 +792,7 @@ def test_a_created_listener_may_use_the_connection_before_anybody_else(server: I
         assert_whole(pool, server)
 
 
-def test_a_connection_that_broke_while_a_listener_set_it_up_is_handed_to_nobody(
+def test_a_connection_that_broke_while_a_listener_set_it_up_is_handed_to_no_caller(
     server: IdServer,
 ) -> None:
     seen: list[ConnectionWrapper] = []
@@ -826,7 +826,7 @@ def test_a_recycled_connection_names_its_successor(server: IdServer) -> None:
 # What was wrong with pycassa
 
 
-def test_p1_a_reply_to_a_request_that_was_cut_short_reaches_nobody(server: IdServer) -> None:
+def test_p1_a_reply_to_a_request_that_was_cut_short_reaches_no_caller(server: IdServer) -> None:
     server.late_share, server.late_by = 1.0, 0.05
     with make_pool(server, pool_size=1) as pool:
         with gevent.Timeout(0.01, False):
@@ -843,7 +843,7 @@ def test_p1_a_reply_to_a_request_that_was_cut_short_reaches_nobody(server: IdSer
         assert_whole(pool, server)
 
 
-def test_p2_a_caller_who_waits_is_served_when_a_connection_dies(server: IdServer) -> None:
+def test_p2_a_caller_that_waits_is_served_when_a_connection_dies(server: IdServer) -> None:
     with make_pool(server, pool_size=1, pool_timeout=PATIENCE) as pool:
         conn = pool.get()
         waiter = gevent.spawn(pool.get)
@@ -855,7 +855,9 @@ def test_p2_a_caller_who_waits_is_served_when_a_connection_dies(server: IdServer
         pool.put(served)
 
 
-def test_p3_put_returns_the_connection_it_is_given_whoever_calls_it(server: IdServer) -> None:
+def test_p3_put_returns_the_connection_it_is_given_whichever_thread_calls_it(
+    server: IdServer,
+) -> None:
     with make_pool(server, pool_size=2) as pool:
         mine = pool.get()
         theirs = gevent.spawn(pool.get).get()
@@ -1229,7 +1231,7 @@ def test_what_is_no_connection_of_the_pool_cannot_be_put(server: IdServer, stran
 # At the limit
 
 
-def test_a_caller_is_told_of_the_limit_before_he_waits(server: IdServer) -> None:
+def test_a_caller_is_told_of_the_limit_before_it_waits(server: IdServer) -> None:
     for pool_timeout in (0, 0.01):
         recorder = Recorder()
         settings = {"pool_size": 1, "pool_timeout": pool_timeout, "use_threadlocal": False}

@@ -298,7 +298,7 @@ def test_the_lowest_priority_comes_first(server: DnsServer) -> None:
 
 
 def test_the_addresses_of_a_target_come_from_the_same_answer(server: DnsServer) -> None:
-    """Of Consul's targets, nobody but Consul knows them."""
+    """Of Consul's targets, only Consul knows them."""
     server.set("web.service.consul", "SRV", "1 4 8080 a.node.consul.", "1 1 8081 b.node.consul.")
     server.set("a.node.consul", "A", "10.0.0.1")
     server.set("a.node.consul", "AAAA", "fd00::1")
@@ -542,7 +542,7 @@ def test_a_target_that_is_the_root_means_that_there_is_no_such_service(server: D
     assert caught.value.tried == (f"SRV of web.test at {server.host}:{server.port}",)
 
 
-def test_a_record_that_nobody_could_connect_to_does_not_spoil_the_others(
+def test_a_record_that_cannot_be_connected_to_does_not_spoil_the_others(
     server: DnsServer,
 ) -> None:
     spoilt = "0 1 0 a.test.", "1 1 80 no\\032host.", "0 0 0 ."
@@ -552,7 +552,7 @@ def test_a_record_that_nobody_could_connect_to_does_not_spoil_the_others(
 
 
 @pytest.mark.parametrize("record", ["0 1 80 no\\032host.", "0 1 0 a.test."])
-def test_what_nobody_could_connect_to_is_a_failure_and_not_the_absence_of_a_service(
+def test_what_cannot_be_connected_to_is_a_failure_and_not_the_absence_of_a_service(
     server: DnsServer, clock: FakeClock, record: str
 ) -> None:
     server.set("web.test", "SRV", "1 1 80 a.test.", ttl=10)
@@ -562,7 +562,7 @@ def test_what_nobody_could_connect_to_is_a_failure_and_not_the_absence_of_a_serv
     clock.advance(30)
 
     assert resolver.resolve("web.test") == AddressGroup.of(("a.test", 80))  # as it was
-    with pytest.raises(NameNotFound, match="nobody could connect to any target"):
+    with pytest.raises(NameNotFound, match="no target of its SRV records can be connected to"):
         srv(server).resolve("web.test")
 
 
@@ -582,7 +582,7 @@ def test_records_of_another_class_do_not_spoil_the_others(server: DnsServer) -> 
         ("no data", "it has no SRV records"),
         ("SERVFAIL", "SERVFAIL"),
         ("REFUSED", "REFUSED"),
-        ("nobody listens", "Connection refused"),
+        ("nothing listens", "Connection refused"),
         ("no answer", "timed out"),
         ("a TCP answer cut short", "hung up after 0 of"),
     ],
@@ -596,7 +596,7 @@ def test_an_srv_look_up_that_brings_nothing_says_what_was_tried(
         server.set("away.test", "TXT", "text")
     elif how in ("SERVFAIL", "REFUSED"):
         server.rcode = how
-    elif how == "nobody listens":
+    elif how == "nothing listens":
         server.stop()
     elif how == "no answer":
         server.silent = True
@@ -622,7 +622,7 @@ def test_a_lost_datagram_is_sent_again(server: DnsServer, short_first: Any) -> N
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-@pytest.mark.parametrize("how", ["SERVFAIL", "no answer", "nobody listens", "nonsense", "garbage"])
+@pytest.mark.parametrize("how", ["SERVFAIL", "no answer", "nothing listens", "nonsense", "garbage"])
 def test_the_next_nameserver_is_asked_if_one_fails(how: str, tcp: bool, short_first: Any) -> None:
     with DnsServer() as second, DnsServer() as first:
         resolver = srv(second, tcp=tcp)
@@ -630,7 +630,7 @@ def test_the_next_nameserver_is_asked_if_one_fails(how: str, tcp: bool, short_fi
         second.set("web.test", "SRV", "1 1 80 a.test.")
         if how == "SERVFAIL":
             first.rcode = how
-        elif how == "nobody listens":
+        elif how == "nothing listens":
             first.stop()
         elif how == "nonsense":
             first.set("web.test", "SRV", "1 1 80 no\\032host.")
@@ -782,11 +782,11 @@ def test_many_callers_at_once_share_a_failure() -> None:
 
     assert book.asked == ["web"]
     assert {type(error) for error in errors} == {NameNotFound}
-    assert len({id(error) for error in errors}) == 100  # each has a traceback of his own
+    assert len({id(error) for error in errors}) == 100  # each has a traceback of its own
 
 
 @pytest.mark.parametrize("how", ["kill", "Timeout", "Timeout with an OSError"])
-def test_a_caller_who_gives_up_takes_the_look_up_from_nobody(how: str) -> None:
+def test_a_caller_that_gives_up_takes_the_look_up_from_no_other(how: str) -> None:
     book = Book(web=["10.0.0.1"])
     book.free.clear()
     resolver = DnsResolver(resolver=book)
@@ -884,7 +884,7 @@ FALLS = {
 
 @pytest.mark.parametrize("fall", FALLS.values(), ids=FALLS)
 @pytest.mark.parametrize("is_stale", [False, True])
-def test_a_caller_struck_at_any_switch_takes_the_answer_from_nobody(
+def test_a_caller_struck_at_any_switch_takes_the_answer_from_no_other(
     server: DnsServer, clock: FakeClock, fall: Any, is_stale: bool
 ) -> None:
     server.set("web.test", "SRV", "1 1 80 a.test.")
@@ -1035,7 +1035,7 @@ def test_a_stale_answer_outlives_a_failure_of_dns_up_to_max_stale(
 
     clock.advance(1.1)
     book.free.clear()
-    with gevent.Timeout(5):  # now nobody waits for that
+    with gevent.Timeout(5):  # now no caller waits for that
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
     book.free.set()
     until(lambda: not resolver._under_way)

@@ -313,7 +313,7 @@ def test_a_probe_that_never_ends_keeps_the_next_one_out_for_a_while_only() -> No
     assert model.admit(due + 31.0) is None  # the right is the second one's
 
 
-def test_a_probe_that_others_made_needless_keeps_nobody_out_later() -> None:
+def test_a_probe_that_others_made_needless_keeps_no_caller_out_later() -> None:
     model = server()
     due = down(model)
     probe = begin(model, due)
@@ -513,13 +513,13 @@ def test_the_error_says_which_server_is_down_why_and_for_how_long(
     assert error.until == until
 
 
-def test_the_error_says_that_somebody_probes() -> None:
+def test_the_error_says_that_a_caller_probes() -> None:
     model = server()
     probe = begin(model, down(model))
 
-    assert "somebody" in str(model.marked_down_error(1.0))
+    assert "a caller is" in str(model.marked_down_error(1.0))
     probe.cancelled(1.0)
-    assert "somebody" not in str(model.marked_down_error(1.0))
+    assert "a caller is" not in str(model.marked_down_error(1.0))
 
 
 # Latency and load
@@ -629,7 +629,7 @@ def test_a_refused_connect_does_not_starve_a_server_and_one_that_hung_is_avoided
     assert model.latency(4.001) == pytest.approx(3.0)
 
 
-def test_a_caller_who_left_before_the_first_answer_is_no_answer() -> None:
+def test_a_caller_that_left_before_the_first_answer_is_no_answer() -> None:
     model = server()
     begin(model, 0.0).cancelled(0.001)
 
@@ -1120,7 +1120,7 @@ def test_what_is_in_use_is_not_forgotten() -> None:
     assert set(servers) == {D}
 
 
-def test_a_model_that_somebody_holds_is_the_one_that_is_used_again() -> None:
+def test_a_model_that_something_holds_is_the_one_that_is_used_again() -> None:
     servers = directory()
     model = servers[A]
     servers.forget(0.0)
@@ -1129,7 +1129,7 @@ def test_a_model_that_somebody_holds_is_the_one_that_is_used_again() -> None:
     assert servers[A] is model
 
 
-def test_a_model_that_nobody_holds_is_gone() -> None:
+def test_a_model_that_nothing_holds_is_gone() -> None:
     servers = directory()
     reference = weakref.ref(servers[A])
     servers.forget(0.0)

@@ -99,7 +99,7 @@ class Hosts:
         return [self.server() for _ in range(count)]
 
     def address(self) -> tuple[str, int]:
-        """Where nobody listens, and nobody can."""
+        """Where nothing listens, and nothing can."""
         return self._bound(a_host()).getsockname()  # type: ignore[no-any-return]
 
     def addresses(self, count: int) -> list[tuple[str, int]]:
@@ -119,7 +119,7 @@ class Hosts:
         return address
 
     def _bound(self, host: str) -> Any:
-        """A socket that keeps an address, as it allows nobody to reuse it."""
+        """A socket that keeps an address, as it allows no other to reuse it."""
         sock = self._stack.enter_context(closing(_socket.socket()))
         anywhere(lambda each: sock.bind((host, each[1])))
         return sock
@@ -388,7 +388,7 @@ def test_what_goes_down_while_another_is_tried_is_passed_over(hosts: Hosts, mana
     assert second.opened == 0
 
 
-def test_a_name_in_a_fallback_that_nobody_knows_does_no_harm(  # was: all were resolved first
+def test_a_name_in_a_fallback_that_is_not_known_does_no_harm(  # was: all were resolved first
     hosts: Hosts, manage: Any
 ) -> None:
     server = hosts.server()
@@ -416,7 +416,7 @@ def test_several_addresses_have_an_error_that_has_all(hosts: Hosts, manage: Any)
         assert host in str(caught.value)
 
 
-def test_each_caller_has_an_error_of_his_own(hosts: Hosts, manage: Any) -> None:
+def test_each_caller_has_an_error_of_its_own(hosts: Hosts, manage: Any) -> None:
     manager, dead, caught = manage(), hosts.address(), []
 
     def call() -> None:
@@ -485,7 +485,7 @@ def test_an_address_that_hangs_leaves_time_for_the_next(hosts: Hosts, manage: An
     assert is_down(manager, silent)
     with manager.connection("pay") as sock:
         echo(sock)
-    assert manager.stats().timed_out == 3  # nobody waits for it any more
+    assert manager.stats().timed_out == 3  # no caller waits for it any more
 
 
 def test_an_address_that_hangs_does_not_take_all_the_time_there_is(
@@ -564,7 +564,7 @@ def test_a_timeout_of_the_caller_is_the_callers(  # was: an outer Timeout was sw
     assert caught.value is expected
     assert time.monotonic() - began < 2.9  # what the one address would have had
     assert server.opened == 0
-    assert manager.servers[silent].last_error is None  # and nobody is to blame
+    assert manager.servers[silent].last_error is None  # and no server is to blame
 
 
 def test_a_timeout_of_the_caller_in_the_resolver_is_the_callers(manage: Any) -> None:
@@ -681,7 +681,7 @@ def test_a_tls_1_3_connection_is_used_again_though_tickets_lie_on_it(  # was: wa
         with manager.connection(server.address, ssl=True, server_hostname="localhost") as sock:
             assert sock.version() == "TLSv1.3"
             if not use:
-                gevent.socket.wait_read(sock.fileno(), timeout=30)  # nobody reads them
+                gevent.socket.wait_read(sock.fileno(), timeout=30)  # nothing reads them
     assert server.opened == 1
 
 
@@ -1215,7 +1215,7 @@ def test_a_connection_may_be_given_back_within_its_with(hosts: Hosts, manage: An
     assert manager.stats().in_use == 0
 
 
-def test_unread_bytes_are_nobodys_reply(hosts: Hosts, manage: Any) -> None:
+def test_unread_bytes_are_no_ones_reply(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     manager = manage()
     with pytest.raises(ValueError), manager.connection(server.address) as sock:
@@ -1227,7 +1227,7 @@ def test_unread_bytes_are_nobodys_reply(hosts: Hosts, manage: Any) -> None:
     assert another is not sock
 
 
-def test_an_answer_that_nobody_has_waited_for_is_nobodys_reply(hosts: Hosts, manage: Any) -> None:
+def test_an_answer_that_no_caller_waited_for_is_no_callers_reply(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     manager = manage()
     sock = manager.get_connection(server.address)
@@ -1321,7 +1321,7 @@ def test_an_idle_connection_proves_nothing_but_a_new_one_does(hosts: Hosts, mana
         for _ in range(times):
             with pytest.raises(OSError, match="no login"):
                 manager.get_connection(server.address, sock_type=refuse)
-            # Not in the pause after it, when nobody dials.
+            # Not in the pause after it, when nothing dials.
             until(lambda: all(e.sock_type is not refuse for e in manager._pool.endpoints()))
 
     server = hosts.server()
@@ -1521,7 +1521,7 @@ def test_a_dial_that_is_killed_is_no_failure_of_the_server(hosts: Hosts, manage:
     server.wait_open(0)
 
 
-def test_what_a_name_does_not_count_marks_nobody_down(hosts: Hosts, manage: Any) -> None:
+def test_what_a_name_does_not_count_marks_no_server_down(hosts: Hosts, manage: Any) -> None:
     dead, server = hosts.address(), hosts.server()
     infos = {"pay": ConnectInfo(transient_markdown_enabled=False)}
     manager = manage(
@@ -1775,7 +1775,7 @@ def test_with_rebalance_old_connections_are_replaced_when_an_address_is_new(
     old.wait_open(0)
 
 
-def test_a_name_that_nobody_asks_for_is_watched_no_longer(hosts: Hosts, manage: Any) -> None:
+def test_a_name_that_is_not_asked_for_is_watched_no_longer(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     asked: Counter[str] = Counter()
 
@@ -2002,7 +2002,7 @@ def shake_hands(sock: MonitoredSocket) -> MonitoredSocket:
 
 @pytest.mark.parametrize("balance", ["weighted", "p2c"])
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_happens_no_place_is_lost_and_nobody_reads_the_reply_of_another(
+def test_whatever_happens_no_place_is_lost_and_no_caller_reads_the_reply_of_another(
     hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch, balance: str, seed: int
 ) -> None:
     """Servers fail in every way, names change, callers are killed and time out at any moment."""
@@ -2214,7 +2214,7 @@ def test_a_bad_argument_is_named(
     ],
     ids=repr,
 )
-def test_a_bad_argument_of_a_call_is_named_and_nobody_blamed(
+def test_a_bad_argument_of_a_call_is_named_and_no_server_blamed(
     manage: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     manager = manage()

@@ -184,10 +184,11 @@ def test_a_close_that_is_cancelled_gives_its_place_back(
 
 @pytest.mark.parametrize("exc_class", CANCELLATIONS)
 @pytest.mark.parametrize("wanted", ["a", "b"])
-def test_a_waiter_killed_as_he_is_handed_a_connection_passes_it_on(
+def test_a_waiter_killed_as_it_is_handed_a_connection_passes_it_on(
     maker: Maker, wanted: str, exc_class: type[BaseException]
 ) -> None:
-    """D3: killed in the tick of the hand-over, he kept the connection, and all others hung."""
+    """D3: killed in the tick of the hand-over, the caller kept the connection, and all others
+    hung."""
     with pool_of(maker, max_size=1, total_max_size=1) as pool:
         held = pool.acquire("a")
         waiter = outcome_of(pool.acquire, "a")
@@ -196,7 +197,7 @@ def test_a_waiter_killed_as_he_is_handed_a_connection_passes_it_on(
         gevent.idle()
 
         waiter.kill(exc_class, block=False)
-        pool.release(held)  # it is his now, and he never wakes for it
+        pool.release(held)  # it is the waiter's now, which never wakes for it
         assert pool.stats().waiting == 1
 
         pool.release(neighbour.get(timeout=5))
@@ -403,7 +404,7 @@ def test_a_double_release_and_that_of_a_stranger_are_told_and_lose_nothing(maker
         assert (pool.endpoints(), other.endpoints()) == (["a"], [])
 
 
-def test_a_release_pays_for_nobodys_close(maker: Maker) -> None:
+def test_a_release_pays_for_no_others_close(maker: Maker) -> None:
     """D13: it disposed of the connections of others first, however long that took."""
 
     class Pool(EndpointPool[str, Any]):
@@ -458,7 +459,7 @@ def test_a_program_that_does_not_close_its_pool_ends() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("3\n", "", 0)
 
 
-def test_a_pool_that_nobody_has_any_more_is_collected(maker: Maker) -> None:
+def test_a_pool_that_is_not_used_any_more_is_collected(maker: Maker) -> None:
     """D14, second half: the collector kept the pool."""
     pool = pool_of(maker)
     for endpoint in "abc":

@@ -262,7 +262,7 @@ def test_a_pool_of_sockets_is_a_factory_and_a_pool(tmp_path: pathlib.Path, kind:
         assert pool.stats(endpoint).opened == 1
 
 
-def test_nothing_is_opened_before_somebody_asks_for_it(places: Places) -> None:
+def test_nothing_is_opened_before_it_is_asked_for(places: Places) -> None:
     with EndpointPool(connect=places, min_idle=5) as pool:
         gevent.idle()
         assert (places.dials, pool.endpoints(), pool.size) == (0, [], 0)
@@ -666,7 +666,7 @@ def test_at_the_total_the_longest_idle_of_another_endpoint_makes_room(places: Pl
         assert places.peak == 3
 
 
-def test_below_the_total_nobody_makes_room(places: Places) -> None:
+def test_below_the_total_no_room_is_made(places: Places) -> None:
     with EndpointPool(connect=places, max_size=2, total_max_size=None) as pool:
         used(pool, *range(300))
 
@@ -707,7 +707,7 @@ def test_callers_of_all_endpoints_are_served_in_the_order_they_came(places: Plac
     assert served == list(range(40))
 
 
-def test_nobody_overtakes_who_waits_for_the_total(places: Places) -> None:
+def test_no_caller_overtakes_one_that_waits_for_the_total(places: Places) -> None:
     with EndpointPool(connect=places, max_size=2, total_max_size=2) as pool:
         a, b = pool.acquire("a"), pool.acquire("b")
         first = gevent.spawn(pool.acquire, "c")
@@ -1244,7 +1244,7 @@ def test_an_endpoint_without_slots_and_callers_leaves_no_trace(
 
 def test_an_endpoint_that_is_away_stays_until_its_back_off_is_over(places: Places) -> None:
     def leave_and_fail(endpoint: str) -> Conn:
-        caller.kill(block=False)  # he has left before the back-off begins, and wants no other dial
+        caller.kill(block=False)  # it has left before the back-off begins, and wants no other dial
         return places(endpoint)
 
     places.away.add("away")
@@ -1822,7 +1822,7 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("strike", STRIKES, ids=repr)
 @pytest.mark.parametrize(("play", "points"), SCENARIOS)
-def test_a_caller_may_be_cancelled_wherever_he_gives_way(
+def test_a_caller_may_be_cancelled_wherever_it_gives_way(
     play: Callable[[Stage], None], points: int, strike: Strike, hub_errors: list[BaseException]
 ) -> None:
     found = play_for_each_point(_and_leave_no_trace(play), "caller", strike, hub_errors)
@@ -1839,7 +1839,7 @@ def test_a_greenlet_of_the_pool_may_be_cancelled_wherever_it_gives_way(
 
 
 def _and_leave_no_trace(play: Callable[[Stage], None]) -> Callable[[Stage], None]:
-    """Nobody is booked as about to wait who is not, so that every endpoint can leave."""
+    """No caller is booked as about to wait that is not, so that every endpoint can leave."""
 
     def played(stage: Stage) -> None:
         play(stage)

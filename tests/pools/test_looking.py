@@ -422,10 +422,12 @@ def test_a_pool_timeout_tells_which_pool_what_and_how_much(maker):
 
 
 def test_a_pool_timeout_has_the_last_dial_error_as_cause_and_in_its_text(maker):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     pool = ConnectionPool(2, connect=maker, name="db")
 
-    with pytest.raises(PoolTimeout, match="last dial: ConnectionRefusedError: nobody th") as raised:
+    with pytest.raises(
+        PoolTimeout, match="last dial: ConnectionRefusedError: nothing th"
+    ) as raised:
         pool.acquire(timeout=0.03)
 
     assert raised.value.__cause__ is maker.error
@@ -437,7 +439,7 @@ def test_a_pool_timeout_has_the_last_dial_error_as_cause_and_in_its_text(maker):
 
 
 def test_the_log_is_named_after_the_pool(maker, caplog):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     ConnectionPool(1, connect=maker, name="db", backoff=SOON)
     with caplog.at_level(logging.DEBUG, "geventpool"):
         pool = ConnectionPool(1, connect=maker, name="db", backoff=SOON)
@@ -447,11 +449,11 @@ def test_the_log_is_named_after_the_pool(maker, caplog):
     dials = [r for r in caplog.records if "a dial failed" in r.getMessage()]
     assert {r.name for r in dials} == {"geventpool.db"}
     assert "pool 'db'" in dials[0].getMessage()
-    assert "nobody there" in dials[0].getMessage()
+    assert "nothing there" in dials[0].getMessage()
 
 
 def test_of_an_outage_only_the_first_failed_dial_is_a_warning(maker, caplog):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     with caplog.at_level(logging.DEBUG, "geventpool"):
         pool = ConnectionPool(1, connect=maker, backoff=SOON)
         maker.wait_until(lambda: maker.dials >= 5)

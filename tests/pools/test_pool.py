@@ -130,7 +130,7 @@ def test_a_bare_exception_class_is_accepted(maker):
 
 
 def test_the_constructor_neither_waits_nor_fails_because_of_the_server(maker):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
 
     pool = ConnectionPool(3, connect=maker)
 
@@ -219,7 +219,7 @@ def test_overflow_is_closed_on_return(maker):
     assert pool.stats().closed[Reason.SURPLUS] == 2
 
 
-def test_overflow_goes_to_whoever_waits_rather_than_be_closed(maker):
+def test_overflow_goes_to_a_waiter_rather_than_be_closed(maker):
     pool = ConnectionPool(1, connect=maker, max_overflow=1)
     first, extra = pool.acquire(), pool.acquire()
 
@@ -480,12 +480,12 @@ def test_fifty_long_requests_all_get_a_connection_of_their_own(maker):
         assert len(got) == 50
 
 
-def test_a_dial_that_nobody_wants_any_more_is_not_begun(maker):
+def test_a_dial_that_no_caller_wants_any_more_is_not_begun(maker):
     pool = ConnectionPool(2, connect=maker, min_size=0)
     conn = pool.acquire()
 
     waiter = gevent.spawn(pool.acquire)
-    gevent.sleep(0)  # he has joined the line now, and the dial has not begun
+    gevent.sleep(0)  # it has joined the line now, and the dial has not begun
     assert pool.stats().connecting == 1
     pool.release(conn)
     waiter.join()
@@ -495,7 +495,7 @@ def test_a_dial_that_nobody_wants_any_more_is_not_begun(maker):
     assert pool.stats().connecting == 0
 
 
-def test_a_caller_who_leaves_does_not_waste_the_dial_that_has_begun(maker):
+def test_a_caller_that_leaves_does_not_waste_the_dial_that_has_begun(maker):
     maker.slow = True
     pool = ConnectionPool(2, connect=maker, min_size=0)
     with pytest.raises(PoolTimeout):
@@ -630,7 +630,7 @@ def test_falsy_connections_are_connections(falsy):
 
 def test_fail_fast_raises_the_very_error_of_the_dial_to_the_oldest_waiter(maker):
     maker.slow = True
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     pool = ConnectionPool(1, connect=maker, fail_fast=True, backoff=SOON)
     raised = []
 
@@ -654,9 +654,9 @@ def test_fail_fast_raises_the_very_error_of_the_dial_to_the_oldest_waiter(maker)
 def test_fill_of_a_fail_fast_pool_raises_the_error_of_the_first_dial_that_fails(maker):
     pool = ConnectionPool(3, connect=maker, min_size=0, fail_fast=True, backoff=SOON)
     pool.release(pool.acquire())
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
 
-    with pytest.raises(ConnectionRefusedError, match="nobody there"):
+    with pytest.raises(ConnectionRefusedError, match="nothing there"):
         pool.fill(timeout=60)
     assert len(maker.open) == 1
     maker.error = None
@@ -665,7 +665,7 @@ def test_fill_of_a_fail_fast_pool_raises_the_error_of_the_first_dial_that_fails(
 
 
 def test_without_fail_fast_a_failed_dial_is_only_the_cause_of_a_timeout(maker):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     pool = ConnectionPool(1, connect=maker)
 
     with pytest.raises(PoolTimeout) as raised:
@@ -885,7 +885,7 @@ def test_the_callers_own_timeout_in_a_check_goes_on_and_the_pool_is_whole(maker)
 # idle_timeout, max_lifetime, max_uses, jitter
 
 
-def test_idle_timeout_closes_what_nobody_used_but_never_below_the_minimum(maker):
+def test_idle_timeout_closes_what_was_not_used_but_never_below_the_minimum(maker):
     with FakeClock() as clock:
         with ConnectionPool(5, connect=maker, min_size=2, idle_timeout=60) as pool:
             with waiting(pool, 5):
@@ -1635,7 +1635,7 @@ def test_fill_counts_what_is_in_use(maker):
 
 
 def test_fill_times_out_with_the_last_dial_error_as_its_cause(maker):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     pool = ConnectionPool(2, connect=maker, name="db")
 
     with pytest.raises(PoolTimeout, match="'db': 0 of 2 connections") as raised:
@@ -1702,7 +1702,7 @@ def test_close_closes_what_is_idle_and_stops_the_dials(maker):
     assert pool.stats().closed[Reason.POOL_CLOSED] == 2
 
 
-def test_after_close_nobody_gets_a_connection(maker):
+def test_after_close_no_caller_gets_a_connection(maker):
     pool = ConnectionPool(1, connect=maker, name="db")
     pool.close()
 
@@ -1786,7 +1786,7 @@ def test_two_may_close_at_once_and_both_wait(maker):
     assert len(gevent.joinall(closers, timeout=10)) == 2
 
 
-def test_close_does_not_wait_for_what_the_caller_himself_holds(maker):
+def test_close_does_not_wait_for_what_the_caller_itself_holds(maker):
     pool = ConnectionPool(2, connect=maker)
 
     with pool.get():
@@ -1855,7 +1855,7 @@ def test_giving_back_inside_the_with_is_enough(maker, verb):
 
 
 @pytest.mark.parametrize("verb", ["release", "discard", "detach"])
-def test_an_exception_after_giving_back_inside_the_with_hits_nobody_else(maker, verb):
+def test_an_exception_after_giving_back_inside_the_with_hits_no_other(maker, verb):
     pool = ConnectionPool(1, connect=maker)
 
     with pytest.raises(OSError):
@@ -2182,7 +2182,7 @@ def test_a_connection_without_close_is_just_dropped():
 # The fast path
 
 
-def test_the_fast_path_is_open_when_nobody_waits_and_nobody_listens(maker):
+def test_the_fast_path_is_open_when_no_caller_waits_and_nothing_listens(maker):
     pool = ConnectionPool(2, connect=maker)
     fill_and_idle(pool)
 
@@ -2206,7 +2206,7 @@ def test_a_dropped_pool_is_collected_and_its_connections_closed(maker):
     assert maker.open == set()
 
 
-def test_a_dial_to_where_nobody_listens_is_the_cause_of_the_timeout():
+def test_a_dial_to_where_nothing_listens_is_the_cause_of_the_timeout():
     with closed_port() as address:
         with ConnectionPool(1, connect=SocketFactory(address)) as pool:
             with gevent.Timeout(10):

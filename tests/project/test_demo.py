@@ -76,7 +76,7 @@ def test_a_bad_option_is_refused_by_name(option: str) -> None:
     assert option.split("=")[0] in done.stderr
 
 
-def test_a_host_where_nobody_listens_is_a_clear_error() -> None:
+def test_a_host_where_nothing_listens_is_a_clear_error() -> None:
     done = run("-m", "geventpool", "demo", "--host", "127.0.0.1", "--port", "1")
 
     assert done.returncode != 0

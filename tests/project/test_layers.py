@@ -1,6 +1,6 @@
 """A folder of geventpool imports only from the rows above its own, and nothing but gevent.
 
-So there is no import circle, and whoever reads a file knows where to go next: up.
+So there is no import circle, and a reader of a file knows where to go next: up.
 """
 
 from __future__ import annotations

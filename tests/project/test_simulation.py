@@ -22,7 +22,7 @@ def test_p2c_keeps_requests_away_from_a_server_that_has_turned_slow() -> None:
     assert outcomes.failed <= FAIR / 4
 
 
-def test_a_server_that_has_turned_slow_fails_its_share_of_requests_where_nobody_notices() -> None:
+def test_a_server_that_has_turned_slow_fails_its_share_of_requests_unnoticed() -> None:
     outcomes = one_turns_slow(RoundRobin, RATE, seconds=1.0, warm_up=0.5)
 
     assert outcomes.total > 50

@@ -283,7 +283,7 @@ def test_fin_ends_every_connection_in_an_orderly_way_and_new_ones_are_welcome(
     assert proxy.accepted == 4
 
 
-def test_fin_is_no_reset_even_if_the_client_has_sent_what_nobody_read(
+def test_fin_is_no_reset_even_if_the_client_has_sent_what_was_not_read(
     proxy: ChaosProxy, connect: Callable[[Any], Any]
 ) -> None:
     client = connect(proxy.address)
@@ -557,7 +557,7 @@ def test_refused_means_refused_and_open_connections_go_on(
 
 def test_who_is_connected_before_the_refusal_is_served(proxy: ChaosProxy) -> None:
     raw = _socket.socket()
-    raw.connect(proxy.address)  # without a switch, so nobody has accepted it
+    raw.connect(proxy.address)  # without a switch, so nothing has accepted it
     proxy.refuse()
     with gevent.socket.socket(fileno=raw.detach()) as client:
         client.settimeout(10)
@@ -565,7 +565,7 @@ def test_who_is_connected_before_the_refusal_is_served(proxy: ChaosProxy) -> Non
         assert echo(client, b"hello") == b"hello"
 
 
-def test_nobody_takes_the_port_while_connections_are_refused(
+def test_no_other_takes_the_port_while_connections_are_refused(
     proxy: ChaosProxy, connect: Callable[[Any], Any]
 ) -> None:
     client = connect(proxy.address)
@@ -706,7 +706,7 @@ def test_waiting_for_what_does_not_come_fails_the_test(echo_server: EchoServer) 
 
 
 @pytest.mark.parametrize("end", [EchoServer.fin_all, EchoServer.stop])
-def test_an_orderly_end_is_no_reset_even_if_the_client_has_sent_what_nobody_read(
+def test_an_orderly_end_is_no_reset_even_if_the_client_has_sent_what_was_not_read(
     end: Callable[[EchoServer], object], echo_server: EchoServer, connect: Callable[[Any], Any]
 ) -> None:
     client = connect(echo_server.address)
@@ -768,7 +768,7 @@ def test_a_server_without_a_descriptor_left_says_so_and_goes_on_when_there_is_on
     echo_server: EchoServer, hub_errors: list[BaseException]
 ) -> None:
     raw = _socket.socket()
-    raw.connect(echo_server.address)  # without a switch, so nobody has accepted it
+    raw.connect(echo_server.address)  # without a switch, so nothing has accepted it
     with no_descriptor_left():
         until(lambda: hub_errors)
         for _ in range(200):
@@ -1087,7 +1087,7 @@ def test_a_jump_does_not_switch(echo_server: EchoServer) -> None:
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Somebody else's suite, run in a process of its own."""
+    """Another's suite, run in a process of its own."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest("pytest_plugins = ['geventpool.testing.fixtures']\n")
     return pytester
@@ -1246,7 +1246,7 @@ def test_that_collects_the_garbage_of_others():
 """
 
 
-def test_nobody_is_blamed_for_a_busy_machine_or_for_the_garbage_of_others(
+def test_no_server_is_blamed_for_a_busy_machine_or_for_the_garbage_of_others(
     suite: pytest.Pytester,
 ) -> None:
     suite.makepyfile(LATE)

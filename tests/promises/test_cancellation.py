@@ -41,9 +41,9 @@ POOL_SCENARIOS: list[Callable[[Stage], None]] = []
 def scenario(
     points: int, pool_idle: bool = False
 ) -> Callable[[Callable[[Stage], None]], Callable[[Stage], None]]:
-    """*points*: at how many moments the caller gives way to others, when nothing strikes him.
+    """*points*: at how many moments the caller gives way to others, when nothing strikes it.
 
-    *pool_idle*: the greenlets of the pool have nothing to do, so there is nobody else to strike.
+    *pool_idle*: the greenlets of the pool have nothing to do, so there is nothing else to strike.
     """
 
     def add(play: Callable[[Stage], None]) -> Callable[[Stage], None]:
@@ -61,7 +61,7 @@ class ResettingPool(YieldingPool):
 
 
 def take_turns(stage: Stage, pool: Any) -> None:
-    """The caller waits, a neighbour behind him, until the only connection comes back."""
+    """The caller waits, a neighbour behind it, until the only connection comes back."""
     conn = pool.acquire()
     stage.act(lambda: pool.release(pool.acquire()))
     stage.neighbour(lambda: pool.release(pool.acquire()))
@@ -255,7 +255,7 @@ def detach(stage: Stage) -> None:
         conn.close()  # first, as its place is another's as soon as it is detached
         pool.detach(conn)
 
-    # What has been acquired is the caller's to give back, wherever he is struck afterwards.
+    # What has been acquired is the caller's to give back, wherever it is struck afterwards.
     stage.act(act)
     stage.neighbour(lambda: pool.release(pool.acquire()))
 
@@ -382,7 +382,7 @@ POOL_SCENARIOS += [
 
 @pytest.mark.parametrize("strike", STRIKES, ids=repr)
 @pytest.mark.parametrize(("play", "points"), SCENARIOS)
-def test_a_caller_may_be_cancelled_wherever_he_gives_way(
+def test_a_caller_may_be_cancelled_wherever_it_gives_way(
     play: Callable[[Stage], None], points: int, strike: Strike, hub_errors: list[BaseException]
 ) -> None:
     found = play_for_each_point(play, "caller", strike, hub_errors)
@@ -436,7 +436,7 @@ CANCELLATIONS = [GreenletExit, KeyboardInterrupt, gevent.Timeout]
 
 
 @pytest.mark.parametrize("exc_class", CANCELLATIONS)
-def test_a_waiter_killed_just_before_his_connection_comes_passes_it_on(
+def test_a_waiter_killed_just_before_its_connection_comes_passes_it_on(
     exc_class: type[BaseException],
 ) -> None:
     server = Server()
@@ -447,7 +447,7 @@ def test_a_waiter_killed_just_before_his_connection_comes_passes_it_on(
         try:
             pool.release(pool.acquire())
         finally:
-            gevent.sleep(0.001)  # nobody may wake him from this but its own timer
+            gevent.sleep(0.001)  # nothing may wake it from this but its own timer
 
     waiter = outcome_of(wait_and_then_wait_for_something_else)
     neighbour = outcome_of(lambda: pool.release(pool.acquire()))
@@ -465,7 +465,7 @@ def test_a_waiter_killed_just_before_his_connection_comes_passes_it_on(
 
 
 @pytest.mark.parametrize("exc_class", CANCELLATIONS)
-def test_a_waiter_killed_just_after_his_connection_came_is_struck_while_he_holds_it(
+def test_a_waiter_killed_just_after_its_connection_came_is_struck_while_it_holds_it(
     exc_class: type[BaseException],
 ) -> None:
     server = Server()
@@ -489,7 +489,7 @@ def test_a_waiter_killed_just_after_his_connection_came_is_struck_while_he_holds
     assert_whole(pool, server)
 
 
-def test_a_waiter_whose_timeout_overtakes_his_connection_passes_it_on() -> None:
+def test_a_waiter_whose_timeout_overtakes_its_connection_passes_it_on() -> None:
     server = Server()
     pool = YieldingPool(server, 1)
     pool.fill()
@@ -522,7 +522,7 @@ def test_a_waiter_whose_timeout_overtakes_his_connection_passes_it_on() -> None:
 
 
 @pytest.mark.parametrize("exc_class", CANCELLATIONS)
-def test_a_waiter_killed_in_the_pass_in_which_his_dial_succeeds_leaves_the_connection(
+def test_a_waiter_killed_in_the_pass_in_which_its_dial_succeeds_leaves_the_connection(
     exc_class: type[BaseException],
 ) -> None:
     server = Server()

@@ -46,7 +46,7 @@ def collect() -> None:
         gevent.idle()
 
 
-# A pool that nobody uses any more
+# A pool that is not used any more
 
 
 class Pinged(ConnectionPool[Any]):
@@ -296,7 +296,7 @@ def test_a_caller_in_line_keeps_the_pool(maker: Maker) -> None:
     assert user.get(timeout=5) == 1
 
 
-# A connection that nobody gives back
+# A connection that is never given back
 
 
 class Told(PoolListener):
@@ -496,12 +496,12 @@ def test_a_connection_in_a_living_greenlet_keeps_the_slot(maker: Maker) -> None:
         assert (pool.stats().idle, maker.dials) == (1, 1)
 
 
-def test_a_connection_handed_over_to_a_caller_who_has_not_woken_is_not_lost(maker: Maker) -> None:
+def test_a_connection_handed_over_to_a_caller_that_has_not_woken_is_not_lost(maker: Maker) -> None:
     with ConnectionPool(1, connect=maker) as pool:
         with pool.get():
             waiter = gevent.spawn(pool.execute, lambda conn: conn.number)
             gevent.idle()
-        gc.collect()  # he has not run yet, and nobody but the pool knows the connection
+        gc.collect()  # it has not run yet, and only the pool knows the connection
 
         assert waiter.get(timeout=5) == 1
         assert maker.dials == 1
@@ -631,7 +631,7 @@ def test_a_greenlet_collected_inside_a_with_gives_its_connection_back(maker: Mak
     def use() -> None:
         with pool.get() as conn:
             numbers.append(conn.number)
-            gevent.get_hub().switch()  # nobody will ever switch back
+            gevent.get_hub().switch()  # nothing will ever switch back
 
     numbers: list[int] = []
     with ConnectionPool(1, connect=maker) as pool:

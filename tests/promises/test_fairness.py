@@ -1,4 +1,4 @@
-"""First come, first served; limits; one deadline; nobody is forgotten: promises 3, 4, 5, 10."""
+"""First come, first served; limits; one deadline; no waiter is forgotten: promises 3, 4, 5, 10."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_callers_are_served_in_the_order_they_came(maker: Maker) -> None:
     assert order == list(range(50))
 
 
-def test_one_whose_connection_broke_leaves_the_next_in_line_his_place(maker: Maker) -> None:
+def test_one_whose_connection_broke_leaves_the_next_in_line_its_place(maker: Maker) -> None:
     def call(number: int) -> None:
         with pytest.raises(OSError), pool.get():
             order.append(number)

@@ -344,7 +344,8 @@ def test_a_connection_the_parent_was_checking_at_the_fork_is_checked_by_the_pare
 def fork_with_a_reply_pending(
     server: tuple[str, int], fork: Callable[[], int], function: Callable[[], Any]
 ) -> Child:
-    """Fork in the very pass of the loop in which the reply has come to whoever asked to hold."""
+    """Fork in the very pass of the loop in which the reply has come to the one that asked to
+    hold."""
 
     def let_it_reply() -> None:
         with raw_socket() as control:
@@ -542,7 +543,7 @@ def test_callers_in_line_at_the_fork_are_served_in_both_by_their_own_connections
 
 
 @FORKS
-def test_a_caller_in_line_at_the_fork_keeps_his_deadline_in_the_child(
+def test_a_caller_in_line_at_the_fork_keeps_its_deadline_in_the_child(
     server: tuple[str, int], fork: Callable[[], int]
 ) -> None:
     def connect() -> Any:

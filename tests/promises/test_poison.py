@@ -1,4 +1,4 @@
-"""Nobody reads somebody else's reply: promise 2, and what of it holds without ``strict``."""
+"""No caller reads another's reply: promise 2, and what of it holds without ``strict``."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_connection_left_by_an_error_with_the_reply_unread_does_not_even_lie_i
 
 
 @LEAVES
-def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_he_woke(
+def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_it_woke(
     peers: Peers, leave: Callable[[Any], None]
 ) -> None:
     with ConnectionPool(1, connect=peers) as pool:
@@ -205,7 +205,7 @@ def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_he_woke
 
         waiters: list[Any] = []
         conn = use(pool, leave, late=queue_up)
-        assert pool.stats().waiting == 0  # it is promised to him
+        assert pool.stats().waiting == 0  # it is handed over to that caller
         peers.of[conn].sendall(b"the late reply")
         gevent.joinall(waiters, raise_error=True)
 
@@ -214,7 +214,7 @@ def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_he_woke
         assert pool.stats().closed[Reason.UNREAD] == 1
 
 
-def test_one_that_was_handed_a_spoiled_connection_keeps_his_place_in_line(peers: Peers) -> None:
+def test_one_that_was_handed_a_spoiled_connection_keeps_its_place_in_line(peers: Peers) -> None:
     with ConnectionPool(1, connect=peers) as pool:
         order: list[int] = []
 
@@ -231,8 +231,8 @@ def test_one_that_was_handed_a_spoiled_connection_keeps_his_place_in_line(peers:
     assert order == [0, 1, 2]
 
 
-def test_one_that_was_handed_a_spoiled_connection_keeps_his_deadline() -> None:
-    """Its replacement never comes: he waits no longer than he said when he came."""
+def test_one_that_was_handed_a_spoiled_connection_keeps_its_deadline() -> None:
+    """Its replacement never comes: the caller waits no longer than it said when it came."""
     made: list[Any] = []
 
     def connect() -> Any:

@@ -156,7 +156,7 @@ def test_a_connection_hung_up_on_while_held_is_not_passed_to_a_waiter(server: Id
         assert waiter.get(timeout=10) == "hello"
 
 
-def test_listeners_are_told_of_a_hang_up_and_whether_somebody_held_the_connection(
+def test_listeners_are_told_of_a_hang_up_and_whether_a_caller_held_the_connection(
     server: IdServer,
 ) -> None:
     class Ears(PoolListener):
@@ -257,10 +257,10 @@ def test_an_outage_under_load_sees_few_dials_and_ends_quickly_for_everybody(
         assert answers[0] - back_at <= 1.2 + pulse.missed
         assert answers[-1] - answers[0] <= 0.3 + pulse.missed
         assert load.wrong == 0
-        assert load.failed <= 20  # those whose request was cut off; nobody else saw anything
+        assert load.failed <= 20  # those whose request was cut off; no other saw anything
 
 
-def test_an_outage_that_nobody_notices_sees_one_dial_per_back_off_too(server: IdServer) -> None:
+def test_an_outage_that_is_not_noticed_sees_one_dial_per_back_off_too(server: IdServer) -> None:
     with ConnectionPool(10, connect=SocketFactory(server.address)) as pool:
         pool.fill()
         server.stop()
@@ -540,7 +540,7 @@ def _ask_once(pool: ConnectionPool[Any]) -> str:
         return ask(conn, "hello")
 
 
-def test_a_request_given_up_in_a_delay_leaves_its_answer_to_nobody(proxy: ChaosProxy) -> None:
+def test_a_request_given_up_in_a_delay_leaves_its_answer_to_no_caller(proxy: ChaosProxy) -> None:
     with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
         pool.fill()
         proxy.delay(0.3)
@@ -574,8 +574,8 @@ def test_a_dribbled_answer_is_an_answer_and_its_connection_stays(proxy: ChaosPro
         assert pool.stats().dialed == 1
 
 
-def test_half_of_a_dribbled_answer_is_for_nobody_else(proxy: ChaosProxy) -> None:
-    """The rest comes in while the connection is idle, if it is: nobody may read it."""
+def test_half_of_a_dribbled_answer_is_for_no_other(proxy: ChaosProxy) -> None:
+    """The rest comes in while the connection is idle, if it is: nothing may read it."""
     with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
         proxy.dribble(pause=0.01)
         with pytest.raises(LookupError), pool.get() as conn:

@@ -1,4 +1,4 @@
-"""The hang-up watcher: every hang-up is noticed, once, by nobody else, and without a call per
+"""The hang-up watcher: every hang-up is noticed, once, by nothing else, and without a call per
 checkout."""
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_connection_created_is_told_with_how_long_the_dial_took(maker, recorder)
         assert 100 <= recorder.wait_for("connection_created").seconds < 150
 
 
-def test_connection_checked_out_is_told_before_the_caller_has_it_with_how_long_he_waited(
+def test_connection_checked_out_is_told_before_the_caller_has_it_with_how_long_it_waited(
     maker, recorder
 ):
     def wait():
@@ -250,7 +250,7 @@ def test_connection_recycled_is_told_where_the_replacement_is_open_first(maker, 
 
 
 def test_connection_failed_is_told_of_a_failed_dial(maker, recorder):
-    maker.error = ConnectionRefusedError("nobody there")
+    maker.error = ConnectionRefusedError("nothing there")
     pool = ConnectionPool(1, connect=maker, backoff=SOON, listeners=[recorder])
 
     recorder.wait_for("connection_failed", 2)
@@ -297,7 +297,7 @@ def test_pool_at_max_is_told_when_a_caller_begins_to_wait(maker, recorder):
     waiter.join()
 
 
-def test_pool_at_max_is_not_told_when_a_dial_or_an_idle_one_will_serve_him(maker, recorder):
+def test_pool_at_max_is_not_told_when_a_dial_or_an_idle_one_will_serve_it(maker, recorder):
     pool = ConnectionPool(2, connect=maker, min_size=0, listeners=[recorder])
 
     with pool.get():

@@ -67,7 +67,7 @@ def test_a_stopped_timer_does_not_ring() -> None:
     assert rang == []
 
 
-def test_a_caller_who_has_computed_before_has_its_whole_timeout() -> None:
+def test_a_caller_that_has_computed_before_has_its_whole_timeout() -> None:
     with ConnectionPool(1, connect=Maker()) as pool, pool.get():
         woken_by_a_timer()
         compute()

@@ -147,7 +147,7 @@ def test_first_an_idle_slot_is_handed_over(world: World) -> None:
     assert not world.notes.dials
 
 
-def test_second_a_dial_under_way_serves_him_and_no_other_is_begun(world: World) -> None:
+def test_second_a_dial_under_way_serves_it_and_no_other_is_begun(world: World) -> None:
     bucket = world.bucket(4, 1)
     assert bucket.connecting == 1
 
@@ -166,7 +166,7 @@ def test_third_where_there_is_room_a_dial_begins(world: World) -> None:
     assert bucket.connecting == 1
 
 
-def test_fourth_a_full_shared_limit_loses_its_longest_idle_for_him(world: World) -> None:
+def test_fourth_a_full_shared_limit_loses_its_longest_idle_for_it(world: World) -> None:
     limit = Limit(3)
     a = world.full(1, name="a", limits=(limit,))
     world.now += 1
@@ -202,7 +202,7 @@ def test_one_eviction_serves_one_waiter_and_no_second_is_made_while_it_closes(
     assert len(world.notes.closes) == 1
 
 
-def test_else_he_waits(world: World) -> None:
+def test_else_it_waits(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
 
@@ -251,7 +251,7 @@ def test_minimums_come_last_and_leave_every_place_that_a_waiter_could_use(world:
     world.fail_one()  # b's own: it pauses
     world.enqueue(a)
     world.enqueue(a)
-    assert a.connecting == 1  # the window: his place is not taken for the second yet
+    assert a.connecting == 1  # the window: its place is not taken for the second yet
 
     world.now += 2
     world.reconcile(b)
@@ -284,7 +284,7 @@ def test_a_minimum_is_refilled_when_the_waiter_it_stood_back_for_is_served_by_a_
     waiter = world.enqueue(a)
     world.fail_one()
     b = world.bucket(1, 1, name="b", limits=(limit,))
-    assert b.connecting == 0  # the place is kept for him
+    assert b.connecting == 0  # the place is kept for the waiter
 
     world.release(slot)
 
@@ -306,7 +306,7 @@ def test_a_minimum_is_refilled_when_another_bucket_leaves_the_limit(world: World
     assert b.connecting == 1
 
 
-def test_a_caller_who_comes_finds_nothing_idle_while_others_wait(world: World) -> None:
+def test_a_caller_that_comes_finds_nothing_idle_while_others_wait(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
     world.enqueue(bucket)
@@ -314,7 +314,7 @@ def test_a_caller_who_comes_finds_nothing_idle_while_others_wait(world: World) -
     assert world.scheduler.try_checkout(bucket, world.now) is None
 
 
-def test_a_waiter_served_something_unfit_goes_back_to_where_he_stood(world: World) -> None:
+def test_a_waiter_served_something_unfit_goes_back_to_where_it_stood(world: World) -> None:
     bucket = world.full(3)
     held = [world.checkout(bucket) for _ in range(3)]
     waiters = [world.enqueue(bucket) for _ in range(6)]
@@ -351,7 +351,7 @@ def test_a_drain_held_up_by_a_shared_limit_goes_on_when_others_have_filled_it(
     limit = Limit(3)
     a = world.full(2, name="a", limits=(limit,), max_overflow=1)
     b = world.bucket(1, name="b", limits=(limit,))
-    waiter = world.enqueue(b)  # his dial takes the room that a replacement would have had
+    waiter = world.enqueue(b)  # its dial takes the room that a replacement would have had
     world.scheduler.drain(a, 0.0, world.now)
     assert world.notes.reasons == [Reason.DRAINED]  # so one goes first
     world.close_all()
@@ -365,7 +365,7 @@ def test_a_drain_held_up_by_a_shared_limit_goes_on_when_others_have_filled_it(
     assert not a.retiring
 
 
-def test_a_waiter_who_needs_places_in_two_limits_is_not_overtaken_while_one_comes_free(
+def test_a_waiter_that_needs_places_in_two_limits_is_not_overtaken_while_one_comes_free(
     world: World,
 ) -> None:
     one, two = Limit(1, "one"), Limit(1, "two")
@@ -390,7 +390,7 @@ def test_a_waiter_who_needs_places_in_two_limits_is_not_overtaken_while_one_come
 # Waiters who leave
 
 
-def test_a_waiter_who_gives_up_before_he_is_served_leaves_the_line(world: World) -> None:
+def test_a_waiter_that_gives_up_before_it_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
     early, late = world.enqueue(bucket), world.enqueue(bucket)
@@ -402,7 +402,7 @@ def test_a_waiter_who_gives_up_before_he_is_served_leaves_the_line(world: World)
     assert early.slot is None
 
 
-def test_a_waiter_who_gives_up_after_he_was_served_passes_it_on(world: World) -> None:
+def test_a_waiter_that_gives_up_after_it_was_served_passes_it_on(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
     early, late = world.enqueue(bucket), world.enqueue(bucket)
@@ -413,10 +413,10 @@ def test_a_waiter_who_gives_up_after_he_was_served_passes_it_on(world: World) ->
 
     assert early.slot is None
     assert late.slot is slot
-    assert slot.uses == uses  # he never used it
+    assert slot.uses == uses  # the waiter never used it
 
 
-def test_a_waiter_who_gives_up_leaves_his_place_to_a_minimum_and_opens_the_fast_path(
+def test_a_waiter_that_gives_up_leaves_its_place_to_a_minimum_and_opens_the_fast_path(
     world: World,
 ) -> None:
     limit = Limit(1)
@@ -425,7 +425,7 @@ def test_a_waiter_who_gives_up_leaves_his_place_to_a_minimum_and_opens_the_fast_
     waiter = world.enqueue(a)
     b = world.bucket(1, 1, name="b", limits=(limit,))
     world.fail_one()
-    assert not world.notes.dials  # the place is kept for him
+    assert not world.notes.dials  # the place is kept for the waiter
 
     world.scheduler.cancel(waiter, world.now)
 
@@ -580,7 +580,7 @@ def test_when_no_dial_is_wanted_the_burst_is_over(world: World) -> None:
     assert bucket.connecting == 1
 
 
-def test_a_dial_that_nobody_wants_any_more_is_not_begun(world: World) -> None:
+def test_a_dial_that_no_caller_wants_any_more_is_not_begun(world: World) -> None:
     bucket = world.bucket(2)
     waiter = world.enqueue(bucket)
     (slot,) = world.notes.dials
@@ -711,7 +711,7 @@ def test_an_idle_slot_whose_peer_hung_up_is_replaced_at_once(world: World) -> No
     assert bucket.connecting == 1
 
 
-def test_a_held_slot_whose_peer_hung_up_goes_on_return_whoever_waits(world: World) -> None:
+def test_a_held_slot_whose_peer_hung_up_goes_on_return_though_callers_wait(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
     waiter = world.enqueue(bucket)
@@ -736,7 +736,7 @@ def test_a_slot_whose_peer_hung_up_while_it_was_checked_is_not_kept(world: World
     assert world.notes.reasons == [Reason.PEER_CLOSED]
 
 
-def test_a_slot_whose_peer_hung_up_before_the_dial_was_done_is_handed_to_nobody(
+def test_a_slot_whose_peer_hung_up_before_the_dial_was_done_is_handed_to_no_caller(
     world: World,
 ) -> None:
     bucket = world.bucket(1)
@@ -885,7 +885,7 @@ def test_drained_while_the_server_is_away_no_more_than_one_is_given_up(world: Wo
     assert bucket.open == 3
 
 
-def test_a_drain_goes_on_after_an_outage_though_nobody_uses_the_pool(world: World) -> None:
+def test_a_drain_goes_on_after_an_outage_though_no_caller_uses_the_pool(world: World) -> None:
     bucket = world.bucket(2, 2)
     world.fail_one()
     world.now = bucket.retry_at
@@ -983,7 +983,7 @@ def test_a_slot_that_closes_while_idle_is_never_taken_by_the_fast_path(world: Wo
     assert middle.fast_path_until == AT_ONCE
 
 
-def test_an_overflow_slot_is_closed_on_return_when_nobody_waits(world: World) -> None:
+def test_an_overflow_slot_is_closed_on_return_when_no_caller_waits(world: World) -> None:
     bucket = world.full(1, max_overflow=1)
     held = world.checkout(bucket)
     waiter = world.enqueue(bucket)
@@ -1091,7 +1091,7 @@ def test_a_limit_cannot_be_shared_between_hubs(world: World) -> None:
 # The fast path
 
 
-def test_the_fast_path_is_open_when_nobody_waits(world: World) -> None:
+def test_the_fast_path_is_open_when_no_caller_waits(world: World) -> None:
     bucket = world.full(2)
 
     assert bucket.fast_path_open == HERE
@@ -1109,7 +1109,7 @@ def test_the_fast_path_is_shut_while_a_caller_of_the_bucket_waits(world: World) 
     assert waiter.slot is not None
 
 
-def test_the_fast_path_is_shut_for_whoever_shares_a_limit_that_holds_somebody_up(
+def test_the_fast_path_is_shut_for_all_that_share_a_limit_that_blocks_a_waiter(
     world: World,
 ) -> None:
     limit = Limit(2)

@@ -55,7 +55,7 @@ LONG = 10.0  # the keepalive
 
 
 class WatchedSlot(Slot):
-    """A slot that lets nobody make a move that is not in the table: the fast path neither."""
+    """A slot that allows no move that is not in the table: not to the fast path either."""
 
     __slots__ = ()
 
@@ -285,7 +285,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 3))
     def be_served_and_find_it_unfit(self, n: int) -> None:
-        """He goes back in line with the turn he drew when he came."""
+        """It goes back in line with the ticket it drew when it came."""
         served = [w for w in self.hub.woken if w.slot is not None and w.slot.state is IN_USE]
         if served:
             waiter = served[n % len(served)]
@@ -541,7 +541,7 @@ class Machine(RuleBasedStateMachine):
                     assert b in limit._with_waiters
                 elif b in limit._with_waiters:
                     served = len(b.waiters) <= b.connecting
-                    assert served or b.failing or b.connecting >= b.window, "he is overlooked"
+                    assert served or b.failing or b.connecting >= b.window, "it is overlooked"
                 assert b not in limit._blocked_here or b.waiters
             keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
             assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
@@ -564,7 +564,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def opportunities(self) -> None:
-        """Nothing that could be done for anybody is left undone, and the fast path hurts nobody."""
+        """Nothing that could be done for a waiter is left undone, and the fast path hurts none."""
         now = self.now
         for bucket in self.buckets:
             if any(limit in self.hub.lowered for limit in bucket.limits):
@@ -583,13 +583,13 @@ class Machine(RuleBasedStateMachine):
                 coming = any(limit._closing for limit in shut)
                 if len(shut) == 1 and not coming and not bucket.own.full:
                     others = [b for b in self.buckets if shut[0] in b.shared and b is not bucket]
-                    assert not any(b.idle for b in others), "nobody made room"
+                    assert not any(b.idle for b in others), "no room was made"
                     assert not any(b.fast_path_open for b in others), (
-                        "the fast path takes his place"
+                        "the fast path takes its place"
                     )
             if could and bucket.has_room and bucket.connecting < bucket.missing:
                 assert any(b.waiters for b in neighbours(bucket, self.buckets)), (
-                    "below its minimum for nobody's sake"
+                    "below its minimum for no waiter's sake"
                 )
             if bucket.fast_path_open:
                 assert bucket.fast_path_open == bucket.fast_path_thread
@@ -607,7 +607,7 @@ class Machine(RuleBasedStateMachine):
             limit.maximum = max(limit.maximum, 1)
         self._come_to_rest()
         for bucket in self.buckets:
-            assert not bucket.waiters, f"somebody is never served: {bucket!r}"
+            assert not bucket.waiters, f"a waiter is never served: {bucket!r}"
             assert not bucket.retiring, "neither replaced nor closed"
             assert not (bucket.closed and bucket.slots)
             assert bucket.window == 1, "the burst is not over"
@@ -638,7 +638,7 @@ class Machine(RuleBasedStateMachine):
             assert not limit._blocked_here
 
     def _come_to_rest(self) -> None:
-        """Dials succeed, callers release and nobody's patience ends."""
+        """Dials succeed, callers release and no waiter's deadline comes."""
         for _ in range(2000):
             if not self._something_happens():
                 if not self.hub.timers:

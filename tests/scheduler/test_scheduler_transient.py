@@ -190,13 +190,13 @@ def test_one_of_many_has_no_fast_path_to_open_or_to_shut_for_a_thousand_others(
 
     others = [one_of_many(world, total) for _ in range(50)]
     world.scheduler._update_fast_path = note  # type: ignore[method-assign]
-    world.enqueue(others[0])  # somebody is held up from now on
-    world.release(slot)  # and from now on nobody is
+    world.enqueue(others[0])  # a waiter is blocked from now on
+    world.release(slot)  # and from now on none is
 
     assert set(opened) <= {others[0], slot.bucket}
 
 
-def test_callers_of_many_are_served_in_the_order_they_came_whoever_makes_room(
+def test_callers_of_many_are_served_in_the_order_they_came_whichever_makes_room(
     world: World,
 ) -> None:
     total = Limit(1)
@@ -217,7 +217,7 @@ def test_callers_of_many_are_served_in_the_order_they_came_whoever_makes_room(
     assert order == waiters
 
 
-def test_callers_who_come_and_go_behind_one_who_waits_do_not_pile_up(world: World) -> None:
+def test_callers_that_come_and_go_behind_one_who_waits_do_not_pile_up(world: World) -> None:
     total = Limit(1)
     busy(world, total)
     world.enqueue(one_of_many(world, total))
@@ -331,7 +331,7 @@ def test_when_all_are_due_together_each_costs_the_same_however_many_they_are() -
     assert_flat(cost)
 
 
-def test_one_who_is_due_costs_the_same_however_many_stand_behind_him() -> None:
+def test_one_who_is_due_costs_the_same_however_many_stand_behind_it() -> None:
     def cost(behind: int) -> int:
         world = World()
         total, _ = full_limit(world, 1)
@@ -404,7 +404,7 @@ def test_the_gaps_of_a_heap_never_outnumber_its_things_by_much() -> None:
     assert order == [-1, *range(0, 1000, 3)]
 
 
-# fail_when_full: nobody waits for a place
+# fail_when_full: no caller waits for a place
 
 
 def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
@@ -421,7 +421,7 @@ def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
     assert (error.pool, error.limit, error.used, error.maximum) == ("api", "sockets", 1, 1)
     assert "limit 'sockets' is reached, 1 of 1 connections, and none of them is idle" in str(error)
     assert not bucket.waiters
-    assert not total._blocked_here  # he holds up nobody
+    assert not total._blocked_here  # it blocks no other
 
 
 def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:
@@ -433,7 +433,7 @@ def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:
     assert (error.limit, error.used, error.maximum) == ("api", 1, 1)
 
 
-def test_prompt_what_is_idle_elsewhere_makes_room_and_he_waits_for_that(world: World) -> None:
+def test_prompt_what_is_idle_elsewhere_makes_room_and_it_waits_for_that(world: World) -> None:
     total = Limit(1)
     _, slot = idle(world, total)
     bucket = one_of_many(world, total, fail_when_full=True)
@@ -486,7 +486,7 @@ def test_prompt_a_place_that_another_has_taken_meanwhile_ends_the_wait(world: Wo
     assert isinstance(second.error, OutOfSockets)
 
 
-# fail_when_down: nobody waits for the end of a back-off
+# fail_when_down: no caller waits for the end of a back-off
 
 
 def down(world: World, total: Limit | None = None, **settings: Any) -> Bucket:
@@ -494,7 +494,7 @@ def down(world: World, total: Limit | None = None, **settings: Any) -> Bucket:
     return one_of_many(world, total or Limit(9), size=9, fail_when_down=True, **settings)
 
 
-def test_down_fails_all_who_wait_get_the_error_of_the_dial_each_his_own(world: World) -> None:
+def test_down_fails_all_that_wait_get_the_error_of_the_dial_each_its_own(world: World) -> None:
     bucket = down(world)
     waiters = [world.enqueue(bucket) for _ in range(3)]
 
@@ -674,7 +674,7 @@ def test_the_states_of_a_dial_of_many_are_those_of_any(world: World) -> None:
 
     world.scheduler.cancel_dial(slot, world.now)
 
-    # Somebody waits, so the next one is under way.
+    # A caller waits, so the next one is under way.
     assert [s.state for s in bucket.slots] == [CONNECTING]
     assert slot.state is CLOSED
     assert total.used == 1

@@ -71,7 +71,7 @@ def test_families_take_turns_and_the_first_one_begins(given, wanted):
 # Who wins
 
 
-def test_the_one_address_there_is_wins_and_nobody_else_runs(hosts, keep):
+def test_the_one_address_there_is_wins_and_no_other_runs(hosts, keep):
     live = hosts.live()
     left, failed = [live], []
     ran = set()

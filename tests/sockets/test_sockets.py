@@ -324,7 +324,7 @@ def test_a_refused_connection_stays_connection_refused():
         assert before == open_sockets()
 
 
-def test_an_error_is_gone_as_soon_as_nobody_has_it(stuck):
+def test_an_error_is_gone_as_soon_as_it_is_let_go_of(stuck):
     """No cycle through the frames of the dial, with all that they hold."""
     gone = None
     gc.disable()
@@ -726,7 +726,7 @@ def test_many_servers_get_two_seconds_or_more_while_they_last(clock, seconds, pa
     assert [after - before for before, after in pairwise([began, *ends])] == parts
 
 
-def test_without_a_bound_nobody_is_cut_short():
+def test_without_a_bound_no_request_is_cut_short():
     dial = factory_module._Dial("many")
 
     with dial.part("one", 3, float("inf")) as ends_at:

@@ -91,7 +91,7 @@ class Servers:
 
 @contextlib.contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """Nothing can be opened in it, until somebody closes something."""
+    """Nothing can be opened in it, until something is closed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

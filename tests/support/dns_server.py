@@ -52,7 +52,7 @@ class DnsServer:
     Between ``hold()`` and ``release()`` answers wait.  SRV records come with the addresses of their
     targets, as far as they are known.
 
-    Each has a host of its own (127.x.y.z), so that nobody takes its port while it is stopped.
+    Each has a host of its own (127.x.y.z), so that no other takes its port while it is stopped.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class DnsServer:
             raise
 
     def stop(self) -> None:
-        """Nobody listens any more; no answer is under way."""
+        """Nothing listens any more; no answer is under way."""
         for server in self._servers:
             server.stop(timeout=0)
         self._servers = []

@@ -44,7 +44,7 @@ class IdServer(EchoServer):
 
     *late_share* (0 to 1) of the answers comes *late_by* seconds late; which ones, *seed* decides.
     Both may be set while it runs.  One connection is served in order, as by most protocols: so a
-    client who gave up waiting, and his connection's next user, would read the late answer.
+    client that gave up waiting, and its connection's next user, would read the late answer.
     """
 
     def __init__(

@@ -213,7 +213,7 @@ class Stage:
     # Machinery
 
     def play(self, scenario: Callable[[Stage], object]) -> None:
-        """Play *scenario* and see that the strike went through to the caller, and to nobody else.
+        """Play *scenario* and see that the strike went through to the caller, and to no other.
 
         What the main greenlet gets is collected: that is where a KeyboardInterrupt goes that hits
         a greenlet of the pool.
