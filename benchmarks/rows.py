@@ -22,7 +22,7 @@ from benchmarks.peers import Connection, Peer, make_geventpool, make_gsocketpool
 from benchmarks.server import echo_server
 from geventpool import ConnectionPool
 
-__all__ = ["ROWS", "crowd", "hold_at_once", "spike"]
+__all__ = ["ROWS", "crowd", "fill_seconds", "hold_at_once", "slot_bytes", "spike"]
 
 
 # Borrow and give back, and no other caller wants any
@@ -244,17 +244,19 @@ def echo(quick: bool) -> list[Row]:
     ]
 
 
+def fill_seconds(address: tuple[str, int], size: int) -> float:
+    """Seconds until a pool of *size* has opened all its connections."""
+    pool = ConnectionPool(size, connect=lambda: _dial(address))
+    seconds = timed(pool.fill)
+    pool.close()
+    return seconds
+
+
 def fill(quick: bool) -> list[Row]:
     """Filling a pool with 1,000 connections, against a loop that spawns a greenlet for each."""
     size, rounds = 100 if quick else 1000, 3 if quick else 9
 
     with echo_server() as address:
-
-        def pooled() -> float:
-            pool = ConnectionPool(size, connect=lambda: _dial(address))
-            seconds = timed(pool.fill)
-            pool.close()
-            return seconds
 
         def bare() -> float:
             greenlets: list[Any] = []
@@ -264,7 +266,7 @@ def fill(quick: bool) -> list[Row]:
                 each.value.close()
             return seconds
 
-        times = interleaved(rounds, pooled=pooled, bare=bare)
+        times = interleaved(rounds, pooled=lambda: fill_seconds(address, size), bare=bare)
 
     mine, least = median(times["pooled"]) * 1e3, median(times["bare"]) * 1e3
     return [
@@ -341,41 +343,47 @@ def spikes(quick: bool) -> list[Row]:
 # What an idle pool costs
 
 
+def slot_bytes(address: tuple[str, int], size: int) -> float:
+    """Bytes of Python memory that an idle slot takes beyond those of its socket."""
+    sockets: list[Any] = []
+    bare = _traced(lambda: sockets.extend(_dial(address) for _ in range(size)))
+    for sock in sockets:
+        sock.close()
+    _idle_pool(address, 1).close()  # what is made once per hub
+    pools: list[ConnectionPool[Any]] = []
+    pooled = _traced(lambda: pools.append(_idle_pool(address, size)))
+    pools.pop().close()
+    return (pooled - bare) / size
+
+
+def _idle_pool(address: tuple[str, int], size: int) -> ConnectionPool[Any]:
+    """A filled pool with all that an idle connection may be told."""
+    pool = _Pinged(
+        size,
+        keepalive=1000.0,
+        min_size=size,
+        idle_timeout=1000.0,
+        max_lifetime=1000.0,
+        connect=lambda: _dial(address),
+    )
+    pool.fill()
+    gevent.sleep(0.05)  # the dialers end
+    return pool
+
+
 def memory(quick: bool) -> list[Row]:
     """Python memory of an idle slot beyond that of its socket, and greenlets of an idle pool."""
     size = 100 if quick else 1000
     idle: list[int] = []
 
     with echo_server() as address:
-        sockets: list[Any] = []
-        bare = _traced(lambda: sockets.extend(_dial(address) for _ in range(size)))
-        for sock in sockets:
-            sock.close()
-        pools: list[ConnectionPool[Any]] = []
+        beyond = slot_bytes(address, size)
+        with _idle_pool(address, 1):  # what is made once per hub
+            for each in (10, size):
+                before = _greenlets()
+                with _idle_pool(address, each):
+                    idle.append(_greenlets() - before)
 
-        def fill(size: int) -> None:
-            pool = _Pinged(
-                size,
-                keepalive=1000.0,
-                min_size=size,
-                idle_timeout=1000.0,
-                max_lifetime=1000.0,
-                connect=lambda: _dial(address),
-            )
-            pools.append(pool)
-            pool.fill()
-            gevent.sleep(0.05)  # the dialers end
-
-        fill(1)  # what is made once per hub
-        pooled = _traced(lambda: fill(size))
-        for each in (10, size):
-            before = _greenlets()
-            fill(each)
-            idle.append(_greenlets() - before)
-        for pool in pools:
-            pool.close()
-
-    beyond = (pooled - bare) / size
     return [
         Row(
             "memory of an idle slot beyond its socket, bytes | 1024",
