@@ -14,10 +14,11 @@ from collections.abc import Sequence  # noqa: E402
 
 import gevent  # noqa: E402
 
-from benchmarks import comparison, dials, herd, monitored, rows, simulation  # noqa: E402
+from benchmarks import comparison, dials, full_cap, herd, monitored, rows, simulation  # noqa: E402
 
 ROWS = {
     **rows.ROWS,
+    "full_cap": full_cap.full_cap,
     "dials": dials.dials,
     "monitored": monitored.monitored,
     "simulation": simulation.simulation,

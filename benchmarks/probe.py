@@ -42,7 +42,7 @@ def contended() -> float:
 
 
 def waiters() -> float:
-    """The same with 10,000 greenlets."""
+    """The same for one of 10,000 greenlets."""
     pool = make_geventpool(10, Connection)
     return min(crowd(pool, 10_000, 20_000)[0] for _ in range(3)) * 1e9
 

@@ -77,7 +77,7 @@ def main() -> int:
             f"{ratio:7.3f}{rounds:8.3f}  {verdict}",
             flush=True,
         )
-    print("\nthis and other: the best of the rounds; ratio: of these; median: of each round's ratio")
+    print("\nthis, other: the best of the rounds; ratio: of these; median: of the rounds' ratios")
     print(
         f"This checkout is worse by more than {options.allow:g} %: {', '.join(slower)}."
         if slower
