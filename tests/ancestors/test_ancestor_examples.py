@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,8 +61,9 @@ from geventpool import (
 from geventpool.compat import generic_connection_pool, gsocketpool, pycassa
 from geventpool.testing import FakeClock
 from support import ROOT
-from support.certificates import Certificates, make_certificates
+from support.certificates import Certificates
 from support.servers import EchoServer, closed_port, require_server
+from support.waiting import until
 
 PATIENCE = 10.0
 
@@ -116,6 +117,7 @@ from pycassa.pool import PoolListener, QueuePool
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", IMPORTS.strip().splitlines())
 def test_an_import_changes_by_its_prefix_alone(line: str) -> None:
     if "pycassa" not in line:
@@ -124,18 +126,6 @@ def test_an_import_changes_by_its_prefix_alone(line: str) -> None:
     changed = f"{keyword} geventpool.compat.{module} {rest}"
     # In an interpreter of its own, where no other line has made the modules known yet.
     subprocess.run([sys.executable, "-c", changed], check=True, env={"PYTHONPATH": str(ROOT)})
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-def until(condition: Callable[[], object], wanted: str = "the condition") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {wanted}"
-        gevent.sleep(0.001)
 
 
 def in_documented_order(call: Any) -> str:
@@ -1652,6 +1642,7 @@ def test_pycassa_an_operation_that_timed_out_is_tried_on_a_different_node(nodes,
     assert not four.stored
 
 
+@pytest.mark.slow
 def test_pycassa_maximum_retry_exception(nodes, at_end):
     pool = at_end.enter_context(pycassa.ConnectionPool("Keyspace1"))
     cf = pycassa.ColumnFamily(pool, "Standard1")

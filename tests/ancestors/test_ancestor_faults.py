@@ -37,12 +37,6 @@ from support.certificates import make_certificates
 from support.objects import Conn, Maker
 from support.servers import EchoServer, IdServer, Pulse, ask
 
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
 # geventconnpool
 
 

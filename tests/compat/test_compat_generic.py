@@ -52,8 +52,9 @@ from geventpool.compat.generic_connection_pool import (
     UnixSocketStreamConnectionManager,
 )
 from geventpool.testing import FakeClock
-from support.certificates import Certificates, make_certificates
+from support.certificates import Certificates
 from support.servers import EchoServer, IdServer, ask, closed_port
+from support.waiting import until
 
 LOCALHOST = ipaddress.IPv4Address("127.0.0.1")
 
@@ -126,14 +127,6 @@ class Hooked(Manager):
         self._act("dead")
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    __tracebackhide__ = True
-    deadline = monotonic() + timeout
-    while not condition():
-        assert monotonic() < deadline, "waited in vain"
-        gevent.sleep(0.001)
-
-
 def raising(error: BaseException) -> Callable[[], object]:
     def act() -> None:
         raise error
@@ -160,11 +153,6 @@ def server() -> Iterator[IdServer]:
 
 def endpoint_of(server: EchoServer) -> Any:
     return LOCALHOST, server.address[1]
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
@@ -376,7 +364,7 @@ def test_without_any_idle_time_extra_connections_are_not_kept() -> None:
     with ConnectionPool[str, Conn](manager, idle_timeout=0, min_idle=0) as pool:
         with pool.connection("a"):
             pass
-        wait_until(lambda: not manager.open)
+        until(lambda: not manager.open)
 
 
 # What a manager is asked and told
@@ -429,7 +417,7 @@ def test_what_goes_from_hand_to_hand_is_checked_too() -> None:
     with ConnectionPool[str, Conn](manager, max_size=1) as pool:
         with pool.connection("a"):
             waiter = gevent.spawn(pool.acquire, "a")
-            wait_until(lambda: pool.stats().waiting)
+            until(lambda: pool.stats().waiting)
             manager.acts["check"] = lambda: False
         second = waiter.get(timeout=10)
         pool.release(second, "a")
@@ -514,7 +502,7 @@ def test_a_create_that_takes_too_long_ends_in_a_timeout_error() -> None:
         with pytest.raises(TimeoutError) as caught:
             pool.acquire("a")
         assert not isinstance(caught.value, PoolTimeout)
-        wait_until(lambda: pool.get_size() == 0)
+        until(lambda: pool.get_size() == 0)
 
 
 def test_acquire_timeout_is_the_default_and_none_means_the_default() -> None:
@@ -527,6 +515,7 @@ def test_acquire_timeout_is_the_default_and_none_means_the_default() -> None:
                     pass
 
 
+@pytest.mark.slow
 def test_callers_of_a_server_that_is_away_are_told_one_after_the_other_and_soon() -> None:
     manager = Manager(create=raising(ConnectionRefusedError("away")))
     # What the back-off of other pools would take at the very least, half of each wait.
@@ -648,7 +637,7 @@ def test_d3_a_waiter_killed_as_it_is_handed_a_connection_leaves_it_to_the_next()
     with ConnectionPool[str, Conn](Manager(), max_size=1) as pool:
         conn = pool.acquire("a")
         first, second = (gevent.spawn(pool.acquire, "a") for _ in range(2))
-        wait_until(lambda: pool.stats().waiting == 2)
+        until(lambda: pool.stats().waiting == 2)
         first.kill(block=False)  # it will strike between the hand-over and its waking up
         pool.release(conn, "a")
         assert pool.stats().waiting == 1
@@ -664,7 +653,7 @@ def test_d4_a_release_serves_who_waits_for_the_total_limit(wanted: str) -> None:
     with ConnectionPool[str, Conn](manager, max_size=2, total_max_size=2) as pool:
         held = [pool.acquire("a"), pool.acquire("c" if wanted == "a" else "a")]
         waiter = gevent.spawn(pool.acquire, wanted, 10)
-        wait_until(lambda: pool.stats().waiting)
+        until(lambda: pool.stats().waiting)
         pool.release(held[0], "a")
 
         conn = waiter.get(timeout=5)
@@ -707,7 +696,7 @@ def test_d5_close_wakes_who_waits_and_closes_what_is_held_when_its_time_is_up() 
     holder = gevent.spawn(hold)
     holding.wait()
     waiter = gevent.spawn(_outcome, pool)
-    wait_until(lambda: pool.stats().waiting)
+    until(lambda: pool.stats().waiting)
     pool.close(timeout=0.05)
 
     assert waiter.get(timeout=10) == "ConnectionPoolClosedError"
@@ -723,7 +712,7 @@ def test_d5_close_without_a_timeout_waits_for_the_last_release() -> None:
     pool = ConnectionPool[str, Conn](manager)
     conn = pool.acquire("a")
     closer = gevent.spawn(pool.close)
-    wait_until(lambda: pool.closed)
+    until(lambda: pool.closed)
     assert not closer.ready()
     pool.release(conn, "a")
     closer.get(timeout=10)
@@ -796,7 +785,7 @@ def test_a_check_that_raises_makes_room_for_another_connection(raised: BaseExcep
         else:
             with pytest.raises(gevent.Timeout):
                 pool.acquire("a")
-        wait_until(lambda: ("dispose", 1) in manager.told)
+        until(lambda: ("dispose", 1) in manager.told)
 
 
 def test_a_check_takes_no_longer_than_its_caller_has_time() -> None:
@@ -828,9 +817,9 @@ def test_d8_d16_what_is_past_its_time_is_disposed_of_without_a_release_and_not_h
             clock.advance(pause)  # and nothing runs that could dispose of it
         with pool.connection("a") as conn:
             assert conn.number == 2
-        wait_until(lambda: manager.open == [2])
+        until(lambda: manager.open == [2])
         clock.advance(60)
-        wait_until(lambda: not manager.open)
+        until(lambda: not manager.open)
 
 
 def test_min_idle_is_spared_by_the_idle_timeout() -> None:
@@ -842,7 +831,7 @@ def test_min_idle_is_spared_by_the_idle_timeout() -> None:
         for conn in [pool.acquire("a") for _ in range(4)]:
             pool.release(conn, "a")
         clock.advance(60)
-        wait_until(lambda: len(manager.open) == 2)
+        until(lambda: len(manager.open) == 2)
         for _ in range(3):
             clock.advance(60)
             gevent.idle()
@@ -879,7 +868,7 @@ def test_a_tcp_socket_is_used_again_unless_the_server_has_hung_up(server: IdServ
         with pool.connection(endpoint) as sock:
             assert ask(sock, "three") == "three"
         assert server.opened == 2
-        wait_until(lambda: dead)
+        until(lambda: dead)
     assert dead == [endpoint]
 
 
@@ -1023,7 +1012,7 @@ def test_d11_a_connection_whose_on_release_failed_is_disposed_of(
     with ConnectionPool[str, Conn](manager) as pool:
         with pool.connection("a"):
             pass
-        wait_until(lambda: manager.open == [])
+        until(lambda: manager.open == [])
         del manager.acts["release"]
         with pool.connection("a") as conn:
             assert conn.number == 2
@@ -1078,7 +1067,7 @@ def test_d13_a_release_does_not_wait_until_others_are_disposed_of() -> None:
     with ConnectionPool[str, Conn](manager, min_idle=0, idle_timeout=0.01) as pool:
         first, second = pool.acquire("a"), pool.acquire("b")
         pool.release(first, "a")
-        wait_until(lambda: pool.stats().closing)
+        until(lambda: pool.stats().closing)
         with gevent.Timeout(5):
             pool.release(second, "b")
         blocked.set()
@@ -1154,7 +1143,7 @@ def test_d14_a_pool_that_is_not_used_any_more_is_collected_and_its_connections_d
     reference = weakref.ref(pool)
     del pool
     gc.collect()
-    wait_until(lambda: not manager.open)
+    until(lambda: not manager.open)
     gc.collect()
 
     assert reference() is None
@@ -1166,7 +1155,7 @@ def test_d15_an_endpoint_that_cannot_be_reached_leaves_no_trace() -> None:
         for endpoint in range(100):
             with pytest.raises(OSError, match="no such host"):
                 pool.acquire(endpoint)
-        wait_until(lambda: not pool.endpoints())
+        until(lambda: not pool.endpoints())
 
 
 def test_a_forgotten_connection_gives_its_place_back() -> None:
@@ -1201,7 +1190,7 @@ def test_no_caller_reads_the_reply_to_a_request_that_was_cut_short(
         endpoint = endpoint_of(server)
         with ConnectionPool[Any, Any](TcpSocketConnectionManager(), max_size=1) as pool:
             user = gevent.spawn(_swallowing, lambda: use("first"))
-            wait_until(lambda: server.requests)
+            until(lambda: server.requests)
             user.kill(exc_class)
             server.late_share = 0
             assert use("second") == "second"
@@ -1281,7 +1270,7 @@ def test_timeouts_and_kills_lose_no_capacity_and_harm_no_other() -> None:
 
             assert answers["right"] > 50
             assert answers["late"] > 20
-            wait_until(lambda: pool.stats().closing == 0)
+            until(lambda: pool.stats().closing == 0)
             is_whole(pool, 3, endpoints[0])
             assert Counted.peak <= 4
     assert (Counted.open, Counted.balance) == (0, 0)
@@ -1345,7 +1334,7 @@ def test_a_stream_that_was_forgotten_gives_its_place_back(server: IdServer) -> N
             assert pool.get_endpoint_pool_size(server.address, acquired=True) == 1
             with pytest.warns(ResourceWarning):
                 held.clear()
-            wait_until(lambda: pool.get_size() == 0)
+            until(lambda: pool.get_size() == 0)
         with pool.connection(server.address, timeout=5) as (reader, writer):
             writer.write(b"hello\n")
             assert reader.readline() == b"hello\n"
@@ -1420,7 +1409,7 @@ def test_what_a_write_cut_short_has_left_is_not_sent_later(
             with pool.connection(path) as (_, writer), gevent.Timeout(0.1):
                 while True:
                     writer.write(b"x" * 8000)
-        wait_until(lambda: pool.get_size() == 0)  # it does not wait for a listener
+        until(lambda: pool.get_size() == 0)  # it does not wait for a listener
 
 
 def test_no_event_loop_is_needed_nor_made(server: IdServer) -> None:

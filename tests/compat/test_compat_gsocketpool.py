@@ -907,6 +907,7 @@ def test_when_a_first_connection_fails_the_earlier_ones_are_closed(plain: type[P
 # The server is away
 
 
+@pytest.mark.slow
 def test_the_error_of_a_dial_is_raised_as_it_is() -> None:
     with closed_port() as (host, port):
         with Pool(TcpConnection, {"host": host, "port": port}) as pool:
@@ -949,6 +950,7 @@ def _outcome(pool: Pool[Any]) -> type[Exception] | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_used_at_once(server: EchoServer) -> None:
     with tcp_pool(server) as pool:
         server.stop()

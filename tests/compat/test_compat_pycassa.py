@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,6 +39,7 @@ from geventpool.compat.pycassa import (
 from geventpool.testing import FakeClock
 from support.servers import EchoServer, IdServer, closed_port
 from support.strikes import PATIENCE, STRIKES, Stage, Strike
+from support.waiting import until
 
 SMALL_PAUSE = Backoff(first=0.001, longest=0.002)
 
@@ -126,13 +127,6 @@ def make_pool(*servers: EchoServer, **settings: Any) -> ConnectionPool:
     settings.setdefault("timeout", 5.0)
     settings.setdefault("server_list", at(*servers))
     return ConnectionPool(settings.pop("keyspace", "Keyspace1"), **settings)
-
-
-def until(condition: Callable[[], object], wanted: str = "the condition") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {wanted}"
-        gevent.sleep(0.001)
 
 
 def assert_whole(pool: ConnectionPool, *servers: EchoServer) -> None:

@@ -180,6 +180,7 @@ def outcome(call: Callable[..., Any], *args: object) -> Any:
         return error
 
 
+@pytest.mark.slow
 @given(text=TEXTS, default_port=st.none() | st.just(443))
 @example(text="[::FFFF:10.0.0.1]:00080", default_port=None)
 @example(text="[unix]:80", default_port=None)

@@ -43,6 +43,7 @@ from geventpool.errors import ConnectError, NameNotFound
 from geventpool.testing import FakeClock
 from support import ROOT, TESTS
 from support.dns_server import DnsServer
+from support.waiting import until
 
 raw_fork = monkey.get_original("os", "fork")
 
@@ -74,12 +75,6 @@ def spawn(function: Callable[..., Any], *args: Any) -> Any:
     return greenlet
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    with gevent.Timeout(seconds):
-        while not condition():
-            gevent.sleep(0.002)
-
-
 def outcome(resolve: Callable[[str], Any], name: str) -> Any:
     """What *resolve* returned, or what it raised."""
     try:
@@ -97,11 +92,6 @@ def raising(error: BaseException | type[BaseException]) -> Callable[..., Any]:
 
 def group(*ips: str) -> frozenset[Address]:
     return frozenset(Address(ip, 80) for ip in ips)
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock(1000.0)
 
 
 @pytest.fixture
@@ -248,6 +238,7 @@ def test_localhost_is_found_by_the_system() -> None:
     assert Address("127.0.0.1", 80) in DnsResolver().resolve("localhost:80")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["NXDOMAIN", "no data", "SERVFAIL", "no answer"])
 def test_a_look_up_that_brings_nothing_says_what_was_tried(server: DnsServer, how: str) -> None:
     if how == "no data":
@@ -1218,7 +1209,7 @@ def test_threads_share_what_is_known_and_do_not_wait_for_each_others_greenlets()
             found.append(None)
 
     monkey.get_original("_thread", "start_new_thread")(in_thread, ())
-    until(lambda: None in found, 20)
+    until(lambda: None in found)
 
     assert [each.addresses for each in found[:-1]] == [group("10.0.0.1"), group("10.0.0.2")]
     assert not waiting.ready()

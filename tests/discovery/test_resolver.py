@@ -20,11 +20,6 @@ from geventpool.testing import FakeClock
 A, B, C = Address("10.0.0.1", 80), Address("10.0.0.2", 80), Address("10.0.0.3", 80)
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock(1000.0)
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     records = [r for r in caplog.records if r.name == "geventpool.resolver"]
     return [r.getMessage() for r in records if r.levelno == logging.WARNING]

@@ -22,11 +22,6 @@ from geventpool.testing import FakeClock
 A, B, C = Address("10.0.0.1", 80), Address("10.0.0.2", 80), Address("10.0.0.3", 80)
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock(1000.0)
-
-
 class Names:
     """A resolver whose answers the test decides."""
 

@@ -1037,6 +1037,7 @@ class Simulation:
                 attempt.failed(ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [3, None])
 def test_p2c_answers_999_of_1000_while_one_of_11_servers_is_slow(failures: int | None) -> None:
     # Nothing is left to chance.
@@ -1051,6 +1052,7 @@ def test_p2c_answers_999_of_1000_while_one_of_11_servers_is_slow(failures: int |
     assert run.outcomes[False] <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failures", "at_most"), [(3, 0.998), (None, 0.93)])
 def test_drawing_by_weight_alone_answers_clearly_less(failures: int | None, at_most: float) -> None:
     # Nothing is left to chance.

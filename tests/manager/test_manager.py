@@ -62,6 +62,7 @@ from geventpool.testing.ports import anywhere
 from support.certificates import make_certificates
 from support.servers import EchoServer, IdServer, ask
 from support.strikes import STRIKES, Stage
+from support.waiting import until
 
 #: Marked down, nothing comes back within a test.
 LONG = HealthPolicy(failures=3, backoff=Backoff(first=600.0, longest=600.0, jitter=0))
@@ -145,15 +146,6 @@ def manage() -> Iterator[Callable[..., ConnectionManager]]:
         yield make
 
 
-@pytest.fixture(scope="module")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """Those of a server named localhost, and of a client that trusts it."""
-    made = make_certificates(tmp_path_factory.mktemp("certificates"))
-    server = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(str(made.certificate), str(made.key))
-    return server, gevent.ssl.create_default_context(cafile=str(made.authority))
-
-
 @pytest.fixture
 def rankings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When servers were ranked."""
@@ -170,13 +162,6 @@ def rankings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def group(*servers: Any) -> AddressGroup:
     return AddressGroup.of(*(getattr(each, "address", each) for each in servers))
-
-
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        gevent.sleep(0.002)
 
 
 def fail(manager: ConnectionManager, target: Any, times: int = 3) -> None:
@@ -488,6 +473,7 @@ def test_an_address_that_hangs_leaves_time_for_the_next(hosts: Hosts, manage: An
     assert manager.stats().timed_out == 3  # no caller waits for it any more
 
 
+@pytest.mark.slow
 def test_an_address_that_hangs_does_not_take_all_the_time_there_is(
     hosts: Hosts, manage: Any
 ) -> None:
@@ -2000,6 +1986,7 @@ def shake_hands(sock: MonitoredSocket) -> MonitoredSocket:
     return sock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["weighted", "p2c"])
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_no_place_is_lost_and_no_caller_reads_the_reply_of_another(

@@ -29,13 +29,9 @@ from geventpool.testing import FakeClock
 from support.certificates import make_certificates
 from support.objects import Conn, Maker
 from support.servers import EchoServer, IdServer, ask, closed_port
+from support.waiting import until
 
 CANCELLATIONS = [GreenletExit, KeyboardInterrupt, gevent.Timeout]
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
 
 
 def pool_of(maker: Maker, **settings: Any) -> EndpointPool[str, Any]:
@@ -55,13 +51,6 @@ def outcome_of(action: Callable[..., object], *args: Any) -> Any:
     greenlet: Any = gevent.Greenlet(run)
     greenlet.start()
     return greenlet
-
-
-def until(condition: Callable[[], object]) -> None:
-    __tracebackhide__ = True
-    with gevent.Timeout(10, AssertionError("waited in vain")):
-        while not condition():
-            gevent.sleep(0.001)
 
 
 @pytest.mark.parametrize("exc_class", CANCELLATIONS)
@@ -218,6 +207,7 @@ def test_a_waiter_at_the_total_hears_of_what_becomes_idle(maker: Maker, wanted: 
         assert pool.endpoints() == [wanted]
 
 
+@pytest.mark.slow
 def test_close_waits_without_spinning_and_no_longer_than_its_timeout(maker: Maker) -> None:
     """D5: close() with a connection held span at full speed and never looked at its timeout; held
     connections were never closed."""

@@ -55,7 +55,8 @@ from support.strikes import (
     play_for_each_point,
 )
 from support.threads import in_thread
-from support.torture import BACKOFF, Round, torture
+from support.torture import BACKOFF, Round, keepalive_with_luck, open_with_luck, torture
+from support.waiting import until
 
 SOON = Backoff(first=0.005, longest=0.005)
 
@@ -92,13 +93,6 @@ def used(pool: EndpointPool[Any, Any], *endpoints: Any) -> None:
 
 def opened(pool: EndpointPool[Any, Any], endpoint: Any) -> int:
     return pool.stats(endpoint).idle + pool.stats(endpoint).in_use
-
-
-def until(condition: Callable[[], object]) -> None:
-    __tracebackhide__ = True
-    with gevent.Timeout(PATIENCE, AssertionError("waited in vain")):
-        while not condition():
-            gevent.sleep(0.001)
 
 
 def collect() -> None:
@@ -1012,6 +1006,7 @@ def test_an_eviction_costs_with_a_thousand_endpoints_what_it_costs_with_ten() ->
     assert many <= ten + 10, f"{ten} steps with ten, {many} with 1,000"
 
 
+@pytest.mark.slow
 def test_of_a_thousand_endpoints_with_900_waiting_at_the_total_all_are_served(
     places: Places,
 ) -> None:
@@ -1830,6 +1825,7 @@ def test_a_caller_may_be_cancelled_wherever_it_gives_way(
     assert found == points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strike", [s for s in STRIKES if s.how != "by a timer"], ids=repr)
 @pytest.mark.parametrize("play", [play for play, _ in SCENARIOS if play is not from_idle])
 def test_a_greenlet_of_the_pool_may_be_cancelled_wherever_it_gives_way(
@@ -1862,18 +1858,10 @@ class TorturedEndpoints(YieldingEndpoints):
         super().__init__(server, 4, *"abcde", backoff=BACKOFF, **settings)
 
     def _new_connection(self, endpoint: str) -> Connection:
-        for _ in range(self.dice.randrange(4)):
-            gevent.sleep(0)
-        if self.dice.random() < 0.2:
-            gevent.sleep(self.dice.random() * 0.001)
-        if self.dice.random() < 0.1:
-            raise OSError("not now")
-        return Connection(self.server)
+        return open_with_luck(self.server, self.dice)
 
     def _keepalive(self, endpoint: str, conn: Connection) -> None:
-        gevent.sleep(0)
-        if self.dice.random() < 0.1:
-            raise OSError("no sign of life")
+        keepalive_with_luck(self.dice)
 
     def check_no_more(self) -> None:
         """Let it come to rest, as it never does where a check is due as soon as one is over."""
@@ -1881,6 +1869,7 @@ class TorturedEndpoints(YieldingEndpoints):
             self.maintenance[0].longest = 3600.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "rounds"),
     [

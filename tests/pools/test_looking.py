@@ -27,11 +27,6 @@ SOON = Backoff(first=0.005, longest=0.005)
 GAUGES = ("in_use", "idle", "connecting", "checking", "closing")
 
 
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
 def gauges(pool: ConnectionPool[Any]) -> dict[str, int]:
     stats = pool.stats()
     return {name: value for name in GAUGES if (value := getattr(stats, name))}

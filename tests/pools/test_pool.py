@@ -37,11 +37,6 @@ from support.servers import EchoServer, closed_port
 SOON = Backoff(first=0.005, longest=0.005)
 
 
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
 @contextmanager
 def waiting(pool: ConnectionPool[Any], count: int = 1, **kwargs: Any) -> Iterator[list[Any]]:
     """That many greenlets in line for a connection; each gives back what it gets at the end.

@@ -11,17 +11,11 @@ import gevent
 import pytest
 
 from geventpool import Backoff, ConnectionPool, Limit
-from support.objects import Maker
 
 
 class PingPool(ConnectionPool[Any]):
     def _keepalive(self, conn: Any) -> None:
         pass
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
 
 
 WHOLE = [("three", TypeError), (2.0, TypeError), (True, TypeError), (-1, ValueError)]

@@ -39,6 +39,7 @@ def run(*command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_demo_ends_well_and_its_table_says_so() -> None:
     done = run("-m", "geventpool", "demo", "--seconds", "5")
 
@@ -55,6 +56,7 @@ def test_the_demo_ends_well_and_its_table_says_so() -> None:
     assert "Every promise was kept." in done.stdout
 
 
+@pytest.mark.slow
 def test_a_pool_that_keeps_spoiled_connections_fails_the_demo() -> None:
     done = run("-c", CARELESS)
 
@@ -84,6 +86,7 @@ def test_a_host_where_nothing_listens_is_a_clear_error() -> None:
     assert "127.0.0.1" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_the_table_and_leaves_no_server() -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-u", "-m", "geventpool", "demo", "--seconds", "30"]

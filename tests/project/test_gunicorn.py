@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from gevent import socket
 
 from support import ROOT
 from support.servers import EchoServer
+from support.waiting import until
 
 EXAMPLES = ROOT / "examples"
 PATIENCE = 30.0
@@ -56,19 +56,11 @@ def gunicorn(server: EchoServer, *options: str) -> Iterator[tuple[str, int]]:
     try:
         yield address
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: process.poll() is not None)
+        until(lambda: process.poll() is not None)
         assert process.returncode == 0
     finally:
         process.kill()
         process.wait()
-
-
-def wait_until(condition: Any) -> None:
-    """Poll, as what is waited for is in another process."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        gevent.sleep(0.02)
 
 
 def fetch(address: tuple[str, int], path: str) -> dict[str, Any]:
@@ -109,6 +101,7 @@ def load(address: tuple[str, int], greenlets: int, requests: int) -> tuple[set[i
     return pids, wrong, failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["lazy", "preload"])
 def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
     options: tuple[str, ...],
@@ -123,8 +116,8 @@ def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
         killer.get()
         assert wrong == 0
 
-        wait_until(lambda: victim not in load(address, greenlets=20, requests=2)[0])
-        wait_until(lambda: len(load(address, greenlets=20, requests=2)[0] - {victim}) == 2)
+        until(lambda: victim not in load(address, greenlets=20, requests=2)[0])
+        until(lambda: len(load(address, greenlets=20, requests=2)[0] - {victim}) == 2)
         after, wrong, failed = load(address, greenlets=20, requests=20)
         assert (wrong, failed) == (0, 0)
         assert victim not in after
@@ -137,6 +130,7 @@ def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
     assert server.open == 0
 
 
+@pytest.mark.slow
 def test_the_workers_close_their_connections_when_gunicorn_stops() -> None:
     with PidServer() as server:
         with gunicorn(server) as address:

@@ -35,6 +35,7 @@ from geventpool.testing.ports import listen
 from support import ROOT
 from support.certificates import make_certificates
 from support.descriptors import no_descriptor_left, reset_on_close
+from support.waiting import until
 
 ProxyMaker = Callable[[object], ChaosProxy]
 
@@ -74,13 +75,6 @@ def assert_silent(sock: Any) -> None:
     with pytest.raises(TimeoutError):
         sock.recv(100)
     sock.settimeout(10)
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        gevent.sleep(0.001)
 
 
 # ChaosProxy: passing on
@@ -231,6 +225,7 @@ def test_a_client_is_reset_when_the_target_is_not_there(
         assert proxy.accepted == 1
 
 
+@pytest.mark.slow
 def test_a_target_that_does_not_read_stops_the_client(
     chaos_proxy: ProxyMaker, connect: Callable[[Any], Any]
 ) -> None:
@@ -248,6 +243,7 @@ def test_a_target_that_does_not_read_stops_the_client(
     assert sent < 200_000_000
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_stops_the_target(
     chaos_proxy: ProxyMaker, connect: Callable[[Any], Any]
 ) -> None:
@@ -482,6 +478,7 @@ def test_what_went_into_a_black_hole_arrives_when_it_ends(
     assert read(client, 5) == b"hello"
 
 
+@pytest.mark.slow
 def test_an_answer_is_delayed_once(proxy: ChaosProxy, connect: Callable[[Any], Any]) -> None:
     client = connect(proxy.address)
     assert echo(client, b"before") == b"before"
@@ -1136,6 +1133,7 @@ def test_innocent_afterwards():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["pytest", "pytest-gevent"])
 def test_each_kind_of_leak_fails_a_test_and_the_message_says_which(
     suite: pytest.Pytester, runner: str
@@ -1205,6 +1203,7 @@ def test_an_error_is_never_fine():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["pytest", "pytest-gevent"])
 def test_who_may_leak_or_failed_anyway_is_left_alone(suite: pytest.Pytester, runner: str) -> None:
     suite.makepyfile(NO_LEAKS)
@@ -1214,6 +1213,7 @@ def test_who_may_leak_or_failed_anyway_is_left_alone(suite: pytest.Pytester, run
     result.stdout.fnmatch_lines(["ERROR *test_an_error_is_never_fine*"])
 
 
+@pytest.mark.slow
 def test_the_fixtures_do_not_disturb_a_suite_that_does_not_ask(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_plain(): pass")
 
@@ -1246,6 +1246,7 @@ def test_that_collects_the_garbage_of_others():
 """
 
 
+@pytest.mark.slow
 def test_no_server_is_blamed_for_a_busy_machine_or_for_the_garbage_of_others(
     suite: pytest.Pytester,
 ) -> None:
@@ -1256,6 +1257,7 @@ def test_no_server_is_blamed_for_a_busy_machine_or_for_the_garbage_of_others(
     result.stdout.fnmatch_lines(["ERROR *test_whose_garbage_complains*"])
 
 
+@pytest.mark.slow
 def test_the_page_about_testing_works(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

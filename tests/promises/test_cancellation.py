@@ -390,6 +390,7 @@ def test_a_caller_may_be_cancelled_wherever_it_gives_way(
     assert found == points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strike", [s for s in STRIKES if s.how != "by a timer"], ids=repr)
 @pytest.mark.parametrize("play", POOL_SCENARIOS)
 def test_a_greenlet_of_the_pool_may_be_cancelled_wherever_it_gives_way(

@@ -25,11 +25,6 @@ from support.servers import EchoServer
 
 
 @pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
-@pytest.fixture
 def server() -> Iterator[EchoServer]:
     with EchoServer() as server:
         yield server

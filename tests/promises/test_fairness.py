@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -17,12 +16,7 @@ from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout
 from geventpool.testing import FakeClock
 from support.objects import Conn, Maker
 from support.servers import Pulse
-
-
-@pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
+from support.waiting import until
 
 # Promise 3: first come, first served
 
@@ -229,12 +223,6 @@ def test_dialing_and_closing_connections_count_against_every_limit(seed: int) ->
 # Promise 5: one deadline
 
 
-def until(condition: Callable[[], object]) -> None:
-    with gevent.Timeout(20):
-        while not condition():
-            gevent.sleep(0.001)
-
-
 def time_out(pool: ConnectionPool[Any], timeout: float) -> None:
     with pytest.raises(PoolTimeout):
         pool.acquire(timeout=timeout)
@@ -350,6 +338,7 @@ def test_deadlines_of_many_waiters_are_kept_in_any_order(maker: Maker, busy: boo
 # Promise 10: from any state, if dials succeed and callers release, every waiter is served
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_after_any_disorder_every_waiter_is_served(seed: int) -> None:
     rng = random.Random(seed)

@@ -24,6 +24,7 @@ from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout, Reason, Sock
 from support import ROOT, TESTS
 from support.child import FORKS, Child, close_now, raw_fork
 from support.servers import Driver, Pulse, ask
+from support.waiting import until
 
 raw_sleep = monkey.get_original("time", "sleep")
 raw_socket = monkey.get_original("socket", "socket")
@@ -101,12 +102,6 @@ def tell(server: tuple[str, int], order: str) -> str:
         return ask(sock, order)
     finally:
         sock.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    with gevent.Timeout(seconds):
-        while not condition():
-            gevent.sleep(0.002)
 
 
 def who(pool: ConnectionPool[Any]) -> int:
@@ -467,6 +462,7 @@ FORKING = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fileno", ["with", "without"])
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.replace(" ", "-"))
 def test_no_finalizer_of_a_childs_copy_says_goodbye_on_the_parents_connection(
@@ -542,6 +538,7 @@ def test_callers_in_line_at_the_fork_are_served_in_both_by_their_own_connections
     assert mine not in served_in_child
 
 
+@pytest.mark.slow
 @FORKS
 def test_a_caller_in_line_at_the_fork_keeps_its_deadline_in_the_child(
     server: tuple[str, int], fork: Callable[[], int]

@@ -16,7 +16,7 @@ from gevent.pool import Pool as Group
 
 from geventpool import ConnectionPool, PoolTimeout, Reason, SocketFactory
 from geventpool.testing import FakeClock
-from support.certificates import Certificates, make_certificates
+from support.certificates import Certificates
 from support.objects import Conn, Maker
 from support.servers import IdServer, ask
 
@@ -82,6 +82,7 @@ def fails_between_send_and_receive(tally: Tally, number: int) -> None:
         tally.count["given up"] += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("client", "strict"),
     [
@@ -358,11 +359,6 @@ def test_a_request_cut_short_in_execute_spoils_its_connection() -> None:
 
 
 # TLS: what is unread is encrypted, and not everything that is readable is a reply
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.mark.parametrize("late_reply", [b"slow\n", b"!"], ids=["a line", "a single byte"])

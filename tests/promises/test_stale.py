@@ -19,6 +19,7 @@ from geventpool import Backoff, ConnectionPool, PoolListener, PoolTimeout, Reaso
 from geventpool.events import PeerClosed
 from geventpool.testing import ChaosProxy
 from support.servers import EchoServer, IdServer, Pulse, ask
+from support.waiting import until
 
 HANG_UPS = pytest.mark.parametrize("hang_up", [EchoServer.fin_all, EchoServer.rst_all])
 AWAY = 3.0  # seconds of an outage
@@ -236,6 +237,7 @@ def most_dials(seconds: float) -> float:
     return 6 + 2 * seconds
 
 
+@pytest.mark.slow
 def test_an_outage_under_load_sees_few_dials_and_ends_quickly_for_everybody(
     server: IdServer,
 ) -> None:
@@ -260,6 +262,7 @@ def test_an_outage_under_load_sees_few_dials_and_ends_quickly_for_everybody(
         assert load.failed <= 20  # those whose request was cut off; no other saw anything
 
 
+@pytest.mark.slow
 def test_an_outage_that_is_not_noticed_sees_one_dial_per_back_off_too(server: IdServer) -> None:
     with ConnectionPool(10, connect=SocketFactory(server.address)) as pool:
         pool.fill()
@@ -268,7 +271,7 @@ def test_an_outage_that_is_not_noticed_sees_one_dial_per_back_off_too(server: Id
         gevent.sleep(1.0)
 
         assert pool.stats().dialed - 10 <= most_dials(monotonic() - stopped_at)
-        wait_for(lambda: pool.stats().dialed - 10 >= 2)
+        until(lambda: pool.stats().dialed - 10 >= 2)
         server.start()
         pool.fill()
         server.wait_open(10)
@@ -347,6 +350,7 @@ class ClosingServer(EchoServer):
             super().serve(sock)
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_closes_at_once_is_not_dialed_in_a_storm_by_an_idle_pool() -> (
     None
 ):
@@ -357,7 +361,7 @@ def test_a_server_that_accepts_and_closes_at_once_is_not_dialed_in_a_storm_by_an
 
             # Three per step of the back-off.
             assert pool.stats().dialed <= 3 * most_dials(monotonic() - began)
-            wait_for(lambda: pool.stats().dialed >= 2)
+            until(lambda: pool.stats().dialed >= 2)
 
 
 def _raise(pool: ConnectionPool[Any]) -> None:
@@ -387,6 +391,7 @@ class ProtocolError(Exception):
     """What clients of a protocol make of an OSError; it is not in exc_classes."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", [_raise, _discard, _raise_another_error])
 def test_a_server_that_accepts_and_closes_at_once_is_not_dialed_in_a_storm_under_load(
     request_: Callable[[ConnectionPool[Any]], None],
@@ -441,12 +446,6 @@ class CheckedPool(ConnectionPool[Any]):
         assert ask(conn, "keepalive") == "keepalive"
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    with gevent.Timeout(20):
-        while not condition():
-            gevent.sleep(0.005)
-
-
 def closed(pool: ConnectionPool[Any]) -> Counter[Reason]:
     """How many connections the pool has closed, by reason."""
     return +Counter(pool.stats().closed)
@@ -480,7 +479,7 @@ def test_a_connection_half_closed_while_held_is_used_to_the_end_and_then_closed(
             assert proxy.half_close() == 1
             gevent.idle()
             conn.sendall(b"last words\n")
-            wait_for(lambda: server.requests == 2)
+            until(lambda: server.requests == 2)
         with pool.get() as other:
             assert other is not conn
             assert ask(other, "hello") == "hello"
@@ -488,6 +487,7 @@ def test_a_connection_half_closed_while_held_is_used_to_the_end_and_then_closed(
         assert closed(pool) == {Reason.PEER_CLOSED: 1}
 
 
+@pytest.mark.slow
 def test_idle_connections_in_a_black_hole_are_out_of_the_pool_within_keepalive_timeout(
     proxy: ChaosProxy,
 ) -> None:
@@ -497,10 +497,10 @@ def test_idle_connections_in_a_black_hole_are_out_of_the_pool_within_keepalive_t
         pool.fill()
         proxy.black_hole()
         silent_since = monotonic()
-        wait_for(lambda: closed(pool)[Reason.KEEPALIVE] >= 4)
+        until(lambda: closed(pool)[Reason.KEEPALIVE] >= 4)
         seen_after = monotonic() - silent_since
         proxy.normal()
-        wait_for(lambda: _all_answer(pool))
+        until(lambda: _all_answer(pool))
 
     assert 0.2 <= seen_after < 10
 
@@ -529,7 +529,7 @@ def test_a_caller_does_not_get_a_connection_in_a_black_hole_where_it_is_checked_
         pool.fill()
         proxy.black_hole()
         caller = gevent.spawn(_ask_once, pool)
-        wait_for(lambda: closed(pool)[Reason.KEEPALIVE])
+        until(lambda: closed(pool)[Reason.KEEPALIVE])
         proxy.normal()
 
         assert caller.get(timeout=20) == "hello"
@@ -600,7 +600,7 @@ def test_refused_dials_end_with_the_refusal_and_open_connections_outlive_it(
             assert ask(open_one, "before") == "before"
             proxy.refuse()
             waiter = gevent.spawn(_ask_once, pool)
-            wait_for(lambda: pool.stats().dial_failed)
+            until(lambda: pool.stats().dial_failed)
             with pytest.raises(PoolTimeout) as caught:
                 pool.acquire(timeout=0.01)
             assert isinstance(caught.value.__cause__, ConnectionRefusedError)

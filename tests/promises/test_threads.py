@@ -16,11 +16,6 @@ from support.threads import Thread, get_ident, in_thread
 
 
 @pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
-@pytest.fixture
 def pool(maker: Maker) -> Iterator[ConnectionPool[Any]]:
     with ConnectionPool(3, connect=maker) as pool:
         pool.fill()

@@ -25,7 +25,7 @@ from support.strikes import (
     assert_whole_together,
     come_to_rest,
 )
-from support.torture import BACKOFF, Round, torture
+from support.torture import BACKOFF, Round, keepalive_with_luck, open_with_luck, torture
 
 CONNECTIONS = 4
 
@@ -38,18 +38,10 @@ class TorturedPool(YieldingPool):
         super().__init__(server, size, backoff=BACKOFF, timeout=PATIENCE, **settings)
 
     def _new_connection(self) -> Connection:
-        for _ in range(self.dice.randrange(4)):
-            gevent.sleep(0)
-        if self.dice.random() < 0.2:
-            gevent.sleep(self.dice.random() * 0.001)
-        if self.dice.random() < 0.1:
-            raise OSError("not now")
-        return Connection(self.server)
+        return open_with_luck(self.server, self.dice)
 
     def _keepalive(self, conn: Connection) -> None:
-        gevent.sleep(0)
-        if self.dice.random() < 0.1:
-            raise OSError("no sign of life")
+        keepalive_with_luck(self.dice)
 
 
 class ResettingPool(TorturedPool):
@@ -59,6 +51,7 @@ class ResettingPool(TorturedPool):
             raise OSError("cannot be reset")
 
 
+@pytest.mark.slow
 def test_four_connections_survive_forty_greenlets_timed_out_and_killed_at_random() -> None:
     def play(dice: random.Random) -> None:
         server = Server()
@@ -69,6 +62,7 @@ def test_four_connections_survive_forty_greenlets_timed_out_and_killed_at_random
     torture(1000, play)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
@@ -96,6 +90,7 @@ def test_every_kind_of_pool_survives(settings: dict[str, Any], most: int) -> Non
     torture(100, play)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("least", [0, 1, 2])
 def test_two_pools_that_share_a_limit_survive(least: int) -> None:
     def play(dice: random.Random) -> None:
@@ -118,6 +113,7 @@ def test_two_pools_that_share_a_limit_survive(least: int) -> None:
     torture(200, play)
 
 
+@pytest.mark.slow
 def test_sockets_survive() -> None:
     class Socket:
         """A socket that notices two callers at once."""

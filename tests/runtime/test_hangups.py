@@ -23,6 +23,7 @@ from geventpool import ConnectionPool, Reason, SocketFactory
 from geventpool._runtime.hangups import HangupWatcher
 from geventpool._runtime.runtime import Runtime
 from support.servers import EchoServer
+from support.waiting import until
 
 socketpair = monkey.get_original("socket", "socketpair")
 fork = monkey.get_original("os", "fork")
@@ -52,13 +53,6 @@ def pair() -> Iterator[tuple[Any, Any]]:
     ours, theirs = socketpair()
     with ours, theirs:
         yield ours, theirs
-
-
-def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait for what the kernel has to do."""
-    with gevent.Timeout(seconds):
-        while not condition():
-            gevent.sleep(0.001)
 
 
 # What it notices

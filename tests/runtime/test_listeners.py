@@ -81,11 +81,6 @@ class Recorder:
 
 
 @pytest.fixture
-def maker() -> Maker:
-    return Maker()
-
-
-@pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
 

@@ -31,6 +31,7 @@ def woken_by_a_timer() -> None:
     gevent.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_a_timer_set_after_computing_is_not_early() -> None:
     rang = Event()
     woken_by_a_timer()
@@ -67,6 +68,7 @@ def test_a_stopped_timer_does_not_ring() -> None:
     assert rang == []
 
 
+@pytest.mark.slow
 def test_a_caller_that_has_computed_before_has_its_whole_timeout() -> None:
     with ConnectionPool(1, connect=Maker()) as pool, pool.get():
         woken_by_a_timer()
@@ -78,6 +80,7 @@ def test_a_caller_that_has_computed_before_has_its_whole_timeout() -> None:
         assert monotonic() - began >= 0.2
 
 
+@pytest.mark.slow
 def test_the_pause_after_a_dial_that_computed_and_failed_is_not_shortened() -> None:
     begun: list[float] = []
     ended: list[float] = []

@@ -674,6 +674,7 @@ PARTS = 4  # so that each ends in time on a busy machine, too
 EXAMPLES = int(os.environ.get("GEVENTPOOL_MODEL_EXAMPLES", "300"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_whatever_happens_in_whatever_order_the_scheduler_keeps_its_promises(part: int) -> None:
     # By another name its examples are others, where hypothesis does not draw them at random.

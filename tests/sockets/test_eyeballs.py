@@ -146,6 +146,7 @@ def test_an_address_that_fails_late_does_not_end_the_attempts_of_the_others(host
     assert [name for name, _ in failed] == ["dead"]
 
 
+@pytest.mark.slow
 def test_an_address_that_took_its_time_may_still_win(hosts, keep):
     slow, silent = hosts.silent("slow"), hosts.silent()
     listener = hosts.servers.listeners[slow.sockaddr]
@@ -270,6 +271,7 @@ def test_what_make_raises_by_mistake_goes_through_and_closes_the_others(hosts):
     assert open_sockets() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strike", STRIKES, ids=repr)
 def test_nothing_is_open_wherever_a_race_is_cancelled(strike, hosts):
     candidates = [hosts.silent("a"), hosts.dead("b"), hosts.silent("c"), hosts.live("d")]

@@ -7,7 +7,6 @@ import gc
 import io
 import pickle
 import socket
-import ssl
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,17 +20,7 @@ import gevent.ssl
 import pytest
 
 from geventpool.sockets import MonitoredSocket, SocketFactory, Traffic
-from support.certificates import make_certificates
 from support.servers import EchoServer
-
-
-@pytest.fixture(scope="module")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """Those of a server named localhost, and of a client that trusts it."""
-    made = make_certificates(tmp_path_factory.mktemp("certificates"))
-    server = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(str(made.certificate), str(made.key))
-    return server, gevent.ssl.create_default_context(cafile=str(made.authority))
 
 
 @pytest.fixture(params=["plain", "TLS"])

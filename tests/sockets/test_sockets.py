@@ -34,7 +34,7 @@ from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, make_probe
 from geventpool.sockets import factory as factory_module
-from support.certificates import make_certificates, make_expired
+from support.certificates import make_expired
 from support.descriptors import (
     LINGER_0,
     Servers,
@@ -46,14 +46,10 @@ from support.descriptors import (
 )
 from support.servers import EchoServer, closed_port
 from support.strikes import STRIKES, strike_everywhere
+from support.waiting import until
 
 TLS_VERSIONS = {"TLS 1.2": ssl.TLSVersion.TLSv1_2, "TLS 1.3": ssl.TLSVersion.TLSv1_3}
 KINDS = ["TCP", "Unix", *TLS_VERSIONS]
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory):
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
@@ -191,7 +187,7 @@ class Clock:
         while alarm := min((a for a in self.alarms if a.due <= ends_at), key=_due, default=None):
             self.now = max(self.now, alarm.due)
             gevent.get_hub().loop.run_callback(alarm.owner.throw, alarm)
-            wait_until(lambda alarm=alarm: alarm not in self.alarms)
+            until(lambda alarm=alarm: alarm not in self.alarms)
         self.now = ends_at
 
 
@@ -224,13 +220,6 @@ def outcome(call):
         return call()
     except BaseException as error:
         return error
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        gevent.sleep(0.001)
 
 
 def readable(sock):
@@ -673,7 +662,7 @@ def test_a_silent_server_does_not_use_up_the_time_of_the_next_one(servers, keep,
     silent, live = servers.silent(), servers.live()
 
     dialer = gevent.spawn(SocketFactory(in_order(silent, live), connect_timeout=8))
-    wait_until(lambda: len(clock.alarms) == 2)  # the deadline, and that of the first server
+    until(lambda: len(clock.alarms) == 2)  # the deadline, and that of the first server
     clock.advance(3.9)
     assert not dialer.ready()
     clock.advance(0.1)
@@ -681,6 +670,7 @@ def test_a_silent_server_does_not_use_up_the_time_of_the_next_one(servers, keep,
     assert keep(dialer.get(timeout=10)).getpeername() == live
 
 
+@pytest.mark.slow
 def test_real_time_passes_too(servers, keep):
     silent, live = servers.silent(), servers.live()
     began = time.monotonic()
@@ -696,7 +686,7 @@ def test_each_server_gets_its_part_of_what_is_left_and_the_last_one_the_rest(ser
     before = open_sockets()
 
     dialer = gevent.spawn(outcome, SocketFactory(in_order(*silent), connect_timeout=0.8))
-    wait_until(lambda: clock.alarms)
+    until(lambda: clock.alarms)
     clock.advance(0.8)
     failure = dialer.get(timeout=10)
 
@@ -737,7 +727,7 @@ def test_when_the_time_is_over_the_failures_before_are_told_too(servers, clock):
     dead, silent = servers.dead(), servers.silent()
 
     dialer = gevent.spawn(outcome, SocketFactory(in_order(dead, silent), connect_timeout=5))
-    wait_until(lambda: len(clock.alarms) == 1)  # that of the first server is over
+    until(lambda: len(clock.alarms) == 1)  # that of the first server is over
     clock.advance(5)
 
     (first, refused), (second, late) = dialer.get(timeout=10).errors
@@ -1378,7 +1368,7 @@ class Stuck:
         if self.phase == "resolving":
             assert self.resolver.asked.wait(5)
         elif self.phase == "connecting":
-            wait_until(lambda: len(open_sockets() - self.before) == 1)
+            until(lambda: len(open_sockets() - self.before) == 1)
         else:
             server = self.listener.accept()[0]
             assert server.recv(1)  # the client's hello
@@ -1427,7 +1417,7 @@ def test_the_deadline_is_never_started_again(listener, keep, resolve, clock):
     assert resolver.asked.wait(10)
     clock.advance(3)
     resolver.answer.set()
-    wait_until(lambda: len(open_sockets() - before) == 1)
+    until(lambda: len(open_sockets() - before) == 1)
     clock.advance(0.9)
     gevent.sleep(0)
     assert not dialer.ready()

@@ -10,13 +10,31 @@ from typing import Any
 import gevent
 
 from geventpool import Backoff
-from support.strikes import PATIENCE
+from support.strikes import PATIENCE, Connection, Server
 
-__all__ = ["BACKOFF", "Round", "torture"]
+__all__ = ["BACKOFF", "Round", "keepalive_with_luck", "open_with_luck", "torture"]
 
 SEED = os.environ.get("GEVENTPOOL_TORTURE_SEED")
 CALLERS = 40
 BACKOFF = Backoff(first=0.0002, longest=0.001)
+
+
+def open_with_luck(server: Server, dice: random.Random) -> Connection:
+    """A dial that takes a while, and fails one time in ten."""
+    for _ in range(dice.randrange(4)):
+        gevent.sleep(0)
+    if dice.random() < 0.2:
+        gevent.sleep(dice.random() * 0.001)
+    if dice.random() < 0.1:
+        raise OSError("not now")
+    return Connection(server)
+
+
+def keepalive_with_luck(dice: random.Random) -> None:
+    """A keepalive that gives way, and fails one time in ten."""
+    gevent.sleep(0)
+    if dice.random() < 0.1:
+        raise OSError("no sign of life")
 
 
 class Round:

@@ -1,10 +1,11 @@
-"""What README.md shows works.
+"""What README.md, CONTRIBUTING.md and docs/ show works, and what they link to is there.
 
-Its ```python blocks are run one after the other, in one namespace, in a process of their own.
-Each host of the example domains that a block names together with a port, as in
-``"test.example.org", 2485`` or ``"test.example.org:2485"``, is an echo server meanwhile.
+The ```python blocks of a page are run one after the other, in one namespace, in a process of their
+own.  (But those of docs/testing.md are a suite, which test_testing.py runs.)  Each host of the
+example domains that a block names together with a port, as in ``"test.example.org", 2485`` or
+``"test.example.org:2485"``, is an echo server meanwhile.
 
-The command lines of its sections "Run it" and "Test it" are run by .ci/run.
+The command lines of README's sections "Run it" and "Test it" are run by .ci/run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,6 +25,7 @@ import pytest
 from support import ROOT, TESTS
 
 README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 EXAMPLE_HOST = r"[\w.-]*\bexample\.(?:com|net|org)"
 EXAMPLE_ADDRESS = re.compile(rf"""(["'])({EXAMPLE_HOST})(\1,\s*|:)(\d+)\b""")
@@ -40,15 +44,17 @@ print(json.dumps([server.address for server in servers]), flush=True)
 FileObject(sys.stdin, "rb").read()
 """
 
-# Reads [[line, code], ...] from one file, and writes the traceback or null of each to another.
+# Reads [[line, code], ...] of a page from one file, and writes the traceback or null of each to
+# another.
 RUN = """
 import json, sys, traceback
 snippets = json.load(open(sys.argv[1]))
+page = sys.argv[3]
 namespace = {"__name__": "__main__"}
 failures = []
 for line, code in snippets:
     try:
-        exec(compile("\\n" * line + code, "README.md", "exec"), namespace)
+        exec(compile("\\n" * line + code, page, "exec"), namespace)
     except BaseException:
         failures.append(traceback.format_exc())
     else:
@@ -84,8 +90,12 @@ def blocks(markdown: str) -> Iterator[Block]:
             section = line[3:].strip()
 
 
-BLOCKS = list(blocks(README.read_text())) if README.exists() else []
-SNIPPETS = [block for block in BLOCKS if block.language == "python"]
+BLOCKS = {page.relative_to(ROOT).as_posix(): list(blocks(page.read_text())) for page in PAGES}
+SNIPPETS = {
+    page: [block for block in found if block.language == "python"]
+    for page, found in BLOCKS.items()
+    if page != "docs/testing.md"
+}
 
 
 def on_loopback(code: str, addresses: dict[tuple[str, str], tuple[str, int]]) -> str:
@@ -98,11 +108,10 @@ def on_loopback(code: str, addresses: dict[tuple[str, str], tuple[str, int]]) ->
     return EXAMPLE_ADDRESS.sub(replace, code)
 
 
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> list[str | None]:
-    """The traceback, or None, of each snippet, in order."""
-    named = sorted({(m[2], m[4]) for s in SNIPPETS for m in EXAMPLE_ADDRESS.finditer(s.text)})
-    files = tmp_path_factory.mktemp("readme")
+def run_snippets(page: str, files: Path) -> list[str | None]:
+    """The traceback, or None, of each snippet of *page*, in order; *files* is an empty folder."""
+    snippets = SNIPPETS[page]
+    named = sorted({(m[2], m[4]) for s in snippets for m in EXAMPLE_ADDRESS.finditer(s.text)})
     echo: Any = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(TESTS), str(len(named))],
         stdin=subprocess.PIPE,
@@ -110,9 +119,10 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[str | None]:
     )
     with echo:
         addresses = dict(zip(named, map(tuple, json.loads(echo.stdout.readline())), strict=True))
-        snippets = [(s.line, on_loopback(s.text, addresses)) for s in SNIPPETS]
-        (files / "snippets").write_text(json.dumps(snippets))
-        command = [sys.executable, "-c", RUN, str(files / "snippets"), str(files / "failures")]
+        codes = [(s.line, on_loopback(s.text, addresses)) for s in snippets]
+        (files / "snippets").write_text(json.dumps(codes))
+        command = [sys.executable, "-c", RUN]
+        command += [str(files / "snippets"), str(files / "failures"), page]
         try:
             ended: Any = subprocess.run(
                 command,
@@ -128,25 +138,68 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[str | None]:
         echo.stdin.close()
         echo.wait(timeout=10)
     result = json.loads((files / "failures").read_text()) if (files / "failures").exists() else []
-    return result + [f"never finished:\n{said}"] * (len(SNIPPETS) - len(result))
+    return result + [f"never finished:\n{said}"] * (len(snippets) - len(result))
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str | None]]:
+    """What went wrong on a page, which is run once."""
+    return cache(lambda page: run_snippets(page, tmp_path_factory.mktemp("snippets")))
 
 
 @pytest.mark.parametrize(
-    "number", range(len(SNIPPETS)), ids=[f"line_{snippet.line}" for snippet in SNIPPETS]
+    ("page", "number"),
+    [
+        pytest.param(page, number, id=f"{page}_line_{snippet.line}")
+        for page, snippets in SNIPPETS.items()
+        for number, snippet in enumerate(snippets)
+    ],
 )
-def test_a_snippet_works(number: int, failures: list[str | None]) -> None:
-    if failures[number] is not None:
-        pytest.fail(f"README.md, line {SNIPPETS[number].line}:\n{failures[number]}", pytrace=False)
+def test_a_snippet_works(
+    page: str, number: int, failures: Callable[[str], list[str | None]]
+) -> None:
+    if (failure := failures(page)[number]) is not None:
+        pytest.fail(f"{page}, line {SNIPPETS[page][number].line}:\n{failure}", pytrace=False)
 
 
 def test_the_readme_has_snippets() -> None:
-    assert README.exists()
-    assert SNIPPETS
+    assert SNIPPETS["README.md"]
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(markdown: str) -> set[str]:
+    """What a link to a heading of this page may say behind its ``#``."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", markdown), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    missing = []
+    for link in LINK.findall((ROOT / page).read_text()):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            missing.append(link)
+
+    assert not missing
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_a_file_that_a_page_names_in_its_text_is_there(page: str) -> None:
+    """``geventpool/_scheduler/line.py`` or ``tests/promises/``, in backquotes."""
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`((?:geventpool|tests|benchmarks|docs|examples|\.ci)/[\w./-]*)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("section", ["Run it", "Test it"])
 def test_a_section_is_one_command_line(section: str) -> None:
-    found = [block for block in BLOCKS if block.section == section]
+    found = [block for block in BLOCKS["README.md"] if block.section == section]
 
     assert [block.language for block in found] == ["sh"]
     assert len(found[0].text.strip().splitlines()) == 1
