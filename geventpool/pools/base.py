@@ -12,7 +12,7 @@ import itertools
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from gevent import getcurrent
 
@@ -25,6 +25,7 @@ from geventpool._util.arguments import check_seconds, check_text, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
+from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, LocalLease
 
 __all__ = ["BasePool", "stats_of"]
@@ -35,7 +36,7 @@ _numbers = itertools.count(1)
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 
-class BasePool(Generic[C]):
+class BasePool(PoolExtension[C]):
     """The settings and verbs that all pools have; their meaning is told in ConnectionPool."""
 
     # The hooks are each pool's own: they get an endpoint first where there are several.

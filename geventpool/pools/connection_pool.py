@@ -280,6 +280,9 @@ class ConnectionPool(BasePool[C]):
     def _all_buckets(self) -> tuple[Bucket, ...]:
         return (self._bucket,) if "_bucket" in self.__dict__ else ()
 
+    def _bucket_of(self, *key: Any) -> Bucket:
+        return self._bucket
+
     def _overrides(self, hook: str) -> bool:
         own = getattr(self, hook)
         return getattr(own, "__func__", own) is not getattr(ConnectionPool, hook)

@@ -330,13 +330,19 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             "transient": True,
         }
         settings |= self._settings_of(endpoint)
+        has_keepalive = settings.pop("has_keepalive", True)
         bucket = self._new_bucket(f"{self.name} {endpoint}", **settings)
         bucket.key = (endpoint,)
+        bucket.has_keepalive = has_keepalive
         bucket.on_empty = self._on_empty
         return bucket
 
     def _settings_of(self, endpoint: E | None) -> dict[str, Any]:
-        """What the bucket of *endpoint* has otherwise than the others: for a subclass."""
+        """What the bucket of *endpoint* has otherwise than the others: for a subclass.
+
+        ``fail_when_full``, ``fail_when_down``, ``backoff``, ``limits``, ``idle_timeout``, and
+        ``has_keepalive``: whether the pool's keepalive is for it.  None stands for no endpoint.
+        """
         return {}
 
     def _chosen(self, endpoint: E | None) -> list[Bucket]:
@@ -344,6 +350,9 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             return list(self._buckets.values())
         bucket = self._find(endpoint)
         return [] if bucket is None else [bucket]
+
+    def _bucket_of(self, *key: Any) -> Bucket | None:
+        return self._find(*key)
 
     def _find(self, endpoint: E) -> Bucket | None:
         try:
