@@ -18,6 +18,7 @@ from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
+from geventpool.pools.settings import PoolSettings
 
 __all__ = ["EndpointPool"]
 
@@ -97,31 +98,9 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         track: bool = False,
         name: str | None = None,
     ) -> None:
+        settings = PoolSettings.of(locals())
         _check_sizes(max_size, total_max_size, min_idle)
-        super().__init__(
-            exc_classes,
-            keepalive,
-            connect=connect,
-            timeout=timeout,
-            max_waiting=max_waiting,
-            connect_timeout=connect_timeout,
-            max_connecting=max_connecting,
-            backoff=backoff,
-            keepalive_timeout=keepalive_timeout,
-            idle_timeout=idle_timeout,
-            max_lifetime=max_lifetime,
-            max_uses=max_uses,
-            jitter=jitter,
-            check_after=check_after,
-            order=order,
-            strict=strict,
-            fail_fast=fail_fast,
-            greenlet_local=greenlet_local,
-            limits=limits,
-            listeners=listeners,
-            track=track,
-            name=name,
-        )
+        super().__init__(settings)
         self._max_size = max_size
         self._min_idle = min_idle
         self._total = Limit(_maximum(total_max_size), f"{self.name} in total")
