@@ -30,6 +30,7 @@ __all__ = ["BasePool", "stats_of"]
 
 C = TypeVar("C")
 _numbers = itertools.count(1)
+_LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 #: Those of the settings that are each bucket's own.
@@ -63,7 +64,7 @@ class BasePool(PoolExtension[C]):
         self.check_after = settings.check_after
         self.strict = settings.strict
         self.track = settings.track
-        self.log = logging.getLogger("geventpool" if name is None else f"geventpool.{name}")
+        self.log = logging.getLogger(_LOGGER if name is None else f"{_LOGGER}.{name}")
         self.slots_by_id: dict[int, Slot] = {}
         self.maintenance: Any = None
         self.closed = False

@@ -53,7 +53,8 @@ class ConnectionPool(BasePool[C]):
     - *greenlet_local*: a nested ``get()`` in the same greenlet yields the connection it has.
     - *limits*: Limit objects, caps that are shared with other pools of this thread.
     - *listeners*: told what happens, see PoolListener; *track*: remember where each connection
-      was acquired, for ``holders()``; *name*: for messages, the log and metrics.
+      was acquired, for ``holders()``; *name*: for messages, metrics, and the log, whose logger is
+      ``geventpool.pool.NAME`` (without a name ``geventpool.pool``).
     """
 
     def __init__(
