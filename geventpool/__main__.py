@@ -622,7 +622,7 @@ def main(argv: Sequence[str] | None = None, demo: type[Demo] = Demo) -> int:
 
 def _show(demo: Demo, screen: _Screen) -> int:
     """Run *demo* and print its table."""
-    log = logging.getLogger("geventpool.demo")
+    log = logging.getLogger("geventpool.pool.demo")
     log.addHandler(logging.NullHandler())
     log.propagate = False  # dials will fail, and the table says how many
     with _interrupts(demo.interrupted):

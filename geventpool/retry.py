@@ -1,9 +1,9 @@
-"""Call a function again when its connection broke: the ``retry`` decorator, and its RetryBudget.
+"""Call a function again when its connection broke: the ``retry`` decorator.
 
 A pool never replays a request by itself, as it cannot know what the server has seen; who writes
 ``@retry`` says that calling the function once more is right.  Here is only that loop: no
 connection is touched, and nothing but an Exception the caller named is ever held back.  The waits
-are those of ``backoff.py``.
+are those of ``backoff.py``, and how many there may be is the RetryBudget of ``retry_budget.py``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 import gevent
 
+from geventpool._util.arguments import (
+    check_callable,
+    check_instance,
+    check_seconds,
+    check_whole,
+    exception_classes,
+)
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolError
+from geventpool.retry_budget import RetryBudget
 
 __all__ = ["RetryBudget", "RetryDetails", "retry"]
 
@@ -33,8 +40,6 @@ _log = logging.getLogger("geventpool.retry")
 # so that tests can replace them here.
 _sleep: Callable[[float], object] = gevent.sleep
 _clock: Callable[[], float] = time.monotonic
-
-_PARTS = 50  # of a budget's window
 
 _RETRYING = "Connection broken in '{f}' (error: '{e}'); retrying with new connection."
 _GIVING_UP = "Max retries reached for '{f}'. Aborting."
@@ -137,10 +142,10 @@ def retry(
     for generator and coroutine functions, as calling them runs nothing that could be retried.
     """
     policy = _Policy(
-        exc_classes=_exception_classes(exc_classes),
-        max_failures=_count("max_failures", max_failures),
+        exc_classes=_exceptions(exc_classes),
+        max_failures=max_failures,
         delay=_delay(interval, backoff),
-        deadline=math.inf if deadline is None else _seconds("deadline", deadline),
+        deadline=deadline,
         budget=budget,
         retrying=_Message("retry_log", logger, retry_log_level, retry_log_message),
         giving_up=_Message(
@@ -173,106 +178,6 @@ class RetryDetails:
     """Seconds since the call began, waits included."""
 
 
-class RetryBudget:
-    """Keeps retries to a share of the calls; give one to all functions that use one server.
-
-    When a server is in trouble, every call fails, and retries multiply the load that it cannot
-    bear.  So each call deposits *share* of a token (0.2: one retry for five calls) and each retry
-    withdraws a whole one.  Functions that are called rarely live on a reserve of *min_per_second*
-    times *window* tokens.  All is forgotten after *window* seconds: deposits that were not used
-    expire, and what was taken from the reserve is there again.
-
-    The promise: whenever a retry is granted, the retries of the last *window* seconds, that one
-    included, are at most *share* times the calls of these seconds, plus the reserve.
-
-    This is the RetryBudget of Finagle (``com.twitter.finagle.service.RetryBudget``; there *window*
-    is ``ttl``, *min_per_second* ``minRetriesPerSec`` and *share* ``percentCanRetry``).  Like it,
-    this one counts in parts of the window, here 50, so the cost of a call and the memory do not
-    grow with the number of calls.
-
-    *clock*: returns seconds.  Not for several threads: there is no lock, as nothing here switches.
-    """
-
-    def __init__(
-        self,
-        share: float = 0.2,
-        min_per_second: float = 10.0,
-        window: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.share = _number("share", share)
-        self.min_per_second = _number("min_per_second", min_per_second)
-        self.window = _seconds("window", window)
-        if not self.window:
-            raise ValueError(f"window must be longer than 0 s, not {window!r}")
-        if not callable(clock):
-            raise TypeError(f"clock must be callable, not {clock!r}")
-        self._clock = clock
-        self._started_at = clock()
-        # The part under way is incomplete.  Calls that may be too old are left out, retries that
-        # may still be recent are counted: the promise holds for any window, not only for those
-        # that begin with a part.  Finagle counts both alike, and grants the reserve twice
-        # in nine tenths of its window.  The price: up to 1/50 fewer retries than the share.
-        self._calls = _Recent(parts=_PARTS)
-        self._retries = _Recent(parts=_PARTS + 1)
-
-    def deposit(self) -> None:
-        """Count a call: its first attempt, not its retries."""
-        self._calls.add(self._part())
-
-    def withdraw(self) -> bool:
-        """Whether a retry is granted now; if so, its token is taken."""
-        if self.balance < 1:
-            return False
-        self._retries.add(self._part())
-        return True
-
-    @property
-    def balance(self) -> float:
-        """The tokens at hand; a retry needs one."""
-        part = self._part()
-        tokens = self.share * self._calls.total(part) + self.min_per_second * self.window
-        # Rounded, as 0.29 * 100 is a little less than 29, and would pay for 28 only.
-        return max(0.0, round(tokens - self._retries.total(part), 9))
-
-    def __repr__(self) -> str:
-        return (
-            f"<RetryBudget share={self.share:g} min_per_second={self.min_per_second:g}"
-            f" window={self.window:g} s: {self.balance:g} left>"
-        )
-
-    def _part(self) -> int:
-        return int((self._clock() - self._started_at) / self.window * _PARTS)
-
-
-class _Recent:
-    """Counts what happened in the part of time under way and the *parts* - 1 before it."""
-
-    __slots__ = ("_counts", "_newest", "_total")
-
-    def __init__(self, parts: int) -> None:
-        self._counts = [0] * parts
-        self._newest = 0
-        self._total = 0
-
-    def add(self, part: int) -> None:
-        self._forget_until(part)
-        self._counts[self._newest % len(self._counts)] += 1
-        self._total += 1
-
-    def total(self, part: int) -> int:
-        self._forget_until(part)
-        return self._total
-
-    def _forget_until(self, part: int) -> None:
-        size = len(self._counts)
-        for passed in range(1, min(part - self._newest, size) + 1):
-            place = (self._newest + passed) % size
-            self._total -= self._counts[place]
-            self._counts[place] = 0
-        self._newest = max(self._newest, part)
-
-
 @dataclass(frozen=True)
 class _Policy:
     """The options of one retry, checked: what to do after a failure."""
@@ -280,17 +185,20 @@ class _Policy:
     exc_classes: tuple[type[Exception], ...]
     max_failures: int | None
     delay: Callable[[int], float]
-    deadline: float
+    deadline: float | None
     budget: RetryBudget | None
     retrying: _Message
     giving_up: _Message
     on_retry: Callable[[RetryDetails], object] | None
 
     def __post_init__(self) -> None:
-        if self.budget is not None and not isinstance(self.budget, RetryBudget):
-            raise TypeError(f"budget must be a RetryBudget, not {self.budget!r}")
-        if self.on_retry is not None and not callable(self.on_retry):
-            raise TypeError(f"on_retry must be callable, not {self.on_retry!r}")
+        if self.max_failures is not None:
+            check_whole("max_failures", self.max_failures)
+        check_seconds("deadline", self.deadline, zero=True)
+        if self.budget is not None:
+            check_instance("budget", self.budget, RetryBudget)
+        if self.on_retry is not None:
+            check_callable("on_retry", self.on_retry)
 
     def decorate(self, f: Callable[P, R], /) -> Callable[P, R]:
         _refuse_what_cannot_be_retried(f)
@@ -347,7 +255,7 @@ class _Policy:
         return self.budget is None or self.budget.withdraw()
 
     def _too_late(self, wait: float, started_at: float) -> bool:
-        return _clock() - started_at + wait > self.deadline
+        return self.deadline is not None and _clock() - started_at + wait > self.deadline
 
     def _tell(self, details: RetryDetails) -> None:
         if self.on_retry is None:
@@ -384,62 +292,27 @@ class _Message:
 # What the options are checked with
 
 
-def _number(option: str, value: float, unit: str = "") -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{option} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{option} must be finite and not negative: {value!r}{unit}")
-    return value
-
-
-def _seconds(option: str, value: float) -> float:
-    return _number(option, value, " s")
-
-
-def _count(option: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{option} must be an int, or None for any number, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{option} must not be negative: {value!r}")
-    return value
-
-
 def _delay(interval: float, backoff: Backoff | None) -> Callable[[int], float]:
-    interval = _seconds("interval", interval)
+    check_seconds("interval", interval, zero=True, none=False)
     if backoff is None:
         return lambda failures: interval
-    if not isinstance(backoff, Backoff):
-        raise TypeError(f"backoff must be a Backoff, not {backoff!r}")
+    check_instance("backoff", backoff, Backoff)
     if interval:
         raise ValueError(f"give interval ({interval!r} s) or backoff ({backoff!r}), not both")
     return backoff.delay
 
 
-def _exception_classes(
-    given: type[Exception] | Iterable[type[Exception]],
-) -> tuple[type[Exception], ...]:
-    if isinstance(given, type):
-        classes: tuple[type[Exception], ...] = (given,)
-    else:
-        try:
-            classes = tuple(given)
-        except TypeError:
-            raise TypeError(
-                f"exc_classes must be an exception class or several, not {given!r}"
-            ) from None
+def _exceptions(given: type[Exception] | Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
+    classes = exception_classes("exc_classes", given)
     if not classes:
         raise ValueError("exc_classes is empty; to retry nothing, say max_failures=0")
     for each in classes:
-        if not isinstance(each, type) or not issubclass(each, BaseException):
-            raise TypeError(f"exc_classes must hold exception classes, not {each!r}")
         if not issubclass(each, Exception):
             raise TypeError(
                 f"exc_classes must hold subclasses of Exception; {each.__qualname__} is none,"
                 " it means that the caller wants to stop"
             )
-    return classes
+    return cast("tuple[type[Exception], ...]", classes)
 
 
 def _check_template(option: str, template: str) -> None:

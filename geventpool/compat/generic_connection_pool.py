@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from gevent import Timeout
@@ -27,15 +28,11 @@ from gevent.socket import socket as Socket
 from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool import sockets
-from geventpool._runtime.runtime import CLOSE_TIMEOUT
-from geventpool._scheduler.model import Slot
-from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool.backoff import Backoff
 from geventpool.errors import MultiConnectFailure, NotInUse, PoolClosed, PoolError
 from geventpool.events import ConnectionDisposed, PoolListener, Reason
 from geventpool.pools import EndpointPool, Lease
-from geventpool.pools.endpoint_pool import _EndpointLease
-from geventpool.pools.lease import DEFAULT
+from geventpool.pools.extension import CLOSE_TIMEOUT, DEFAULT, Hold
 
 __all__ = [
     "BaseConnectionManager",
@@ -251,11 +248,14 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         )
         if checks:
             self.check_after = -1.0  # what goes from hand to hand without lying idle, too
-        self._lease = _ManagedLease
         self.has_reset = _is_own(manager.on_release)
         self._unreleased: set[Any] = set()  # what on_acquire was called with, on_release not
         if _is_own(manager.on_connection_dead):
             self.add_listener(_DeadConnectionNotifier(manager))
+
+    def get(self, endpoint: EndpointT, timeout: float | None = DEFAULT) -> Lease[ConnectionT]:
+        """A connection to *endpoint* for the length of a ``with``; see EndpointPool."""
+        return _ManagedLease(self, endpoint, super().get(endpoint, timeout))
 
     def connection(self, endpoint: EndpointT, timeout: float | None = None) -> Lease[ConnectionT]:
         """A connection to *endpoint* for the length of a ``with``; see ``acquire``.
@@ -280,21 +280,21 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         for use, as if it had left a ``with``.  Raises ConnectionNotAcquired if *conn* is not in use
         here, and ConnectionPoolNotFound, leaving it in use, if it is none of *endpoint*'s.
         """
-        slot = self._slot_of(conn)
-        if slot is None or slot.state is CLOSED:
+        hold, facts = self._hold_on(conn), self._facts_of(conn)
+        if hold is None or facts is None:
             return
-        if endpoint is not DEFAULT and slot.bucket.endpoint != endpoint:
+        if endpoint is not DEFAULT and facts.endpoint != endpoint:
             raise ConnectionPoolNotFound(
-                f"pool {self.name!r}: {conn!r} is a connection to {slot.bucket.endpoint!r},"
+                f"pool {self.name!r}: {conn!r} is a connection to {facts.endpoint!r},"
                 f" not to {endpoint!r}",
                 pool=self.name,
                 connection=conn,
             )
         exc = sys.exc_info()[1]
         if exc is not None and self._breaks_connection(exc):
-            self._runtime.discard(self, slot, conn, Reason.ERROR, exc)
+            self._discard(hold, conn, Reason.ERROR, exc)
         else:
-            self._runtime.checkin(self, slot, conn, suspect=exc is not None)
+            self._checkin(hold, conn, suspect=exc is not None)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pool for good: see EndpointPool.  After *timeout* seconds (None: never) what
@@ -303,19 +303,18 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
 
     def get_endpoint_pool_size(self, endpoint: EndpointT, acquired: bool | None = None) -> int:
         """How many connections to *endpoint* there are; *acquired*: in use (True), idle (False)."""
-        bucket = self._buckets.get(endpoint)
-        if bucket is None:
-            return 0
+        now = self._standing(endpoint)
         if acquired is None:
-            return len(bucket.slots)
-        return bucket.in_use if acquired else bucket.idle
+            return now.total
+        return now.in_use if acquired else now.idle
 
     # Inside
 
-    def _slot_of(self, conn: ConnectionT) -> Slot | None:
-        """The slot in which the caller has *conn*; None if the pool is closed, and *conn* too."""
+    def _hold_on(self, conn: ConnectionT) -> Hold | None:
+        """The hold on *conn*; None if the pool is closed, and *conn* too, or it is the parent's."""
         try:
-            return self._runtime.find(self, conn)
+            hold = self._hold_of(conn)
+            return hold if self._is_held(hold) else None
         except NotInUse as error:
             if self.closed:
                 return None
@@ -333,8 +332,8 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         return conn
 
     def _keepalive(self, endpoint: EndpointT, conn: ConnectionT) -> None:
-        slot = self.slots_by_id.get(id(conn))
-        if slot is not None and slot.uses == 1 and not slot.idled:
+        facts = self._facts_of(conn)
+        if facts is not None and facts.uses == 1 and not facts.idled:
             return  # just created
         if not self._check(endpoint, conn, timeout=self.keepalive_timeout):
             self._connection_manager.on_connection_dead(endpoint, conn)
@@ -368,26 +367,39 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         return _make_probe(conn)
 
 
-class _ManagedLease(_EndpointLease):
+class _ManagedLease(Lease[Any]):
     """A lease that tells the manager, and raises the errors that have an old name by that name."""
 
-    __slots__ = ()
+    __slots__ = ("_endpoint", "_inner", "_managed")
+
+    def __init__(self, pool: Any, endpoint: Any, inner: Lease[Any]) -> None:
+        self._managed = pool
+        self._endpoint = endpoint
+        self._inner = inner
 
     def __enter__(self) -> Any:
+        pool = self._managed
         try:
-            conn = super().__enter__()
+            conn = self._inner.__enter__()
         except PoolClosed as error:
             raise ConnectionPoolClosedError(str(error), pool=error.pool) from None
-        pool: Any = self._pool
+        hold = pool._hold_of(conn)
         try:
-            pool._connection_manager.on_acquire(self._bucket.endpoint, conn)
+            pool._connection_manager.on_acquire(self._endpoint, conn)
         except BaseException as exc:
-            if self._slot.state is IN_USE and self._slot.uses == self._use:
-                pool._runtime.discard(pool, self._slot, conn, Reason.ERROR, exc)
+            pool._discard(hold, conn, Reason.ERROR, exc)
             raise
         if pool.has_reset:
             pool._unreleased.add(_ident(conn))
         return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._inner.__exit__(exc_type, exc, traceback)
 
 
 class _DeadConnectionNotifier(PoolListener):

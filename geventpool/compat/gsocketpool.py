@@ -21,13 +21,11 @@ import gevent
 from gevent import Greenlet, GreenletExit, socket
 
 from geventpool import sockets
-from geventpool._runtime.runtime import CLOSE_TIMEOUT
-from geventpool._scheduler.model import Slot
-from geventpool._scheduler.state import CLOSING, IN_USE
 from geventpool.backoff import Backoff
 from geventpool.errors import NotInUse, PoolError, PoolTimeout
 from geventpool.events import Reason
 from geventpool.pools import ConnectionPool
+from geventpool.pools.extension import CLOSE_TIMEOUT
 
 __all__ = [
     "Connection",
@@ -194,7 +192,7 @@ class Pool(ConnectionPool[C]):
         # The back-off is short, as each caller in line is told of a failed dial of its own.
         backoff = Backoff(first=0.01, longest=0.1)
         super().__init__(max_connections, min_size=0, order="fifo", fail_fast=True, backoff=backoff)
-        self._prefill(initial_connections)
+        self._open_first(initial_connections)
         if reap_expired_connections:
             self._reaper = ConnectionReaper(self, reap_interval)
             self._reaper.start()
@@ -206,26 +204,21 @@ class Pool(ConnectionPool[C]):
         It is released or discarded after what leaves the ``with``, as with ``get()``: see Lease.
         """
         conn = self.acquire()
-        slot = self._runtime.find(self, conn)
-        use = slot.uses
-
-        def is_held() -> bool:
-            return slot.state is IN_USE and slot.uses == use  # and not given back in the body
-
+        hold = self._hold_of(conn)
         try:
             yield conn
         except BaseException as exc:
-            if self._breaks_connection(exc) and is_held():
-                self._runtime.discard(self, slot, conn, Reason.ERROR, exc)
+            if self._breaks_connection(exc):
+                self._discard(hold, conn, Reason.ERROR, exc)
             raise
         finally:
-            if is_held():
+            if self._is_held(hold):  # and not given back in the body
                 self.release(conn)
 
     @property
     def size(self) -> int:
         """How many connections are open, idle or in use."""
-        return self._bucket.open
+        return self._standing().open
 
     def acquire(self, retry: float = 10, retried: float = 0) -> C:  # type: ignore[override]
         """Return a connection, the longest idle one or a new one; ``release`` it afterwards.
@@ -234,10 +227,9 @@ class Pool(ConnectionPool[C]):
         for as long as that takes, within ``self.timeout``.  Raises PoolExhaustedError if none came
         free, and what opening a connection raised if that failed.
         """
-        bucket, timeout = self._bucket, min(0.1 * max(retry - retried, 0), 1e9)
-        ahead = len(bucket.waiters)
-        is_down = bucket.failing and (ahead or monotonic() < bucket.retry_at)
-        if bucket.in_use + ahead < bucket.size and not is_down and self.timeout is not None:
+        now, timeout = self._standing(), min(0.1 * max(retry - retried, 0), 1e9)
+        is_down = now.failing and (now.waiting or now.retry_in)
+        if now.in_use + now.waiting < now.size and not is_down and self.timeout is not None:
             timeout = max(timeout, self.timeout)
         try:
             return super().acquire(timeout)
@@ -260,22 +252,20 @@ class Pool(ConnectionPool[C]):
         Raises ConnectionNotFoundError if it is in use (``discard`` closes those), was dropped
         before, or is none of this pool's.
         """
-        self._runtime.assert_usable_here(self._bucket)
-        slots = [slot for slot in self._bucket.idle_slots() if slot.conn is conn][:1]
+        self._assert_usable_here()
+        is_idle = any(each is conn for each in self._pool)
         was_ours = self._opened.pop(id(conn), None) is not None
-        if not slots and (conn in self._using or not was_ours):
+        if not is_idle and (conn in self._using or not was_ours):
             raise ConnectionNotFoundError(
                 f"pool {self.name!r}: {conn!r} is in use, or dropped already, or not ours",
                 pool=self.name,
                 connection=conn,
             )
-        self._close_idle(slots)
+        self._evict_idle(lambda each: each is conn, Reason.DISCARDED, CLOSE_TIMEOUT, most=1)
 
     def drop_expired(self) -> None:
         """Close the idle connections that are expired; returns when that is done."""
-        self._runtime.assert_usable_here(self._bucket)
-        idle = [(slot, slot.conn) for slot in self._bucket.idle_slots()]
-        self._close_idle([slot for slot, conn in idle if conn.is_expired() is True])
+        self._evict_idle(lambda conn: conn.is_expired() is True, Reason.DISCARDED, CLOSE_TIMEOUT)
 
     def close(self, timeout: float | None = None) -> None:
         if self._reaper is not None:
@@ -285,29 +275,21 @@ class Pool(ConnectionPool[C]):
     @property
     def _pool(self) -> tuple[C, ...]:
         """The idle connections, the longest idle first."""
-        return tuple(slot.conn for slot in self._bucket.idle_slots())
+        return self._idle_connections()
 
     @property
     def _using(self) -> tuple[C, ...]:
         """The connections in use."""
-        return tuple(s.ref() for s in list(self._bucket.slots) if s.state is IN_USE)
+        return self._held_connections()
 
     # Inside
 
-    def _prefill(self, count: int) -> None:
-        opened: list[C] = []
+    def _open_first(self, count: int) -> None:
         try:
-            while len(opened) < count:
-                opened.append(Pool.acquire(self))
+            self._prefill(count, timeout=None)
         except BaseException:
-            for conn in opened:
-                self.discard(conn)
             self.close(0)
             raise
-        for conn in opened:
-            slot = self._runtime.find(self, conn)
-            slot.conn = conn
-            self._runtime.scheduler.return_unused(slot, monotonic())
 
     def _new_connection(self) -> C:
         conn = self._create_connection()
@@ -333,25 +315,19 @@ class Pool(ConnectionPool[C]):
         return sockets.fileno(_raw(conn))
 
     def _is_alive(self, conn: C) -> bool:
-        slot = self.slots_by_id.get(id(conn))
-        if slot is not None and slot.uses == 1:  # new: what lies unread is the server's greeting
-            self._runtime.hangups.poll()
+        facts = self._facts_of(conn)
+        if facts is not None and facts.uses == 1:  # new: what lies unread is the server's greeting
             # Never idle, it comes from open(): what is born expired would be opened without end.
-            return slot.close_reason is None and not (slot.idled and _says(conn.is_expired, True))
+            if facts.idled and _says(conn.is_expired, True):
+                return False
+            self._poll_hangups()
+            facts = self._facts_of(conn)
+            return facts is not None and facts.close_reason is None
         if _says(conn.is_expired, True) or _says(conn.is_connected, False):
             return False
         # Each time, as after a reconnect it is another socket
         why_unusable = sockets.make_probe(_raw(conn))
         return why_unusable is None or not why_unusable()
-
-    def _close_idle(self, slots: list[Slot]) -> None:
-        """Close those of *slots* that are (still) idle, and wait until they are closed."""
-        now = monotonic()
-        for slot in slots:
-            self._runtime.scheduler.dismiss(slot, Reason.DISCARDED, now)
-        while any(slot.state is CLOSING for slot in slots):
-            if not self._runtime._wait_for_change(self._bucket, now + CLOSE_TIMEOUT):
-                break
 
 
 class ConnectionReaper(Greenlet):  # type: ignore[type-arg]

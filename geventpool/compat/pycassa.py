@@ -19,22 +19,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from time import monotonic, time
+from time import time
 from typing import Any
 
 import gevent
 from gevent.local import local
 
 from geventpool import events, sockets
-from geventpool._scheduler.model import Slot
-from geventpool._scheduler.state import CLOSED
-from geventpool._util.arguments import check_seconds, check_whole
-from geventpool._util.errors import copy_of
 from geventpool.addresses import Address, address
 from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, NotInUse, PoolError, PoolTimeout
 from geventpool.events import Reason
 from geventpool.pools import ConnectionPool as SingleServerPool
+from geventpool.pools.extension import Hold, check_seconds, check_whole, copy_of
 
 __all__ = [
     "AllServersUnavailable",
@@ -292,7 +289,8 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         """
         held = self._held()
         if held is not None:
-            if not self._is_closed(held._session, self._slot_of(held._stand_in or held)):
+            real = held._stand_in or held
+            if self._hold_on(real) is not None and not self._is_closed(held._session, real):
                 return held
             self.put(held)
         conn = self._acquire()
@@ -318,7 +316,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         if not isinstance(conn, ConnectionWrapper) or conn._home() is not self:
             raise InvalidRequestError(f"pool {self.name!r}: {conn!r} is none of its connections")
         if conn._pool is None:
-            if self._local is None and id(conn) in self.slots_by_id:
+            if self._local is None and self._facts_of(conn) is not None:
                 raise InvalidRequestError(
                     f"pool {self.name!r}: {conn} was returned twice",
                     pool=self.name,
@@ -330,14 +328,14 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         conn._lost = False
         conn._retries = 0
         conn._tried.clear()
-        slot = self._slot_of(real)  # none if it is lost
-        if slot is not None:
-            reason = self._reason_to_close(session, slot)
+        hold = self._hold_on(real)  # none if it is lost
+        if hold is not None:
+            reason = self._reason_to_close(session, real)
             if reason is None:
                 suspect, session.suspect = session.suspect, False
-                self._runtime.checkin(self, slot, real, suspect)
+                self._checkin(hold, real, suspect)
             else:
-                self._runtime.discard(self, slot, real, reason)
+                self._discard(hold, real, reason)
         if not lost:
             self._tell("connection_checked_in", "debug", connection=real)
 
@@ -362,17 +360,17 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         Others are served meanwhile.  Raises AllServersUnavailable, or what else a dial raised, as
         soon as one fails; what is open by then stays open.
         """
-        bucket, kept = self._bucket, self._bucket.min_size
-        self.resize(bucket.size, bucket.size)
+        kept = self._standing().min_size
+        self.resize(self.size(), self.size())
         try:
             super().fill(timeout=None)
         except BaseException:
-            self.resize(bucket.size, kept)
+            self.resize(self.size(), kept)
             raise
 
     def dispose(self) -> None:
         """Close the connections that are not in use.  The pool stays usable: it opens on demand."""
-        self.resize(self._bucket.size, 0)
+        self.resize(self.size(), 0)
         super().dispose()
 
     def set_server_list(self, server_list: Iterable[str] | Callable[[], Iterable[str]]) -> None:
@@ -391,10 +389,8 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         self.server_list = shuffled
         self._position = 0
         self.connect_timeout = 2 * CONNECT_TIMEOUT * (len(shuffled) + 1)
-        for slot in list(self._bucket.idle_slots()):
-            if slot.conn.server not in shuffled:
-                self._runtime.scheduler.dismiss(slot, Reason.DRAINED, monotonic())
-        self._tell("server_list_obtained", "debug", server_list=list(shuffled))
+        self._evict_idle(lambda conn: conn.server not in shuffled, Reason.DRAINED)
+        self._notify(events.ServerListObtained(self, tuple(shuffled)))
 
     def add_listener(self, listener: Any) -> None:
         """Have *listener* told, which has some of PoolListener's methods, or is a dict of them."""
@@ -420,30 +416,31 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
     @property
     def max_overflow(self) -> int:
         """How many more than *pool_size* may be open; -1 for any number.  May be set."""
-        overflow = self._bucket.max_overflow
+        overflow = self._standing().max_overflow
         return -1 if overflow == float("inf") else int(overflow)
 
     @max_overflow.setter
     def max_overflow(self, max_overflow: int) -> None:
         check_whole("max_overflow", max_overflow, -1)
-        size, min_size = self._bucket.size, self._bucket.min_size
-        self.resize(size, min_size, max_overflow=None if max_overflow == -1 else max_overflow)
+        now, overflow = self._standing(), None if max_overflow == -1 else max_overflow
+        self.resize(now.size, now.min_size, max_overflow=overflow)
 
     def size(self) -> int:  # type: ignore[override]
         """How many connections the pool keeps at most."""
-        return self._bucket.size
+        return self._standing().size
 
     def overflow(self) -> int:
         """How many connections more than that are open."""
-        return max(self._bucket.open - self._bucket.size, 0)
+        now = self._standing()
+        return max(now.open - now.size, 0)
 
     def checkedin(self) -> int:
         """How many connections are idle."""
-        return self._bucket.idle
+        return self._standing().idle
 
     def checkedout(self) -> int:
         """How many connections are in use."""
-        return self._bucket.in_use
+        return self._standing().in_use
 
     # Inside: dialing, in a greenlet of the pool
 
@@ -452,9 +449,9 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             conn = self._dial()
         except Exception:
             # All that wait are told, and not one after the other
-            self._bucket.fail_when_down = True
+            self._fail_when_down(True)
             raise
-        self._bucket.fail_when_down = False
+        self._fail_when_down(False)
         return conn
 
     def _dial(self) -> ConnectionWrapper:
@@ -526,8 +523,8 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         return conn  # type: ignore[no-any-return]
 
     def _acquire(self) -> ConnectionWrapper:
-        bucket, wait = self._bucket, None if self.pool_timeout == -1 else self.pool_timeout
-        if wait is not None and bucket.in_use + len(bucket.waiters) < bucket.own.maximum:
+        now, wait = self._standing(), None if self.pool_timeout == -1 else self.pool_timeout
+        if wait is not None and now.in_use + now.waiting < now.maximum:
             wait = max(wait, OPEN_TIMEOUT)  # there is room: what it waits for is a dial
         try:
             return self.acquire(wait)
@@ -535,15 +532,15 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             if error.__cause__ is not None:
                 raise copy_of(error.__cause__) from error.__cause__.__cause__
             if not wait:
-                self._tell("pool_at_max", "info", pool_max=bucket.own.maximum)
+                self._tell("pool_at_max", "info", pool_max=now.maximum)
             overflow = f" overflow {self.max_overflow}" if self.max_overflow else ""
             raise NoConnectionAvailable(
-                f"ConnectionPool limit of size {bucket.size}{overflow} reached, unable to obtain"
+                f"ConnectionPool limit of size {now.size}{overflow} reached, unable to obtain"
                 f" connection after {self.pool_timeout} seconds",
                 pool=self.name,
             ) from error
         except Exception as error:
-            if error is not bucket.last_error:
+            if error is not self._standing().last_error:
                 raise
             raise copy_of(error) from error.__cause__  # the pool keeps this one
 
@@ -560,7 +557,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             conn = self._acquire()
             if conn.server not in tried:
                 break
-            others = any(slot.conn.server not in tried for slot in self._bucket.idle_slots())
+            others = any(each.server not in tried for each in self._idle_connections())
             (self.release if others else self.discard)(conn)
         wrapper._lost = False
         wrapper._session = conn._own
@@ -571,9 +568,9 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
         """*error* has left an operation of *wrapper*: what it is connected to is no good."""
         real = wrapper._stand_in or wrapper
         wrapper._lost, wrapper._stand_in = True, None
-        slot = self._slot_of(real)
-        if slot is not None:
-            self._runtime.discard(self, slot, real, Reason.ERROR, error)
+        hold = self._hold_on(real)
+        if hold is not None:
+            self._discard(hold, real, Reason.ERROR, error)
         self._tell(
             "connection_failed",
             "info",
@@ -591,26 +588,27 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
     def _may_retry(self, error: BaseException) -> bool:
         return isinstance(error, Exception) and isinstance(error, self.retry_on)
 
-    def _slot_of(self, conn: ConnectionWrapper) -> Slot | None:
-        """The slot it is in use in; None if it was closed under its holder, or by a fork."""
+    def _hold_on(self, conn: ConnectionWrapper) -> Hold | None:
+        """The hold on it; None if it was closed under its holder, or by a fork."""
         try:
-            slot = self._runtime.find(self, conn)
+            hold = self._hold_of(conn)
         except NotInUse:
             return None
-        return None if slot.state is CLOSED else slot
+        return hold if self._is_held(hold) else None
 
-    def _reason_to_close(self, session: _Session, slot: Slot) -> Reason | None:
+    def _reason_to_close(self, session: _Session, real: ConnectionWrapper) -> Reason | None:
         """Why what is put back must be closed, or None."""
-        if self._is_closed(session, slot):
+        if self._is_closed(session, real):
             return Reason.DISCARDED
         if -1 < self.recycle <= session.operation_count:
             return Reason.WORN_OUT
         return None if session.server in self.server_list else Reason.DRAINED
 
-    def _is_closed(self, session: _Session, slot: Slot | None) -> bool:
-        if slot is None or session.closed:
+    def _is_closed(self, session: _Session, real: ConnectionWrapper) -> bool:
+        facts = self._facts_of(real)
+        if facts is None or session.closed:
             return True
-        return slot.fd is not None and slot.fd != sockets.fileno(session.socket)
+        return facts.fd is not None and facts.fd != sockets.fileno(session.socket)
 
     def _tell(self, what: str, level: str, **fields: Any) -> None:
         """Tell the listeners; what they raise is logged."""
@@ -618,7 +616,7 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             try:
                 listener({"pool_id": self.logging_name, "level": level, **fields})
             except Exception:
-                self._runtime._log(self, logging.ERROR, "%r failed", listener, exc_info=True)
+                self._log(logging.ERROR, "%r failed", listener, exc_info=True)
 
 
 QueuePool = ConnectionPool
@@ -647,6 +645,9 @@ class _EventTranslator(events.PoolListener):
 
     def pool_disposed(self, event: events.PoolDisposed) -> None:
         _tell(event, "pool_disposed", "info")
+
+    def server_list_obtained(self, event: events.ServerListObtained) -> None:
+        _tell(event, "server_list_obtained", server_list=list(event.servers))
 
     def pool_at_max(self, event: events.PoolAtMax) -> None:
         _tell(event, "pool_at_max", "info", pool_max=event.maximum)

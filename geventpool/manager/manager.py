@@ -24,6 +24,7 @@ from gevent.monkey import get_original
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.arguments import check_seconds
+from geventpool._util.errors import about
 from geventpool.addresses import Address, AnyAddress, Resolver, address
 from geventpool.errors import (
     ConnectError,
@@ -36,7 +37,7 @@ from geventpool.errors import (
 from geventpool.events import PoolStats, Reason
 from geventpool.manager.health import Attempt, Balance, HealthPolicy, ServerModelDirectory
 from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, Target
-from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool, SockType, about
+from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool, SockType
 from geventpool.pools.lease import DEFAULT
 from geventpool.sockets.factory import SocketFactory
 from geventpool.sockets.monitored import MonitoredSocket, Traffic

@@ -20,19 +20,17 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import gevent
 
 from geventpool import sockets
-from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket
 from geventpool._util.arguments import check_seconds, check_whole
-from geventpool._util.errors import copy_of
+from geventpool._util.errors import about, copy_of
 from geventpool.addresses import AnyAddress
 from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, MultiConnectFailure
 from geventpool.manager.health import ServerModel, ServerModelDirectory
-from geventpool.pools.endpoint_pool import EndpointPool
+from geventpool.pools import EndpointPool, Limit
 from geventpool.sockets.factory import SocketFactory
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
-__all__ = ["DialError", "Endpoint", "SockType", "SocketPool", "about"]
+__all__ = ["DialError", "Endpoint", "SockType", "SocketPool"]
 
 #: What makes of a socket the thing that is pooled.
 SockType: TypeAlias = Callable[[Any], Any]
@@ -155,8 +153,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
 
     def has_idle(self, endpoint: Endpoint) -> bool:
         """Whether a connection to *endpoint* lies idle."""
-        bucket = self._buckets.get(endpoint)
-        return bucket is not None and bucket.idle > 0
+        return self._standing(endpoint).idle > 0
 
     def factory(self, endpoint: Endpoint) -> SocketFactory:
         """What opens sockets to *endpoint*; raises ValueError where TLS could never work."""
@@ -188,9 +185,8 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             raise
         except BaseException:
             # What those in line get: that this greenlet is killed is no failure of the server.
-            if (bucket := self._buckets.get(endpoint)) is not None:
-                text = f"{endpoint.address}: the dial was killed"
-                bucket.last_error = DialError(text, blames=False)
+            text = f"{endpoint.address}: the dial was killed"
+            self._dial_was_killed(DialError(text, blames=False), endpoint)
             raise
 
     def _open(self, endpoint: Endpoint) -> Any:
@@ -257,7 +253,11 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     # Buckets
 
     def _settings_of(self, endpoint: Endpoint | None) -> dict[str, Any]:
-        settings: dict[str, Any] = {"fail_when_full": True, "fail_when_down": True}
+        settings: dict[str, Any] = {
+            "fail_when_full": True,
+            "fail_when_down": True,
+            "has_keepalive": False,
+        }
         if endpoint is None:
             return settings
         settings["backoff"] = _ServerBackoff(server=self.servers[endpoint.address])
@@ -272,15 +272,11 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         if idle_timeout is not None:
             check_seconds("idle_timeout of sock_type", idle_timeout)
             settings["idle_timeout"] = idle_timeout
-        return settings
-
-    def _make_bucket(self, endpoint: Endpoint | None) -> Bucket:
-        bucket = super()._make_bucket(endpoint)
-        ping = None if endpoint is None else getattr(endpoint.sock_type, "keepalive", None)
+        ping = getattr(endpoint.sock_type, "keepalive", None)
         if ping is not None and not callable(ping):
             raise TypeError(f"keepalive of sock_type must be a method, not {ping!r}")
-        bucket.has_keepalive = ping is not None
-        return bucket
+        settings["has_keepalive"] = ping is not None
+        return settings
 
 
 class SocketIndex:
@@ -368,9 +364,3 @@ def _is_for_want_of_room(error: BaseException) -> bool:
     if isinstance(error, MultiConnectFailure):  # a host with several addresses
         return all(_is_for_want_of_room(each) for _, each in error.errors)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
-
-
-def about(where: object, error: BaseException) -> str:
-    """What *error* says, and where it was, unless it says that itself."""
-    text = str(error) or type(error).__name__
-    return text if str(where) in text else f"{where}: {text}"

@@ -1,5 +1,4 @@
-"""What every pool has: settings and their checks, listeners, and the verbs
-that take a connection.
+"""What every pool has: its settings, its listeners, and the verbs that take a connection.
 
 A pool adds where its connections lead: ``connection_pool.py`` to one place, ``endpoint_pool.py`` to
 many.  Who gets which connection is decided in ``_scheduler``, and the greenlets that open, check
@@ -11,31 +10,37 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from gevent import getcurrent
 
 from geventpool import sockets
 from geventpool._runtime.runtime import Runtime
-from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import CLOSED, IN_USE
-from geventpool._util.arguments import check_seconds, check_text, check_whole
-from geventpool.backoff import Backoff
+from geventpool._util.arguments import check_seconds
 from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
+from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, LocalLease
+from geventpool.pools.settings import PoolSettings
 
 __all__ = ["BasePool", "stats_of"]
 
 C = TypeVar("C")
-R = TypeVar("R")
 _numbers = itertools.count(1)
+_LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
+#: Those of the settings that are each bucket's own.
+_OF_BUCKETS = (
+    *("max_connecting", "backoff", "fail_fast"),
+    *("idle_timeout", "max_lifetime", "max_uses", "jitter"),
+)
 
-class BasePool(Generic[C]):
+
+class BasePool(PoolExtension[C]):
     """The settings and verbs that all pools have; their meaning is told in ConnectionPool."""
 
     # The hooks are each pool's own: they get an endpoint first where there are several.
@@ -46,113 +51,51 @@ class BasePool(Generic[C]):
     _fileno: Callable[..., int | None]
     _reset_connection: Callable[..., object]
 
-    def __init__(
-        self,
-        exc_classes: type[BaseException] | Iterable[type[BaseException]],
-        keepalive: float | None,
-        *,
-        connect: Callable[..., C] | None,
-        timeout: float | None,
-        max_waiting: int | None,
-        connect_timeout: float | None,
-        max_connecting: int,
-        backoff: Backoff | None,
-        keepalive_timeout: float,
-        idle_timeout: float | None,
-        max_lifetime: float | None,
-        max_uses: int | None,
-        jitter: float,
-        check_after: float | None,
-        order: str | None,
-        strict: bool,
-        fail_fast: bool,
-        greenlet_local: bool,
-        limits: Iterable[Limit],
-        listeners: Iterable[object],
-        track: bool,
-        name: str | None,
-    ) -> None:
-        if max_waiting is not None:
-            check_whole("max_waiting", max_waiting)
-        if max_uses is not None:
-            check_whole("max_uses", max_uses, least=1)
-        check_whole("max_connecting", max_connecting, least=1)
-        check_seconds("timeout", timeout, zero=True)
-        check_seconds("keepalive_timeout", keepalive_timeout, none=False)
-        for label, seconds in (
-            ("keepalive", keepalive),
-            ("connect_timeout", connect_timeout),
-            ("idle_timeout", idle_timeout),
-            ("max_lifetime", max_lifetime),
-        ):
-            check_seconds(label, seconds)
-        check_seconds("check_after", check_after, zero=True)
-        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)):
-            raise TypeError(f"jitter must be a number, not {jitter!r}")
-        if not 0 <= jitter <= 1:
-            raise ValueError(f"jitter must be a number from 0 to 1, not {jitter!r}")
-        if order not in (None, "fifo", "lifo"):
-            raise ValueError(f'order must be "fifo", "lifo" or None, not {order!r}')
-        if backoff is not None and not isinstance(backoff, Backoff):
-            raise TypeError(f"backoff must be a Backoff, not {backoff!r}")
-        limits = _several("limits", limits)
-        for limit in limits:
-            if not isinstance(limit, Limit):
-                raise TypeError(f"limits must hold Limit objects, not {limit!r}")
-        if len(set(limits)) < len(limits):
-            raise ValueError("limits holds the same Limit twice")
-        if connect is not None and not callable(connect):
-            raise TypeError(f"connect must be callable, not {connect!r}")
-        if connect is None and not self._overrides("_new_connection"):
-            raise TypeError(
-                f"{type(self).__name__} cannot open connections: override _new_connection,"
-                " or give connect="
-            )
-        if connect is not None and self._overrides("_new_connection"):
-            raise TypeError("connect is given and _new_connection overridden: which is it to be?")
-        for label, seconds in (("keepalive", keepalive), ("check_after", check_after)):
-            if seconds is not None and not self._overrides("_keepalive"):
-                raise ValueError(f"{label} is set, but _keepalive is not overridden")
-        if name is not None:
-            check_text("name", name)
-
+    def __init__(self, settings: PoolSettings) -> None:
+        self._check_hooks(settings)
+        name = settings.name
         self.name = name if name is not None else f"pool-{next(_numbers)}"
-        self.exc_classes = _exception_classes(exc_classes)
-        self.timeout = timeout
-        self.max_waiting = max_waiting
-        self.connect_timeout = connect_timeout
-        self.keepalive = keepalive
-        self.keepalive_timeout = keepalive_timeout
-        self.check_after = check_after
-        self.strict = strict
-        self.track = track
-        self.log = logging.getLogger("geventpool" if name is None else f"geventpool.{name}")
+        self.exc_classes = settings.exc_classes
+        self.timeout = settings.timeout
+        self.max_waiting = settings.max_waiting
+        self.connect_timeout = settings.connect_timeout
+        self.keepalive = settings.keepalive
+        self.keepalive_timeout = settings.keepalive_timeout
+        self.check_after = settings.check_after
+        self.strict = settings.strict
+        self.track = settings.track
+        self.log = logging.getLogger(_LOGGER if name is None else f"{_LOGGER}.{name}")
         self.slots_by_id: dict[int, Slot] = {}
         self.maintenance: Any = None
         self.closed = False
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
         self.has_is_alive = self._overrides("_is_alive")
-        self.checks_on_checkout = self.has_is_alive or check_after is not None
+        self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
-        self._connect = connect
-        self._greenlet_local = greenlet_local
+        self._connect: Callable[..., C] | None = settings.connect
         self._leases: weakref.WeakKeyDictionary[Any, dict[Any, LocalLease[C]]]
         self._leases = weakref.WeakKeyDictionary()
-        self._limits = limits
-        self._bucket_settings: dict[str, Any] = {
-            "max_connecting": max_connecting,
-            "backoff": backoff,
-            "fail_fast": fail_fast,
-            "idle_timeout": idle_timeout,
-            "max_lifetime": max_lifetime,
-            "max_uses": max_uses,
-            "jitter": jitter,
-        }
-        self._order = order
+        self._limits = settings.limits
+        self._bucket_settings = {each: getattr(settings, each) for each in _OF_BUCKETS}
+        self._order = settings.order
         self._reference = weakref.ref(self)
-        for listener in _several("listeners", listeners):
+        for listener in settings.listeners:
             self.add_listener(listener)
         self._runtime = Runtime.of_this_thread()
+
+    def _check_hooks(self, settings: PoolSettings) -> None:
+        """See to it that what is set is there to be called."""
+        overrides = self._overrides("_new_connection")
+        if settings.connect is None and not overrides:
+            raise TypeError(
+                f"{type(self).__name__} cannot open connections: override _new_connection,"
+                " or give connect="
+            )
+        if settings.connect is not None and overrides:
+            raise TypeError("connect is given and _new_connection overridden: which is it to be?")
+        for name in ("keepalive", "check_after"):
+            if getattr(settings, name) is not None and not self._overrides("_keepalive"):
+                raise ValueError(f"{name} is set, but _keepalive is not overridden")
 
     def _new_bucket(self, name: str, **settings: Any) -> Bucket:
         """A bucket with the settings of this pool, not yet known to the runtime."""
@@ -307,21 +250,3 @@ def stats_of(
         connect=duration("connect"),
         last_error=next((b.last_error for b in buckets if b.last_error is not None), None),
     )
-
-
-def _several(name: str, values: Iterable[R]) -> tuple[R, ...]:
-    try:
-        found = iter(values)
-    except TypeError:
-        raise TypeError(f"{name} must be a list or the like, not {values!r}") from None
-    return tuple(found)
-
-
-def _exception_classes(
-    classes: type[BaseException] | Iterable[type[BaseException]],
-) -> tuple[type[BaseException], ...]:
-    found = (classes,) if isinstance(classes, type) else _several("exc_classes", classes)
-    for each in found:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"exc_classes must be exception classes, not {each!r}")
-    return found

@@ -15,6 +15,7 @@ from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
+from geventpool.pools.settings import PoolSettings
 
 __all__ = ["ConnectionPool", "Lease"]
 
@@ -52,7 +53,8 @@ class ConnectionPool(BasePool[C]):
     - *greenlet_local*: a nested ``get()`` in the same greenlet yields the connection it has.
     - *limits*: Limit objects, caps that are shared with other pools of this thread.
     - *listeners*: told what happens, see PoolListener; *track*: remember where each connection
-      was acquired, for ``holders()``; *name*: for messages, the log and metrics.
+      was acquired, for ``holders()``; *name*: for messages, metrics, and the log, whose logger is
+      ``geventpool.pool.NAME`` (without a name ``geventpool.pool``).
     """
 
     def __init__(
@@ -84,33 +86,11 @@ class ConnectionPool(BasePool[C]):
         track: bool = False,
         name: str | None = None,
     ) -> None:
+        settings = PoolSettings.of(locals())
         check_whole("size", size, least=1)
         min_size = _check_min_size(size, min_size)
         overflow = _overflow(max_overflow)
-        super().__init__(
-            exc_classes,
-            keepalive,
-            connect=connect,
-            timeout=timeout,
-            max_waiting=max_waiting,
-            connect_timeout=connect_timeout,
-            max_connecting=max_connecting,
-            backoff=backoff,
-            keepalive_timeout=keepalive_timeout,
-            idle_timeout=idle_timeout,
-            max_lifetime=max_lifetime,
-            max_uses=max_uses,
-            jitter=jitter,
-            check_after=check_after,
-            order=order,
-            strict=strict,
-            fail_fast=fail_fast,
-            greenlet_local=greenlet_local,
-            limits=limits,
-            listeners=listeners,
-            track=track,
-            name=name,
-        )
+        super().__init__(settings)
         self._lease: type[Lease[C]] = LocalLease if greenlet_local else Lease
         bucket = self._new_bucket(
             self.name,
@@ -279,6 +259,9 @@ class ConnectionPool(BasePool[C]):
 
     def _all_buckets(self) -> tuple[Bucket, ...]:
         return (self._bucket,) if "_bucket" in self.__dict__ else ()
+
+    def _bucket_of(self, *key: Any) -> Bucket:
+        return self._bucket
 
     def _overrides(self, hook: str) -> bool:
         own = getattr(self, hook)

@@ -18,6 +18,7 @@ from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
+from geventpool.pools.settings import PoolSettings
 
 __all__ = ["EndpointPool"]
 
@@ -97,31 +98,9 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         track: bool = False,
         name: str | None = None,
     ) -> None:
+        settings = PoolSettings.of(locals())
         _check_sizes(max_size, total_max_size, min_idle)
-        super().__init__(
-            exc_classes,
-            keepalive,
-            connect=connect,
-            timeout=timeout,
-            max_waiting=max_waiting,
-            connect_timeout=connect_timeout,
-            max_connecting=max_connecting,
-            backoff=backoff,
-            keepalive_timeout=keepalive_timeout,
-            idle_timeout=idle_timeout,
-            max_lifetime=max_lifetime,
-            max_uses=max_uses,
-            jitter=jitter,
-            check_after=check_after,
-            order=order,
-            strict=strict,
-            fail_fast=fail_fast,
-            greenlet_local=greenlet_local,
-            limits=limits,
-            listeners=listeners,
-            track=track,
-            name=name,
-        )
+        super().__init__(settings)
         self._max_size = max_size
         self._min_idle = min_idle
         self._total = Limit(_maximum(total_max_size), f"{self.name} in total")
@@ -330,13 +309,19 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             "transient": True,
         }
         settings |= self._settings_of(endpoint)
+        has_keepalive = settings.pop("has_keepalive", True)
         bucket = self._new_bucket(f"{self.name} {endpoint}", **settings)
         bucket.key = (endpoint,)
+        bucket.has_keepalive = has_keepalive
         bucket.on_empty = self._on_empty
         return bucket
 
     def _settings_of(self, endpoint: E | None) -> dict[str, Any]:
-        """What the bucket of *endpoint* has otherwise than the others: for a subclass."""
+        """What the bucket of *endpoint* has otherwise than the others: for a subclass.
+
+        ``fail_when_full``, ``fail_when_down``, ``backoff``, ``limits``, ``idle_timeout``, and
+        ``has_keepalive``: whether the pool's keepalive is for it.  None stands for no endpoint.
+        """
         return {}
 
     def _chosen(self, endpoint: E | None) -> list[Bucket]:
@@ -344,6 +329,9 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             return list(self._buckets.values())
         bucket = self._find(endpoint)
         return [] if bucket is None else [bucket]
+
+    def _bucket_of(self, *key: Any) -> Bucket | None:
+        return self._find(*key)
 
     def _find(self, endpoint: E) -> Bucket | None:
         try:

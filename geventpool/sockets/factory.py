@@ -44,6 +44,7 @@ from gevent.socket import (
 from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.errors import about
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
@@ -467,7 +468,7 @@ class _Dial:
         """The one error of a dial that failed, or one with all of them."""
         if len(self.failed) == 1:
             return self.failed.pop()[1]  # or it would hold the frame that holds it
-        each = (_about(name, error) for name, error in self.failed)
+        each = (about(name, error) for name, error in self.failed)
         message = f"{self.name}: {len(self.failed)} attempts to connect failed: {'; '.join(each)}"
         return MultiConnectFailure(message, errors=self.failed)
 
@@ -479,11 +480,6 @@ class _Dial:
             for (began, phase, what), end in zip(phases, ends, strict=True)
         )
         return ConnectError(f"{name}: not open after {seconds:.4g} s: {spent}")
-
-
-def _about(name: object, error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if str(name) in text else f"{name}: {text}"
 
 
 def _numeric(server: Address, family: int) -> Any:

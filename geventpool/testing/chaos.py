@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import gevent
 from gevent.event import Event
 
-from geventpool._util.arguments import check_seconds
 from geventpool.addresses import address
+from geventpool.pools.extension import check_seconds
 from geventpool.sockets import SocketFactory
 from geventpool.testing.ends import hang_up, wait_closed
 from geventpool.testing.ports import Listener

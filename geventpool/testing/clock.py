@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +13,10 @@ import gevent.local
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from geventpool._runtime.runtime import Runtime
-from geventpool._scheduler.state import AT_ONCE
-from geventpool._util.arguments import check_seconds
+from geventpool._runtime.jump import clock_jumped
+from geventpool.pools.extension import check_seconds
+from geventpool.retry import retry
+from geventpool.sockets import SocketFactory
 
 __all__ = ["FakeClock", "no_retry_delays"]
 
@@ -90,7 +90,7 @@ class FakeClock:
         if self in _jumping:
             self._ahead += seconds
             _jump()
-            _catch_up()
+            clock_jumped(_now())
 
     def __enter__(self) -> FakeClock:
         if self in _jumping:
@@ -168,34 +168,21 @@ class _Replaced:
 
 def _of_retry() -> Iterable[tuple[Any, str, object]]:
     # As an attribute of the package it is the decorator.
-    module = importlib.import_module("geventpool.retry")
+    module = sys.modules[retry.__module__]
     return [(module, "_sleep", _sleep_for_retry), (module, "_clock", _now_for_retry)]
 
 
 def _of_pools() -> Iterable[tuple[Any, str, object]]:
     # A dial waits for a server, which is as fast as it is: what it may take stays real.
-    real = ("geventpool.sockets.factory", "geventpool.testing")
-    ours = {name: module for name, module in sys.modules.items() if name.startswith("geventpool.")}
+    ours, testing = __name__.split(".")[:2]
+    real = (SocketFactory.__module__, f"{ours}.{testing}.")
+    modules = {name: each for name, each in sys.modules.items() if name.startswith(f"{ours}.")}
     return [
         (module, "monotonic", _now)
-        for name, module in ours.items()
+        for name, module in modules.items()
         if "monotonic" in vars(module) and not name.startswith(real)
     ]
 
 
 _retry_bent = _Replaced(_of_retry)
 _pools_bent = _Replaced(_of_pools)
-
-
-def _catch_up() -> None:
-    """Have the pools of this thread look at the time again: their timers do not know of a jump."""
-    runtime: Runtime | None = getattr(gevent.get_hub(), "_geventpool_runtime", None)
-    if runtime is None:
-        return
-    now = _now()
-    runtime.scheduler.expire(now)
-    for bucket in list(runtime.buckets):
-        runtime.scheduler.reconcile(bucket, now)
-        for loop in bucket.maintenance:
-            if bucket in loop.buckets:
-                loop.add(bucket, AT_ONCE)

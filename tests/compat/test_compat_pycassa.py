@@ -23,6 +23,7 @@ import pytest
 from gevent.event import Event
 
 from geventpool import Backoff, PoolClosed, Reason
+from geventpool import ConnectionPool as GeventPool
 from geventpool.compat import pycassa
 from geventpool.compat.pycassa import (
     AllServersUnavailable,
@@ -36,6 +37,7 @@ from geventpool.compat.pycassa import (
     QueuePool,
     StatsLogger,
 )
+from geventpool.events import ServerListObtained
 from geventpool.testing import FakeClock
 from support.servers import EchoServer, IdServer, closed_port
 from support.strikes import PATIENCE, STRIKES, Stage, Strike
@@ -1039,6 +1041,20 @@ def test_p9_either_spelling_of_the_server_list_event_is_heard_once(server: IdSer
         assert [dic["server_list"] for dic in documented] == [at(server)]
         assert documented == coded
         assert both.heard == [at(server)]
+
+
+def test_p9_a_listener_of_geventpool_s_own_hears_of_the_server_list_too(server: IdServer) -> None:
+    events: list[ServerListObtained] = []
+
+    class Own:
+        def server_list_obtained(self, event: ServerListObtained) -> None:
+            events.append(event)
+
+    with make_pool(server, prefill=False) as pool:
+        GeventPool.add_listener(pool, Own())
+        pool.set_server_list(at(server))
+
+    assert events == [ServerListObtained(pool, tuple(at(server)))]
 
 
 @pytest.mark.filterwarnings(

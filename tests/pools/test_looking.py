@@ -442,7 +442,7 @@ def test_the_log_is_named_after_the_pool(maker, caplog):
     pool.close()
 
     dials = [r for r in caplog.records if "a dial failed" in r.getMessage()]
-    assert {r.name for r in dials} == {"geventpool.db"}
+    assert {r.name for r in dials} == {"geventpool.pool.db"}
     assert "pool 'db'" in dials[0].getMessage()
     assert "nothing there" in dials[0].getMessage()
 
@@ -459,12 +459,19 @@ def test_of_an_outage_only_the_first_failed_dial_is_a_warning(maker, caplog):
     assert set(levels[1:]) == {logging.DEBUG}
 
 
+@pytest.mark.parametrize("name", ["retry", "resolver", None])
+def test_no_pool_logs_to_the_logger_of_a_module_whatever_its_name(maker, name):
+    with ConnectionPool(1, connect=maker, name=name) as pool:
+        below = "" if name is None else f".{name}"
+        assert pool.log is logging.getLogger(f"geventpool.pool{below}")
+
+
 def test_a_log_handler_that_raises_cannot_break_the_pool(maker, capsys):
     class Raising(logging.Handler):
         def handle(self, record):
             raise ZeroDivisionError("no log today")
 
-    log = logging.getLogger("geventpool.unlogged")
+    log = logging.getLogger("geventpool.pool.unlogged")
     handler = Raising()
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
@@ -491,7 +498,7 @@ def test_a_log_handler_that_switches_cannot_break_the_pool(maker):
             gevent.sleep(0.001)
             return True
 
-    log = logging.getLogger("geventpool.slowly")
+    log = logging.getLogger("geventpool.pool.slowly")
     handler = Switching()
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)

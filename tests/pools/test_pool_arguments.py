@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import weakref
+from dataclasses import fields
 from typing import Any
 
 import gevent
 import pytest
 
-from geventpool import Backoff, ConnectionPool, Limit
+from geventpool import Backoff, ConnectionPool, EndpointPool, Limit
+from geventpool.pools.settings import PoolSettings
 
 
 class PingPool(ConnectionPool[Any]):
@@ -90,6 +93,14 @@ def test_a_bad_argument_is_refused_by_name_with_what_is_wrong_with_it(maker, nam
         assert repr(value) in str(raised.value)
     gevent.idle()
     assert maker.dials == 0
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, EndpointPool])
+def test_help_shows_every_setting_by_its_name(kind):
+    shown = inspect.signature(kind).parameters
+
+    assert len(fields(PoolSettings)) == 22
+    assert {each.name for each in fields(PoolSettings)} <= shown.keys()
 
 
 @pytest.mark.parametrize("name", ["keepalive", "check_after"])

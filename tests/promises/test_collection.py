@@ -356,7 +356,7 @@ def test_a_connection_collected_unreleased_gives_its_slot_back_and_is_told_and_l
     told = Told()
     with ConnectionPool(1, connect=maker, listeners=[told], track=track, name="db") as pool:
         pool.fill()
-        with caplog.at_level(logging.WARNING, "geventpool.db"):
+        with caplog.at_level(logging.WARNING, "geventpool.pool.db"):
             forgetter(pool)
             collect()
             assert told.event.wait(5)

@@ -512,7 +512,7 @@ def test_what_a_listener_raises_is_logged_and_the_pool_is_whole(maker, caplog):
     }
     assert pool.stats().idle == 1
     failures = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert {r.name for r in failures} == {"geventpool.db"}
+    assert {r.name for r in failures} == {"geventpool.pool.db"}
     assert all(r.exc_info[0] is ZeroDivisionError for r in failures)
     assert len(failures) == len(raising.told)
     pool.close(timeout=5)

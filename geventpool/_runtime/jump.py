@@ -1,0 +1,28 @@
+"""What the timers of a hub are told when the clock of a test has jumped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gevent
+
+from geventpool._scheduler.state import AT_ONCE
+
+if TYPE_CHECKING:
+    from geventpool._runtime.runtime import Runtime
+
+__all__ = ["clock_jumped"]
+
+
+def clock_jumped(now: float) -> None:
+    """Have the pools of this thread look at the time again: it is *now*, and their timers, which
+    count in real seconds, do not know."""
+    runtime: Runtime | None = getattr(gevent.get_hub(), "_geventpool_runtime", None)
+    if runtime is None:
+        return
+    runtime.scheduler.expire(now)
+    for bucket in list(runtime.buckets):
+        runtime.scheduler.reconcile(bucket, now)
+        for loop in bucket.maintenance:
+            if bucket in loop.buckets:
+                loop.add(bucket, AT_ONCE)
