@@ -174,7 +174,7 @@ def _of_retry() -> Iterable[tuple[Any, str, object]]:
 
 def _of_pools() -> Iterable[tuple[Any, str, object]]:
     # A dial waits for a server, which is as fast as it is: what it may take stays real.
-    real = ("geventpool.sockets.factory", "geventpool.testing")
+    real = ("geventpool.sockets.dial", "geventpool.sockets.tls", "geventpool.testing")
     ours = {name: module for name, module in sys.modules.items() if name.startswith("geventpool.")}
     return [
         (module, "monotonic", _now)
