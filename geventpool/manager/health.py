@@ -44,27 +44,19 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Literal, TypeAlias, get_args
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
-from geventpool._util.arguments import check_seconds, check_whole
-from geventpool.addresses import AddressGroup, AnyAddress, Tier, address, weighted_order
-from geventpool.backoff import Backoff
+from geventpool._util.arguments import check_seconds
+from geventpool.addresses import AnyAddress
 from geventpool.errors import MarkedDownError
+from geventpool.manager.peak_ewma import PeakEwma
+from geventpool.manager.policy import HealthPolicy
 
-__all__ = ["Attempt", "Balance", "HealthPolicy", "PeakEwma", "ServerModel", "ServerModelDirectory"]
+__all__ = ["Attempt", "ServerModel"]
 
-Balance: TypeAlias = Literal["weighted", "p2c"]
 State: TypeAlias = Literal["up", "down", "probing"]
-
-#: Of two servers drawn, the second is taken if the load of the first is more than this times its
-#: own.  With 1.0, the noise of two equal latencies would overrule the weights they were drawn by;
-#: with 2.0 or more, one request outstanding against none would not be noticed.
-_CLEARLY = 1.5
 
 #: The latency in seconds of a server that has not answered yet: more than any that has.
 _UNKNOWN = 1e9
@@ -72,97 +64,8 @@ _UNKNOWN = 1e9
 #: The share of its weight that a server starts with (Envoy's min_weight_percent).
 _FIRST_SHARE = 0.1
 
-#: Weights may be so far apart that a quotient of them is 0.
-_LEAST_SHARE = 1e-9
-
-#: A directory that is smaller forgets no server by itself.
-_SMALL = 64
-
 #: Seconds after which a server that was not looked for may be forgotten.
 _KEPT = 600.0
-
-
-@dataclass(frozen=True)
-class HealthPolicy:
-    """When a server is taken for down, for how long, and how it comes back.  Times in seconds.
-
-    *failures* in a row mark it down (None: only ``mark_down()`` does) for the delay that *backoff*
-    has for that many markdowns in a row.  Each *forget_after* that it was up in between takes one
-    of them away.  Then one caller probes it; a probe that has not ended after *probe_timeout* does
-    not keep a second one out.
-
-    At most the share *max_down* of a tier is left out as down (rounded down, but one if there are
-    more).  What is down beyond that, failed longest ago, is tried like what is up, as the rest
-    might not bear the load of all.  That is not for a tier of which nothing is up: then the next
-    one is used.
-
-    A server that is new or back starts with a tenth of its share, and has all of it after
-    *slow_start* (0: at once).  For "p2c": what was measured fades by the factor e in *decay*, and
-    a failed request counts as an answer after at least *failure_latency*: failing fast earns no
-    traffic.
-    """
-
-    failures: int | None = 3
-    backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0, factor=2.0, longest=60.0))
-    forget_after: float = 30.0
-    probe_timeout: float = 30.0
-    max_down: float = 0.5
-    slow_start: float = 10.0
-    decay: float = 10.0
-    failure_latency: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.failures is not None:
-            check_whole("failures", self.failures, least=1)
-        if not isinstance(self.backoff, Backoff):
-            raise TypeError(f"backoff must be a Backoff, not {self.backoff!r}")
-        for name in ("forget_after", "probe_timeout", "decay"):
-            check_seconds(name, getattr(self, name), none=False)
-        for name in ("slow_start", "failure_latency"):
-            check_seconds(name, getattr(self, name), zero=True, none=False)
-        if isinstance(self.max_down, bool) or not isinstance(self.max_down, (int, float)):
-            raise TypeError(f"max_down must be a number, not {self.max_down!r}")
-        if not 0 <= self.max_down <= 1:
-            raise ValueError(f"max_down must be a share between 0 and 1, not {self.max_down!r}")
-
-
-class PeakEwma:
-    """A moving average of latencies that follows a peak at once and fades in *decay* seconds.
-
-    After ``PeakEwma.Metric`` of Finagle: it rises to a higher latency at once, and otherwise moves
-    towards what is measured by 1 - exp(-dt / decay).  Where nothing is measured it fades towards 0,
-    so that a server no caller dares to use is tried again.
-    """
-
-    __slots__ = ("_at", "_decay", "_value")
-
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
-        self._value: float | None = None
-        self._at = 0.0
-
-    def value(self, now: float) -> float | None:
-        """The average in seconds; None if nothing was measured yet."""
-        return None if self._value is None else self._value * self._kept(now)
-
-    def observe(self, latency: float, now: float) -> None:
-        """Take in that something took *latency* seconds."""
-        kept = self._kept(now)
-        old = latency if self._value is None else self._value
-        self._value = max(latency, old * kept + latency * (1 - kept))
-        self._at = now
-
-    def at_least(self, latency: float, now: float) -> None:
-        """Observe that the latency is *latency* or more: this never makes the average less."""
-        self._value = max(latency, self.value(now) or 0.0)
-        self._at = now
-
-    def forget(self) -> None:
-        """Begin again with nothing measured."""
-        self._value = None
-
-    def _kept(self, now: float) -> float:
-        return math.exp(-max(now - self._at, 0.0) / self._decay)
 
 
 class ServerModel:
@@ -473,181 +376,3 @@ class Attempt:
         if server._probe == self._number:
             server._probe = 0
         return True
-
-
-class ServerModelDirectory(dict[AnyAddress, ServerModel]):
-    """The ServerModel of each address, made when it is first asked for; and which to try next.
-
-    *policy* is that of all servers.  *balance* says which server of a tier comes first: "weighted",
-    in proportion to the weights; or "p2c", the less loaded of two drawn by weight.  That one takes
-    the end of an attempt for the answer of the server: it is for connections that are acquired for
-    a request, and not for those that are held for hours.  With *draw*, the ``expovariate`` of a
-    ``random.Random(seed)``, the draws are repeatable.
-
-    Of a server that was not looked for in ten minutes, that is not in use, was not marked down by
-    hand and whose model nothing else holds, nothing is kept.
-    """
-
-    def __init__(
-        self,
-        policy: HealthPolicy | None = None,
-        *,
-        balance: Balance = "weighted",
-        draw: Callable[[float], float] = random.expovariate,
-    ) -> None:
-        super().__init__()
-        if policy is not None and not isinstance(policy, HealthPolicy):
-            raise TypeError(f"policy must be a HealthPolicy or None, not {policy!r}")
-        if balance not in get_args(Balance):
-            raise ValueError(f'balance must be "weighted" or "p2c", not {balance!r}')
-        self.policy = HealthPolicy() if policy is None else policy
-        self.balance = balance
-        self._draw = draw
-        # Also those it has forgotten, for as long as another has them: a second model of
-        # the same server would know half of it.
-        self._alive: WeakValueDictionary[AnyAddress, ServerModel] = WeakValueDictionary()
-        self._tidy_at = _SMALL
-
-    def __missing__(self, key: object) -> ServerModel:
-        known = address(key)
-        server = self._alive.get(known)
-        if server is None:
-            server = self._alive[known] = ServerModel(known, self.policy)
-        self[known] = server
-        return server
-
-    def attempt(
-        self,
-        group: AddressGroup,
-        now: float,
-        tried: Collection[AnyAddress] = (),
-        *,
-        avoid: Collection[AnyAddress] = (),
-        panic: bool = True,
-    ) -> Attempt | None:
-        """Begin an attempt at the best server of *group* that is not among those *tried*.
-
-        None if none is left: each of *group* was tried, is marked down by hand or, without
-        *panic*, is down.
-        """
-        for server, usable in self.ranked(group, now, tried, avoid):
-            attempt = server.admit(now, panic=usable or panic)
-            if attempt is not None:
-                return attempt
-        return None
-
-    def order(
-        self,
-        group: AddressGroup,
-        now: float,
-        *,
-        tried: Collection[AnyAddress] = (),
-        avoid: Collection[AnyAddress] = (),
-    ) -> list[AnyAddress]:
-        """Every address of *group* that was not *tried*, in the order in which to try them.
-
-        One tier after the other, those that are down left out; then the ones to *avoid*; then what
-        is down, the one first that failed longest ago.  To try them, ask ``attempt()`` for one
-        after the other instead: it has an eye on what happens in the meantime.
-        """
-        return [server.address for server, _ in self.ranked(group, now, tried, avoid)]
-
-    def ranked(
-        self,
-        group: AddressGroup,
-        now: float,
-        tried: Collection[AnyAddress] = (),
-        avoid: Collection[AnyAddress] = (),
-    ) -> Iterator[tuple[ServerModel, bool]]:
-        """Each server as in ``order()``; and whether it may be used without a panic.
-
-        Lazily: the second-best of a thousand is not looked for until it is asked for.
-        """
-        if len(self) > self._tidy_at:
-            self.forget(now)
-        seen = set(tried)
-        last: list[ServerModel] = []
-        for tier in group.tiers:
-            usable = []
-            for share, server in self._shares(tier, now):
-                if server.address in seen:
-                    continue
-                seen.add(server.address)
-                if share is None or server.address in avoid:
-                    last.append(server)
-                else:
-                    usable.append((share, server))
-            for server in self._balanced(usable, now):
-                yield server, True
-        for server in sorted(last, key=_longest_ago):
-            yield server, False
-
-    def down(self, group: AddressGroup, now: float) -> list[ServerModel]:
-        """The servers of *group* that are not up."""
-        servers = map(self.__getitem__, sorted(group.addresses))
-        return [server for server in servers if server.state(now) != "up"]
-
-    def forget(self, now: float) -> None:
-        """Let go of what is not needed; done by itself as the directory grows."""
-        for server in list(self.values()):
-            if server._is_forgettable(now):
-                del self[server.address]
-        self._tidy_at = max(2 * len(self), _SMALL)
-
-    # How it chooses.
-
-    def _shares(self, tier: Tier, now: float) -> list[tuple[float | None, ServerModel]]:
-        """Each server of *tier* with its weight, as it counts now; None if it is down."""
-        servers = [(weight, self[each]) for weight, each in tier]
-        spared = self._spared([server for _, server in servers], now)
-        shares: list[tuple[float | None, ServerModel]] = []
-        for weight, server in servers:
-            server._asked_for = now
-            if server in spared:
-                shares.append((weight, server))
-            elif server.admits(now):
-                shares.append((weight * server.share(now), server))
-            else:
-                shares.append((None, server))
-        return shares
-
-    def _spared(self, servers: Collection[ServerModel], now: float) -> Collection[ServerModel]:
-        """Those that are down, and used all the same, as too many of their tier would be down."""
-        if all(server._down_until is None for server in servers):
-            return ()
-        candidates = [server for server in servers if not server._held_down(now)]
-        down = [server for server in candidates if server._down_until is not None]
-        if len(down) == len(candidates):
-            return ()
-        may_be_down = max(int(self.policy.max_down * len(candidates) + 1e-9), 1)
-        return set(sorted(down, key=_longest_ago)[: max(len(down) - may_be_down, 0)])
-
-    def _balanced(
-        self, usable: list[tuple[float, ServerModel]], now: float
-    ) -> Iterable[ServerModel]:
-        if self.balance == "weighted":
-            return weighted_order(usable, self._draw)
-        with_weight = [(weight, server) for weight, server in usable if weight]
-        without = [(1.0, server) for weight, server in usable if not weight]
-        return itertools.chain(self._p2c(with_weight, now), self._p2c(without, now))
-
-    def _p2c(self, usable: list[tuple[float, ServerModel]], now: float) -> Iterator[ServerModel]:
-        """Of the next two in an order drawn by weight, the less loaded one; and so on."""
-        if not usable:
-            return
-        average = sum(weight for weight, _ in usable) / len(usable)
-
-        def load(weight: float, server: ServerModel) -> float:
-            return server.load(now, max(weight / average, _LEAST_SHARE))
-
-        waiting = weighted_order([(pair[0], pair) for pair in usable], self._draw)
-        while len(waiting) > 1:
-            better = load(*waiting[1]) * _CLEARLY < load(*waiting[0])
-            yield waiting.pop(1 if better else 0)[1]
-        yield waiting[0][1]
-
-
-def _longest_ago(server: ServerModel) -> tuple[bool, float]:
-    """Sorts those that are up first, and then by how long ago they failed."""
-    failed_at = -math.inf if server.last_error is None else server.last_error
-    return server.down_until is not None, failed_at
