@@ -39,7 +39,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CHECKING, CLOSED, CONNECTING, IDLE, IN_USE, NEVER
-from geventpool._util.errors import copy_of
+from geventpool._util.errors import copy_of, forget_frames
 from geventpool._util.log import log_safely
 from geventpool.errors import (
     ConnectError,
@@ -787,7 +787,7 @@ class Runtime:
             cause = error
             error = ConnectError(f"pool {bucket.name!r}: a dial ended in its own Timeout: {cause}")
             error.__cause__ = cause
-        _forget_frames(error)
+        forget_frames(error)
         news = slot.state is CONNECTING and not bucket.closed
         first = bucket.last_error is None
         self.scheduler.dial_failed(slot, error, monotonic())
@@ -1154,19 +1154,6 @@ def _count_use(slot: Slot, now: float) -> float:
     if used > bucket.use_max:
         bucket.use_max = used
     return used
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Take the tracebacks off *error* and what it comes from: it is kept, as the cause of errors to
-    come, and would keep alive every frame of the dial, with half-open sockets and the pool."""
-    chain: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while chain:
-        each = chain.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            each.__traceback__ = None
-            chain += [each.__cause__, each.__context__]
 
 
 def _holder_of(slot: Slot) -> Any:

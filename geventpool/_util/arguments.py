@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_port", "check_seconds", "check_text", "check_whole"]
+__all__ = ["check_port", "check_seconds", "check_share", "check_text", "check_whole"]
 
 _LONGEST = 1e9  # seconds: 30 years; timers and sums of times stay well within their ranges
 
@@ -17,6 +17,13 @@ def check_whole(name: str, value: object, least: int = 0) -> None:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value!r}")
+
+
+def check_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a share between 0 and 1, not {value!r}")
 
 
 def check_port(name: str, value: object) -> None:

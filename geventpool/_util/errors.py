@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-__all__ = ["copy_of"]
+__all__ = ["about", "copy_of", "forget_frames"]
 
 
 def copy_of(error: BaseException) -> BaseException:
@@ -18,3 +18,22 @@ def copy_of(error: BaseException) -> BaseException:
         return error
     own.__cause__, own.__context__ = error.__cause__, error.__context__
     return own
+
+
+def about(where: object, error: BaseException) -> str:
+    """What *error* says, and where it was, unless it says that itself."""
+    text = str(error) or type(error).__name__
+    return text if str(where) in text else f"{where}: {text}"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Take the tracebacks off *error* and what it comes from: it is kept, as the cause of errors to
+    come, and would keep alive every frame that it has passed, with all that is in them."""
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]

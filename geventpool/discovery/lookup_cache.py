@@ -19,6 +19,7 @@ import gevent.hub
 from gevent import Timeout
 
 from geventpool._util.arguments import check_seconds, check_text, check_whole
+from geventpool._util.errors import forget_frames
 from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup
 from geventpool.discovery.messages import not_found
@@ -200,7 +201,9 @@ class CachingResolver:
         else:
             ttl = answer.ttl if isinstance(answer, Absent) else math.inf
             end = now + min(ttl, self.negative_ttl)
-            cause = _bare(answer.__cause__)
+            if (cause := answer.__cause__) is not None:
+                forget_frames(cause)
+                cause.__cause__ = cause.__context__ = None
             entry = _Entry(None, end, end, end, reason(answer), answer.tried, cause)
         self._keep(name, entry)
         del self._under_way[key]
@@ -247,13 +250,6 @@ def _run_lookup(
         answer.__cause__ = error
     resolver = reference()
     return None if resolver is None else resolver._store(key, answer)
-
-
-def _bare(error: BaseException | None) -> BaseException | None:
-    """*error* without its traceback: kept, that would keep alive every frame of the look-up."""
-    if error is not None:
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-    return error
 
 
 _resolvers: weakref.WeakSet[CachingResolver] = weakref.WeakSet()

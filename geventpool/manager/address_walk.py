@@ -8,17 +8,18 @@ from typing import Any
 
 import gevent
 
+from geventpool._util.clock import part_of
+from geventpool._util.errors import about
 from geventpool.addresses import AnyAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, OutOfSockets, PoolTimeout
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import Attempt
 from geventpool.manager.names import Target
-from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool, about
+from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool
 from geventpool.manager.use import Use
 
 __all__ = ["AddressWalk"]
 
-_LEAST_PART = 2.0  # seconds for each of many addresses: enough for a SYN to be lost once
 _IMPATIENT = 0.1  # a caller that waited less has learnt nothing about the server
 _FRESH = 0.05  # seconds for which a ranking of servers is good
 
@@ -148,8 +149,7 @@ class AddressWalk:
         """
         left = max(self.ends_at - monotonic(), 0.0)
         others = max(len(self.group.addresses) - len(self.tried), 0)
-        part = left if not others else max(left / (1 + others), min(_LEAST_PART, left / 2))
-        return min(part, self._most)
+        return min(part_of(left, 1 + others), self._most)
 
     def _pause(self, again: int) -> bool:
         """Wait a moment before all are tried again; False if there is no time for that."""

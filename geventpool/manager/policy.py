@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.arguments import check_seconds, check_share, check_whole
 from geventpool.backoff import Backoff
 
 __all__ = ["HealthPolicy"]
@@ -48,7 +48,4 @@ class HealthPolicy:
             check_seconds(name, getattr(self, name), none=False)
         for name in ("slow_start", "failure_latency"):
             check_seconds(name, getattr(self, name), zero=True, none=False)
-        if isinstance(self.max_down, bool) or not isinstance(self.max_down, (int, float)):
-            raise TypeError(f"max_down must be a number, not {self.max_down!r}")
-        if not 0 <= self.max_down <= 1:
-            raise ValueError(f"max_down must be a share between 0 and 1, not {self.max_down!r}")
+        check_share("max_down", self.max_down)

@@ -22,7 +22,7 @@ from geventpool import sockets
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._util.arguments import check_seconds, check_whole
-from geventpool._util.errors import copy_of
+from geventpool._util.errors import about, copy_of
 from geventpool.addresses import AnyAddress
 from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, MultiConnectFailure
@@ -33,7 +33,7 @@ from geventpool.pools.endpoint_pool import EndpointPool
 from geventpool.sockets.factory import SocketFactory
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
-__all__ = ["DialError", "Endpoint", "SockType", "SocketPool", "about"]
+__all__ = ["DialError", "Endpoint", "SockType", "SocketPool"]
 
 #: What makes of a socket the thing that is pooled.
 SockType: TypeAlias = Callable[[Any], Any]
@@ -295,9 +295,3 @@ def _is_for_want_of_room(error: BaseException) -> bool:
     if isinstance(error, MultiConnectFailure):  # a host with several addresses
         return all(_is_for_want_of_room(each) for _, each in error.errors)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
-
-
-def about(where: object, error: BaseException) -> str:
-    """What *error* says, and where it was, unless it says that itself."""
-    text = str(error) or type(error).__name__
-    return text if str(where) in text else f"{where}: {text}"

@@ -16,6 +16,8 @@ from gevent import Timeout
 from gevent.monkey import get_original
 from gevent.socket import AI_NUMERICHOST, AI_NUMERICSERV, SOCK_STREAM, gaierror, getaddrinfo, socket
 
+from geventpool._util.clock import part_of
+from geventpool._util.errors import about
 from geventpool.addresses import Address
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 
@@ -23,8 +25,6 @@ __all__ = ["Dial", "look_up", "numeric"]
 
 # The standard library's own, also in a patched program.
 _own_getaddrinfo = get_original("socket", "getaddrinfo")
-
-_LEAST_PART = 2.0  # seconds for each of many servers: enough for a SYN to be lost once
 
 
 class Dial:
@@ -64,14 +64,13 @@ class Dial:
         """Give the body one of *share* parts of the time until *ends_at*; yields when it is over.
 
         A body that takes longer is ended, and that is a failure of *name*.  The last one has all
-        the time that is left.  Go's net.Dialer shares its time in this way; but here there is
-        always some left for the next server.
+        the time that is left.
         """
         left = ends_at - monotonic()
         if share == 1 or left == math.inf:
             yield ends_at
             return
-        seconds = max(left / share, min(_LEAST_PART, left / 2))
+        seconds = part_of(left, share)
         first_phase = len(self._phases)
         timer = Timeout(seconds)
         try:
@@ -91,7 +90,7 @@ class Dial:
         """The one error of a dial that failed, or one with all of them."""
         if len(self.failed) == 1:
             return self.failed.pop()[1]  # or it would hold the frame that holds it
-        each = (_about(name, error) for name, error in self.failed)
+        each = (about(name, error) for name, error in self.failed)
         message = f"{self.name}: {len(self.failed)} attempts to connect failed: {'; '.join(each)}"
         return MultiConnectFailure(message, errors=self.failed)
 
@@ -103,11 +102,6 @@ class Dial:
             for (began, phase, what), end in zip(phases, ends, strict=True)
         )
         return ConnectError(f"{name}: not open after {seconds:.4g} s: {spent}")
-
-
-def _about(name: object, error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if str(name) in text else f"{name}: {text}"
 
 
 def numeric(server: Address, family: int) -> Any:
