@@ -1,6 +1,37 @@
 """Which server of a group to try next: a directory of what is known of each of them.
 
 No I/O, no greenlets and no clock, as in ``health.py``.
+
+Who wants a connection asks a ServerModelDirectory for one Attempt after the other, and tells each
+how it went::
+
+    tried = []
+    while (attempt := servers.attempt(group, now(), tried)) is not None:
+        tried.append(attempt.address)
+        try:
+            connection = connect(attempt.address)
+        except OSError as error:
+            attempt.failed(now(), error)
+        except BaseException:  # killed, or timed out by the caller's caller
+            attempt.cancelled(now())
+            raise
+        else:
+            attempt.connected(now())
+            return connection, attempt
+
+and when the caller is done with the connection, ``succeeded()``, ``failed()`` or, if it was killed,
+``cancelled()``.
+
+The machinery, and where it is from:
+
+* *Panic*: with nothing left, those that are down are tried rather than failing blind (Envoy's
+  panic threshold).
+* *Slow start*: a server that is new or back gets a share that grows with time (Envoy).
+* *p2c*: of two servers drawn at random, the less loaded one (M. Mitzenmacher, "The Power of Two
+  Choices in Randomized Load Balancing", 1996), where load is the peak-sensitive moving average of
+  latency times the requests outstanding (Finagle's PeakEwma).  Beyond Finagle, a request that has
+  no answer yet counts by its age, so a server that turns slow is avoided before its first slow
+  answer is there.
 """
 
 from __future__ import annotations
@@ -14,6 +45,7 @@ from weakref import WeakValueDictionary
 
 from geventpool.addresses import AddressGroup, AnyAddress, Tier, address, weighted_order
 from geventpool.manager.health import Attempt, ServerModel
+from geventpool.manager.journal import Journal
 from geventpool.manager.policy import HealthPolicy
 
 __all__ = ["Balance", "ServerModelDirectory"]
@@ -59,6 +91,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
             raise ValueError(f'balance must be "weighted" or "p2c", not {balance!r}')
         self.policy = HealthPolicy() if policy is None else policy
         self.balance = balance
+        self.journal = Journal()
         self._draw = draw
         # Also those it has forgotten, for as long as another has them: a second model of
         # the same server would know half of it.
@@ -69,7 +102,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         known = address(key)
         server = self._alive.get(known)
         if server is None:
-            server = self._alive[known] = ServerModel(known, self.policy)
+            server = self._alive[known] = ServerModel(known, self.policy, self.journal)
         self[known] = server
         return server
 

@@ -1,43 +1,16 @@
-"""How each server is doing: is it up, how slow, how busy; and which of a group to try next.
+"""How each server is doing: is it up, how slow, how busy.
 
 No I/O, no greenlets, and no clock: each call is told the time, *now*, in seconds of a clock that
 never goes back.  Nothing here switches or calls user code, so nothing needs a lock.
-
-Who wants a connection asks a ServerModelDirectory for one Attempt after the other, and tells each
-how it went::
-
-    tried = []
-    while (attempt := servers.attempt(group, now(), tried)) is not None:
-        tried.append(attempt.address)
-        try:
-            connection = connect(attempt.address)
-        except OSError as error:
-            attempt.failed(now(), error)
-        except BaseException:  # killed, or timed out by the caller's caller
-            attempt.cancelled(now())
-            raise
-        else:
-            attempt.connected(now())
-            return connection, attempt
-
-and when the caller is done with the connection, ``succeeded()``, ``failed()`` or, if it was killed,
-``cancelled()``.
 
 The machinery, and where it is from:
 
 * *Markdown*: some failures in a row mark a server down for a time that grows, jittered, with each
   markdown in a row (Finagle's FailureAccrualFactory); time spent up takes markdowns back one by
-  one, and only a part of a tier is ever down (both Envoy's outlier detection).
+  one, and only a part of a tier is ever down (both Envoy's outlier detection).  Failures of what
+  was under way together are one markdown, and only a probe that fails makes the next one longer.
 * *Probe*: after that time one caller is let through, and what it finds decides for all (the
   "half-open" state of a circuit breaker; ProbeOpen and ProbeClosed in Finagle).
-* *Panic*: with nothing left, those that are down are tried rather than failing blind (Envoy's
-  panic threshold).
-* *Slow start*: a server that is new or back gets a share that grows with time (Envoy).
-* *p2c*: of two servers drawn at random, the less loaded one (M. Mitzenmacher, "The Power of Two
-  Choices in Randomized Load Balancing", 1996), where load is the peak-sensitive moving average of
-  latency times the requests outstanding (Finagle's PeakEwma).  Beyond Finagle, a request that has
-  no answer yet counts by its age, so a server that turns slow is avoided before its first slow
-  answer is there.
 """
 
 from __future__ import annotations
@@ -51,6 +24,7 @@ from weakref import WeakKeyDictionary
 from geventpool._util.arguments import check_seconds
 from geventpool.addresses import AnyAddress
 from geventpool.errors import MarkedDownError
+from geventpool.manager.journal import Journal, Transition
 from geventpool.manager.peak_ewma import PeakEwma
 from geventpool.manager.policy import HealthPolicy
 
@@ -73,12 +47,18 @@ class ServerModel:
 
     *last_error* is the time of its last failure, or None, and *reason* says what that was.
     *active_connections* maps each socket that is open to it, idle or in use, to the time it was
-    opened; weakly, it keeps none alive.
+    opened; weakly, it keeps none alive.  *dials* counts the connects.
     """
 
-    def __init__(self, address: AnyAddress, policy: HealthPolicy | None = None) -> None:
+    def __init__(
+        self,
+        address: AnyAddress,
+        policy: HealthPolicy | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.address = address
         self.policy = HealthPolicy() if policy is None else policy
+        self.dials = 0
         self.last_error: float | None = None
         self.reason: str | None = None
         self.active_connections: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
@@ -94,6 +74,9 @@ class ServerModel:
         self._by_hand = False
         self._up_since: float | None = None
         self._asked_for = -math.inf  # when anybody last looked for a server in a group it is in
+        self._journal = Journal() if journal is None else journal
+        self._down_since = 0.0
+        self._dials_before = 0  # it went down
 
     def __repr__(self) -> str:
         return (
@@ -162,9 +145,7 @@ class ServerModel:
     def marked_down_error(self, now: float) -> MarkedDownError:
         """What to raise, or to keep, in the place of an attempt."""
         until = self._down_until
-        why = f" after {self.reason}" if self.reason else ""
-        if self._by_hand:
-            why = " by hand"
+        why = self._why()
         wait = 0.0 if until is None else until - now
         when = "" if math.isinf(wait) else f" for {max(wait, 0.0):.1f} s more"
         if self._is_probed(now):
@@ -194,6 +175,7 @@ class ServerModel:
         self._outstanding[attempt._number] = now
         if probe:
             self._probe, self._probe_ends = attempt._number, now + self.policy.probe_timeout
+            self._journal.version += 1
         return attempt
 
     # What is told of it.  An Attempt does; so may code that knows from elsewhere, as a health
@@ -216,21 +198,31 @@ class ServerModel:
         latency: float = 0.0,
         *,
         connecting: bool = False,
+        probe: bool | None = None,
     ) -> None:
         """It has failed, after *latency* seconds, and not even to connect if *connecting*.
 
-        If that was one failure too many it is down now; if it was down already, for longer.
+        If that was one failure too many it is down now.  If it was down already, it is so for
+        longer if that was a *probe* (None: one that came when its time was over): that a server
+        that is known to be down does not answer in between is no news.
         """
+        down = self._down_until is not None
+        if probe is None:
+            probe = self._down_until is not None and now >= self._down_until
         self._note(now, error)
         if not connecting:
             self._latency.at_least(max(latency, self.policy.failure_latency), now)
         elif self._latency.value(now) is not None:  # else it would look as if it had answered
             # A refused connect costs its caller nothing, and the count sees to it.
             self._latency.at_least(latency, now)
-        self._failures += 1
         self._requests_fail |= not connecting
-        enough = self.policy.failures is not None and self._failures >= self.policy.failures
-        if (enough or self._down_until is not None) and not self._held_down(now):
+        if down:
+            self._journal.version += 1  # it has failed last, of those that are down
+            if probe and not self._held_down(now):
+                self._mark_down(now)
+            return
+        self._failures += 1
+        if self.policy.failures is not None and self._failures >= self.policy.failures:
             self._mark_down(now)
 
     def mark_down(self, now: float, seconds: float | None = None) -> None:
@@ -239,8 +231,7 @@ class ServerModel:
         No success and no panic ends that.
         """
         check_seconds("seconds", seconds, zero=True)
-        self._enter(now + (math.inf if seconds is None else seconds))
-        self._by_hand = True
+        self._enter(now, now + (math.inf if seconds is None else seconds), by_hand=True)
 
     def mark_up(self, now: float) -> None:
         """Take it for up, as new if it was down, and forget that it ever failed."""
@@ -267,22 +258,38 @@ class ServerModel:
             quiet = (now - self._up_since) / self.policy.forget_after
             self._markdowns = max(self._markdowns - int(quiet), 0)
         self._markdowns += 1
-        self._enter(now + self.policy.backoff.delay(self._markdowns))
+        self._enter(now, now + self.policy.backoff.delay(self._markdowns))
 
     def _come_back(self, now: float) -> None:
         # What was measured when it failed would keep the requests away that now find it well.
         self._latency.forget()
-        self._enter(None)
+        self._enter(now, None)
         self._up_since = now
 
-    def _enter(self, down_until: float | None) -> None:
-        self._down_until, self._by_hand = down_until, False
+    def _why(self) -> str:
+        if self._by_hand:
+            return " by hand"
+        return f" after {self.reason}" if self.reason else ""
+
+    def _enter(self, now: float, down_until: float | None, by_hand: bool = False) -> None:
+        before, self._down_until, self._by_hand = self._down_until, down_until, by_hand
+        self._journal.version += 1
+        if before is None and down_until is not None:
+            self._down_since, self._dials_before = now, self.dials
+            self._note_transition(down_until - now, 0)
+        elif before is not None and down_until is None:
+            self._note_transition(now - self._down_since, self.dials - self._dials_before)
         self._failures = 0
         self._requests_fail &= down_until is not None
         self._probe = 0
         # What began before tells nothing of the server as it is now: of 50 requests on their way
         # when it went down, all fail, but it went down once; and some may hang for hours.
         self._outstanding.clear()
+
+    def _note_transition(self, seconds: float, dials: int) -> None:
+        is_up = self._down_until is None
+        note = Transition(self.address, is_up, self._why(), seconds, dials)
+        self._journal.transitions.append(note)
 
     def _is_forgettable(self, now: float) -> bool:
         used = self._outstanding or self.active_connections or self._held_down(now)
@@ -357,7 +364,7 @@ class Attempt:
         """
         if self._end():
             took = now - self.began if latency is None else latency
-            self.server.failed(now, error, took, connecting=not self._connected)
+            self.server.failed(now, error, took, connecting=not self._connected, probe=self.probe)
 
     def cancelled(self, now: float) -> None:
         """The caller was killed, or lost interest, which is not the server's fault.
@@ -375,4 +382,5 @@ class Attempt:
             return False
         if server._probe == self._number:
             server._probe = 0
+            server._journal.version += 1
         return True
