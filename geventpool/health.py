@@ -1,6 +1,6 @@
 """What ``geventpool.manager`` knows of servers, under the name of the module that it once was."""
 
-from geventpool.manager.health import (
+from geventpool.manager import (
     Attempt,
     Balance,
     HealthPolicy,

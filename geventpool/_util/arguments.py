@@ -67,7 +67,7 @@ def check_share(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, not {value!r}")
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+        raise ValueError(f"{name} must be a share between 0 and 1, not {value!r}")
 
 
 def check_seconds(name: str, value: object, zero: bool = False, none: bool = True) -> None:

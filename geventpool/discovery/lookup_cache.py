@@ -201,8 +201,9 @@ class CachingResolver:
         else:
             ttl = answer.ttl if isinstance(answer, Absent) else math.inf
             end = now + min(ttl, self.negative_ttl)
-            cause = answer.__cause__
-            forget_frames(cause)
+            if (cause := answer.__cause__) is not None:
+                forget_frames(cause)
+                cause.__cause__ = cause.__context__ = None
             entry = _Entry(None, end, end, end, reason(answer), answer.tried, cause)
         self._keep(name, entry)
         del self._under_way[key]

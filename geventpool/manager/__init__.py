@@ -4,16 +4,12 @@ Must never be here: how a name is looked up (``discovery``) or a socket opened (
 who gets which connection.  Read ``manager.py`` first.
 """
 
-from geventpool.manager.health import (
-    Attempt,
-    Balance,
-    HealthPolicy,
-    PeakEwma,
-    ServerModel,
-    ServerModelDirectory,
-)
+from geventpool.manager.balancing import Balance, ServerModelDirectory
+from geventpool.manager.health import Attempt, ServerModel
 from geventpool.manager.manager import ConnectionManager
 from geventpool.manager.names import AddressGroupMap, ConnectInfo
+from geventpool.manager.peak_ewma import PeakEwma
+from geventpool.manager.policy import HealthPolicy
 
 __all__ = [
     "AddressGroupMap",

@@ -1,70 +1,36 @@
-"""How each server is doing: is it up, how slow, how busy; and which of a group to try next.
+"""How each server is doing: is it up, how slow, how busy.
 
 No I/O, no greenlets, and no clock: each call is told the time, *now*, in seconds of a clock that
 never goes back.  Nothing here switches or calls user code, so nothing needs a lock.
-
-Who wants a connection asks a ServerModelDirectory for one Attempt after the other, and tells each
-how it went::
-
-    tried = []
-    while (attempt := servers.attempt(group, now(), tried)) is not None:
-        tried.append(attempt.address)
-        try:
-            connection = connect(attempt.address)
-        except OSError as error:
-            attempt.failed(now(), error)
-        except BaseException:  # killed, or timed out by the caller's caller
-            attempt.cancelled(now())
-            raise
-        else:
-            attempt.connected(now())
-            return connection, attempt
-
-and when the caller is done with the connection, ``succeeded()``, ``failed()`` or, if it was killed,
-``cancelled()``.
 
 The machinery, and where it is from:
 
 * *Markdown*: some failures in a row mark a server down for a time that grows, jittered, with each
   markdown in a row (Finagle's FailureAccrualFactory); time spent up takes markdowns back one by
-  one, and only a part of a tier is ever down (both Envoy's outlier detection).
+  one, and only a part of a tier is ever down (both Envoy's outlier detection).  Failures of what
+  was under way together are one markdown, and only a probe that fails makes the next one longer.
 * *Probe*: after that time one caller is let through, and what it finds decides for all (the
   "half-open" state of a circuit breaker; ProbeOpen and ProbeClosed in Finagle).
-* *Panic*: with nothing left, those that are down are tried rather than failing blind (Envoy's
-  panic threshold).
-* *Slow start*: a server that is new or back gets a share that grows with time (Envoy).
-* *p2c*: of two servers drawn at random, the less loaded one (M. Mitzenmacher, "The Power of Two
-  Choices in Randomized Load Balancing", 1996), where load is the peak-sensitive moving average of
-  latency times the requests outstanding (Finagle's PeakEwma).  Beyond Finagle, a request that has
-  no answer yet counts by its age, so a server that turns slow is avoided before its first slow
-  answer is there.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Literal, TypeAlias, get_args
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
-from geventpool._util.arguments import check_seconds, check_whole
-from geventpool.addresses import AddressGroup, AnyAddress, Tier, address, weighted_order
-from geventpool.backoff import Backoff
+from geventpool._util.arguments import check_seconds
+from geventpool.addresses import AnyAddress
 from geventpool.errors import MarkedDownError
+from geventpool.manager.journal import Journal, Transition
+from geventpool.manager.peak_ewma import PeakEwma
+from geventpool.manager.policy import HealthPolicy
 
-__all__ = ["Attempt", "Balance", "HealthPolicy", "PeakEwma", "ServerModel", "ServerModelDirectory"]
+__all__ = ["Attempt", "ServerModel"]
 
-Balance: TypeAlias = Literal["weighted", "p2c"]
 State: TypeAlias = Literal["up", "down", "probing"]
-
-#: Of two servers drawn, the second is taken if the load of the first is more than this times its
-#: own.  With 1.0, the noise of two equal latencies would overrule the weights they were drawn by;
-#: with 2.0 or more, one request outstanding against none would not be noticed.
-_CLEARLY = 1.5
 
 #: The latency in seconds of a server that has not answered yet: more than any that has.
 _UNKNOWN = 1e9
@@ -72,97 +38,8 @@ _UNKNOWN = 1e9
 #: The share of its weight that a server starts with (Envoy's min_weight_percent).
 _FIRST_SHARE = 0.1
 
-#: Weights may be so far apart that a quotient of them is 0.
-_LEAST_SHARE = 1e-9
-
-#: A directory that is smaller forgets no server by itself.
-_SMALL = 64
-
 #: Seconds after which a server that was not looked for may be forgotten.
 _KEPT = 600.0
-
-
-@dataclass(frozen=True)
-class HealthPolicy:
-    """When a server is taken for down, for how long, and how it comes back.  Times in seconds.
-
-    *failures* in a row mark it down (None: only ``mark_down()`` does) for the delay that *backoff*
-    has for that many markdowns in a row.  Each *forget_after* that it was up in between takes one
-    of them away.  Then one caller probes it; a probe that has not ended after *probe_timeout* does
-    not keep a second one out.
-
-    At most the share *max_down* of a tier is left out as down (rounded down, but one if there are
-    more).  What is down beyond that, failed longest ago, is tried like what is up, as the rest
-    might not bear the load of all.  That is not for a tier of which nothing is up: then the next
-    one is used.
-
-    A server that is new or back starts with a tenth of its share, and has all of it after
-    *slow_start* (0: at once).  For "p2c": what was measured fades by the factor e in *decay*, and
-    a failed request counts as an answer after at least *failure_latency*: failing fast earns no
-    traffic.
-    """
-
-    failures: int | None = 3
-    backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0, factor=2.0, longest=60.0))
-    forget_after: float = 30.0
-    probe_timeout: float = 30.0
-    max_down: float = 0.5
-    slow_start: float = 10.0
-    decay: float = 10.0
-    failure_latency: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.failures is not None:
-            check_whole("failures", self.failures, least=1)
-        if not isinstance(self.backoff, Backoff):
-            raise TypeError(f"backoff must be a Backoff, not {self.backoff!r}")
-        for name in ("forget_after", "probe_timeout", "decay"):
-            check_seconds(name, getattr(self, name), none=False)
-        for name in ("slow_start", "failure_latency"):
-            check_seconds(name, getattr(self, name), zero=True, none=False)
-        if isinstance(self.max_down, bool) or not isinstance(self.max_down, (int, float)):
-            raise TypeError(f"max_down must be a number, not {self.max_down!r}")
-        if not 0 <= self.max_down <= 1:
-            raise ValueError(f"max_down must be a share between 0 and 1, not {self.max_down!r}")
-
-
-class PeakEwma:
-    """A moving average of latencies that follows a peak at once and fades in *decay* seconds.
-
-    After ``PeakEwma.Metric`` of Finagle: it rises to a higher latency at once, and otherwise moves
-    towards what is measured by 1 - exp(-dt / decay).  Where nothing is measured it fades towards 0,
-    so that a server no caller dares to use is tried again.
-    """
-
-    __slots__ = ("_at", "_decay", "_value")
-
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
-        self._value: float | None = None
-        self._at = 0.0
-
-    def value(self, now: float) -> float | None:
-        """The average in seconds; None if nothing was measured yet."""
-        return None if self._value is None else self._value * self._kept(now)
-
-    def observe(self, latency: float, now: float) -> None:
-        """Take in that something took *latency* seconds."""
-        kept = self._kept(now)
-        old = latency if self._value is None else self._value
-        self._value = max(latency, old * kept + latency * (1 - kept))
-        self._at = now
-
-    def at_least(self, latency: float, now: float) -> None:
-        """Observe that the latency is *latency* or more: this never makes the average less."""
-        self._value = max(latency, self.value(now) or 0.0)
-        self._at = now
-
-    def forget(self) -> None:
-        """Begin again with nothing measured."""
-        self._value = None
-
-    def _kept(self, now: float) -> float:
-        return math.exp(-max(now - self._at, 0.0) / self._decay)
 
 
 class ServerModel:
@@ -170,12 +47,18 @@ class ServerModel:
 
     *last_error* is the time of its last failure, or None, and *reason* says what that was.
     *active_connections* maps each socket that is open to it, idle or in use, to the time it was
-    opened; weakly, it keeps none alive.
+    opened; weakly, it keeps none alive.  *dials* counts the connects.
     """
 
-    def __init__(self, address: AnyAddress, policy: HealthPolicy | None = None) -> None:
+    def __init__(
+        self,
+        address: AnyAddress,
+        policy: HealthPolicy | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.address = address
         self.policy = HealthPolicy() if policy is None else policy
+        self.dials = 0
         self.last_error: float | None = None
         self.reason: str | None = None
         self.active_connections: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
@@ -191,6 +74,9 @@ class ServerModel:
         self._by_hand = False
         self._up_since: float | None = None
         self._asked_for = -math.inf  # when anybody last looked for a server in a group it is in
+        self._journal = Journal() if journal is None else journal
+        self._down_since = 0.0
+        self._dials_before = 0  # it went down
 
     def __repr__(self) -> str:
         return (
@@ -259,9 +145,7 @@ class ServerModel:
     def marked_down_error(self, now: float) -> MarkedDownError:
         """What to raise, or to keep, in the place of an attempt."""
         until = self._down_until
-        why = f" after {self.reason}" if self.reason else ""
-        if self._by_hand:
-            why = " by hand"
+        why = self._why()
         wait = 0.0 if until is None else until - now
         when = "" if math.isinf(wait) else f" for {max(wait, 0.0):.1f} s more"
         if self._is_probed(now):
@@ -291,6 +175,7 @@ class ServerModel:
         self._outstanding[attempt._number] = now
         if probe:
             self._probe, self._probe_ends = attempt._number, now + self.policy.probe_timeout
+            self._journal.version += 1
         return attempt
 
     # What is told of it.  An Attempt does; so may code that knows from elsewhere, as a health
@@ -313,21 +198,31 @@ class ServerModel:
         latency: float = 0.0,
         *,
         connecting: bool = False,
+        probe: bool | None = None,
     ) -> None:
         """It has failed, after *latency* seconds, and not even to connect if *connecting*.
 
-        If that was one failure too many it is down now; if it was down already, for longer.
+        If that was one failure too many it is down now.  If it was down already, it is so for
+        longer if that was a *probe* (None: one that came when its time was over): that a server
+        that is known to be down does not answer in between is no news.
         """
+        down = self._down_until is not None
+        if probe is None:
+            probe = self._down_until is not None and now >= self._down_until
         self._note(now, error)
         if not connecting:
             self._latency.at_least(max(latency, self.policy.failure_latency), now)
         elif self._latency.value(now) is not None:  # else it would look as if it had answered
             # A refused connect costs its caller nothing, and the count sees to it.
             self._latency.at_least(latency, now)
-        self._failures += 1
         self._requests_fail |= not connecting
-        enough = self.policy.failures is not None and self._failures >= self.policy.failures
-        if (enough or self._down_until is not None) and not self._held_down(now):
+        if down:
+            self._journal.version += 1  # it has failed last, of those that are down
+            if probe and not self._held_down(now):
+                self._mark_down(now)
+            return
+        self._failures += 1
+        if self.policy.failures is not None and self._failures >= self.policy.failures:
             self._mark_down(now)
 
     def mark_down(self, now: float, seconds: float | None = None) -> None:
@@ -336,8 +231,7 @@ class ServerModel:
         No success and no panic ends that.
         """
         check_seconds("seconds", seconds, zero=True)
-        self._enter(now + (math.inf if seconds is None else seconds))
-        self._by_hand = True
+        self._enter(now, now + (math.inf if seconds is None else seconds), by_hand=True)
 
     def mark_up(self, now: float) -> None:
         """Take it for up, as new if it was down, and forget that it ever failed."""
@@ -364,22 +258,38 @@ class ServerModel:
             quiet = (now - self._up_since) / self.policy.forget_after
             self._markdowns = max(self._markdowns - int(quiet), 0)
         self._markdowns += 1
-        self._enter(now + self.policy.backoff.delay(self._markdowns))
+        self._enter(now, now + self.policy.backoff.delay(self._markdowns))
 
     def _come_back(self, now: float) -> None:
         # What was measured when it failed would keep the requests away that now find it well.
         self._latency.forget()
-        self._enter(None)
+        self._enter(now, None)
         self._up_since = now
 
-    def _enter(self, down_until: float | None) -> None:
-        self._down_until, self._by_hand = down_until, False
+    def _why(self) -> str:
+        if self._by_hand:
+            return " by hand"
+        return f" after {self.reason}" if self.reason else ""
+
+    def _enter(self, now: float, down_until: float | None, by_hand: bool = False) -> None:
+        before, self._down_until, self._by_hand = self._down_until, down_until, by_hand
+        self._journal.version += 1
+        if before is None and down_until is not None:
+            self._down_since, self._dials_before = now, self.dials
+            self._note_transition(down_until - now, 0)
+        elif before is not None and down_until is None:
+            self._note_transition(now - self._down_since, self.dials - self._dials_before)
         self._failures = 0
         self._requests_fail &= down_until is not None
         self._probe = 0
         # What began before tells nothing of the server as it is now: of 50 requests on their way
         # when it went down, all fail, but it went down once; and some may hang for hours.
         self._outstanding.clear()
+
+    def _note_transition(self, seconds: float, dials: int) -> None:
+        is_up = self._down_until is None
+        note = Transition(self.address, is_up, self._why(), seconds, dials)
+        self._journal.transitions.append(note)
 
     def _is_forgettable(self, now: float) -> bool:
         used = self._outstanding or self.active_connections or self._held_down(now)
@@ -454,7 +364,7 @@ class Attempt:
         """
         if self._end():
             took = now - self.began if latency is None else latency
-            self.server.failed(now, error, took, connecting=not self._connected)
+            self.server.failed(now, error, took, connecting=not self._connected, probe=self.probe)
 
     def cancelled(self, now: float) -> None:
         """The caller was killed, or lost interest, which is not the server's fault.
@@ -472,182 +382,5 @@ class Attempt:
             return False
         if server._probe == self._number:
             server._probe = 0
+            server._journal.version += 1
         return True
-
-
-class ServerModelDirectory(dict[AnyAddress, ServerModel]):
-    """The ServerModel of each address, made when it is first asked for; and which to try next.
-
-    *policy* is that of all servers.  *balance* says which server of a tier comes first: "weighted",
-    in proportion to the weights; or "p2c", the less loaded of two drawn by weight.  That one takes
-    the end of an attempt for the answer of the server: it is for connections that are acquired for
-    a request, and not for those that are held for hours.  With *draw*, the ``expovariate`` of a
-    ``random.Random(seed)``, the draws are repeatable.
-
-    Of a server that was not looked for in ten minutes, that is not in use, was not marked down by
-    hand and whose model nothing else holds, nothing is kept.
-    """
-
-    def __init__(
-        self,
-        policy: HealthPolicy | None = None,
-        *,
-        balance: Balance = "weighted",
-        draw: Callable[[float], float] = random.expovariate,
-    ) -> None:
-        super().__init__()
-        if policy is not None and not isinstance(policy, HealthPolicy):
-            raise TypeError(f"policy must be a HealthPolicy or None, not {policy!r}")
-        if balance not in get_args(Balance):
-            raise ValueError(f'balance must be "weighted" or "p2c", not {balance!r}')
-        self.policy = HealthPolicy() if policy is None else policy
-        self.balance = balance
-        self._draw = draw
-        # Also those it has forgotten, for as long as another has them: a second model of
-        # the same server would know half of it.
-        self._alive: WeakValueDictionary[AnyAddress, ServerModel] = WeakValueDictionary()
-        self._tidy_at = _SMALL
-
-    def __missing__(self, key: object) -> ServerModel:
-        known = address(key)
-        server = self._alive.get(known)
-        if server is None:
-            server = self._alive[known] = ServerModel(known, self.policy)
-        self[known] = server
-        return server
-
-    def attempt(
-        self,
-        group: AddressGroup,
-        now: float,
-        tried: Collection[AnyAddress] = (),
-        *,
-        avoid: Collection[AnyAddress] = (),
-        panic: bool = True,
-    ) -> Attempt | None:
-        """Begin an attempt at the best server of *group* that is not among those *tried*.
-
-        None if none is left: each of *group* was tried, is marked down by hand or, without
-        *panic*, is down.
-        """
-        for server, usable in self.ranked(group, now, tried, avoid):
-            attempt = server.admit(now, panic=usable or panic)
-            if attempt is not None:
-                return attempt
-        return None
-
-    def order(
-        self,
-        group: AddressGroup,
-        now: float,
-        *,
-        tried: Collection[AnyAddress] = (),
-        avoid: Collection[AnyAddress] = (),
-    ) -> list[AnyAddress]:
-        """Every address of *group* that was not *tried*, in the order in which to try them.
-
-        One tier after the other, those that are down left out; then the ones to *avoid*; then what
-        is down, the one first that failed longest ago.  To try them, ask ``attempt()`` for one
-        after the other instead: it has an eye on what happens in the meantime.
-        """
-        return [server.address for server, _ in self.ranked(group, now, tried, avoid)]
-
-    def ranked(
-        self,
-        group: AddressGroup,
-        now: float,
-        tried: Collection[AnyAddress] = (),
-        avoid: Collection[AnyAddress] = (),
-    ) -> Iterator[tuple[ServerModel, bool]]:
-        """Each server as in ``order()``; and whether it may be used without a panic.
-
-        Lazily: the second-best of a thousand is not looked for until it is asked for.
-        """
-        if len(self) > self._tidy_at:
-            self.forget(now)
-        seen = set(tried)
-        last: list[ServerModel] = []
-        for tier in group.tiers:
-            usable = []
-            for share, server in self._shares(tier, now):
-                if server.address in seen:
-                    continue
-                seen.add(server.address)
-                if share is None or server.address in avoid:
-                    last.append(server)
-                else:
-                    usable.append((share, server))
-            for server in self._balanced(usable, now):
-                yield server, True
-        for server in sorted(last, key=_longest_ago):
-            yield server, False
-
-    def down(self, group: AddressGroup, now: float) -> list[ServerModel]:
-        """The servers of *group* that are not up."""
-        servers = map(self.__getitem__, sorted(group.addresses))
-        return [server for server in servers if server.state(now) != "up"]
-
-    def forget(self, now: float) -> None:
-        """Let go of what is not needed; done by itself as the directory grows."""
-        for server in list(self.values()):
-            if server._is_forgettable(now):
-                del self[server.address]
-        self._tidy_at = max(2 * len(self), _SMALL)
-
-    # How it chooses.
-
-    def _shares(self, tier: Tier, now: float) -> list[tuple[float | None, ServerModel]]:
-        """Each server of *tier* with its weight, as it counts now; None if it is down."""
-        servers = [(weight, self[each]) for weight, each in tier]
-        spared = self._spared([server for _, server in servers], now)
-        shares: list[tuple[float | None, ServerModel]] = []
-        for weight, server in servers:
-            server._asked_for = now
-            if server in spared:
-                shares.append((weight, server))
-            elif server.admits(now):
-                shares.append((weight * server.share(now), server))
-            else:
-                shares.append((None, server))
-        return shares
-
-    def _spared(self, servers: Collection[ServerModel], now: float) -> Collection[ServerModel]:
-        """Those that are down, and used all the same, as too many of their tier would be down."""
-        if all(server._down_until is None for server in servers):
-            return ()
-        candidates = [server for server in servers if not server._held_down(now)]
-        down = [server for server in candidates if server._down_until is not None]
-        if len(down) == len(candidates):
-            return ()
-        may_be_down = max(int(self.policy.max_down * len(candidates) + 1e-9), 1)
-        return set(sorted(down, key=_longest_ago)[: max(len(down) - may_be_down, 0)])
-
-    def _balanced(
-        self, usable: list[tuple[float, ServerModel]], now: float
-    ) -> Iterable[ServerModel]:
-        if self.balance == "weighted":
-            return weighted_order(usable, self._draw)
-        with_weight = [(weight, server) for weight, server in usable if weight]
-        without = [(1.0, server) for weight, server in usable if not weight]
-        return itertools.chain(self._p2c(with_weight, now), self._p2c(without, now))
-
-    def _p2c(self, usable: list[tuple[float, ServerModel]], now: float) -> Iterator[ServerModel]:
-        """Of the next two in an order drawn by weight, the less loaded one; and so on."""
-        if not usable:
-            return
-        average = sum(weight for weight, _ in usable) / len(usable)
-
-        def load(weight: float, server: ServerModel) -> float:
-            return server.load(now, max(weight / average, _LEAST_SHARE))
-
-        waiting = weighted_order([(pair[0], pair) for pair in usable], self._draw)
-        while len(waiting) > 1:
-            better = load(*waiting[1]) * _CLEARLY < load(*waiting[0])
-            yield waiting.pop(1 if better else 0)[1]
-        yield waiting[0][1]
-
-
-def _longest_ago(server: ServerModel) -> tuple[bool, float]:
-    """Sorts those that are up first, and then by how long ago they failed."""
-    failed_at = -math.inf if server.last_error is None else server.last_error
-    return server.down_until is not None, failed_at

@@ -16,7 +16,7 @@ from gevent.monkey import get_original
 from geventpool._runtime.jump import clock_jumped
 from geventpool.pools.extension import check_seconds
 from geventpool.retry import retry
-from geventpool.sockets import SocketFactory
+from geventpool.sockets import MonitoredSocket, SocketFactory
 
 __all__ = ["FakeClock", "no_retry_delays"]
 
@@ -173,14 +173,17 @@ def _of_retry() -> Iterable[tuple[Any, str, object]]:
 
 
 def _of_pools() -> Iterable[tuple[Any, str, object]]:
-    # A dial waits for a server, which is as fast as it is: what it may take stays real.
+    # A dial waits for a server, which is as fast as it is: what it may take stays real.  Of the
+    # sockets' files only that of MonitoredSocket has ages to tell.
     ours, testing = __name__.split(".")[:2]
-    real = (SocketFactory.__module__, f"{ours}.{testing}.")
+    sockets = SocketFactory.__module__.rpartition(".")[0]
+    real = (f"{sockets}.", f"{ours}.{testing}.")
     modules = {name: each for name, each in sys.modules.items() if name.startswith(f"{ours}.")}
     return [
         (module, "monotonic", _now)
         for name, module in modules.items()
-        if "monotonic" in vars(module) and not name.startswith(real)
+        if "monotonic" in vars(module)
+        and (name == MonitoredSocket.__module__ or not name.startswith(real))
     ]
 
 

@@ -944,7 +944,7 @@ def test_a_name_with_several_addresses_raises_the_error_of_one(
             for n in (1, 2)
         ]
 
-    monkeypatch.setattr("geventpool.sockets.factory.getaddrinfo", two_addresses)
+    monkeypatch.setattr("geventpool.sockets.dial.getaddrinfo", two_addresses)
     with closed_port() as (_, port), pytest.raises(ConnectionRefusedError):
         TcpStreamConnectionManager().create(("twice.test", port), timeout=5)
 

@@ -721,10 +721,10 @@ def test_what_is_down_comes_after_the_last_tier(balance: Balance) -> None:
 
 @pytest.mark.parametrize("balance", BALANCES)
 def test_with_all_down_the_one_that_failed_longest_ago_is_tried(balance: Balance) -> None:
-    servers, group = directory(balance), AddressGroup([[(1, A), (9, B)], [(1, C)]])
+    long = Backoff(first=8.0, longest=8.0, jitter=0)  # not those that are to be probed first
+    servers, group = directory(balance, backoff=long), AddressGroup([[(1, A), (9, B)], [(1, C)]])
     for now, each in enumerate((B, C, A)):
-        for _ in range(4):  # not those that are to be probed first, the markdowns grow
-            servers[each].failed(now / 10)
+        servers[each].failed(now / 10)
 
     attempt = servers.attempt(group, 1.0)
 
@@ -746,15 +746,74 @@ def test_a_panic_that_succeeds_brings_the_server_back() -> None:
     assert servers[A].state(0.2) == "up"
 
 
-def test_many_who_fail_in_one_panic_mark_down_once() -> None:
+def test_a_panic_that_fails_has_the_server_down_no_longer() -> None:
     servers, group = directory(), AddressGroup.of(A)
     down(servers[A])
-    attempts = [servers.attempt(group, 0.1) for _ in range(50)]
-    for attempt in attempts:
-        assert attempt is not None
-        attempt.failed(0.2)
+    for tick in range(1, 10):
+        for attempt in [servers.attempt(group, tick / 10) for _ in range(5)]:
+            assert attempt is not None
+            assert attempt.panic
+            attempt.failed(tick / 10)
 
-    assert servers[A].down_until == 0.2 + 2.0
+    assert servers[A].down_until == 1.0
+    assert servers[A].last_error == 0.9
+
+
+def test_who_is_let_through_as_too_many_are_down_has_it_down_no_longer() -> None:
+    servers, group = directory(max_down=0.5), AddressGroup.of(A, B, C)
+    down(servers[A], 0.0)
+    down(servers[B], 0.1)
+    for tick in range(200, 900):
+        attempt = servers.attempt(group, tick / 1000, tried=[C], panic=False)
+        assert attempt is not None
+        attempt.failed(tick / 1000)
+
+    assert (servers[A].down_until, servers[B].down_until) == (1.0, 1.1)
+
+
+def test_what_failed_since_before_the_probe_has_it_down_no_longer() -> None:
+    model = server()
+    due = down(model)
+    late = model.admit(due - 0.5, panic=True)
+    assert late is not None
+    late.failed(due + 0.5)
+
+    assert model.down_until == due
+
+
+def test_an_outage_of_seconds_is_over_seconds_later() -> None:
+    # The smallest one that a hundred calls a second made to last for a minute.
+    servers, group = directory(), AddressGroup.of(A, B)
+    for tick in range(300):
+        tried: list[AnyAddress] = []
+        while (attempt := servers.attempt(group, tick / 100, tried)) is not None:
+            tried.append(attempt.address)
+            attempt.failed(tick / 100)
+
+    for each in (A, B):
+        due = servers[each].down_until
+        assert due is not None
+        assert due <= 3.0 + 4.0  # two probes have failed: at 1 and at 3
+
+
+def test_the_journal_tells_once_that_a_server_went_and_once_that_it_is_back() -> None:
+    servers = directory()
+    model = servers[A]
+    model.failed(10.0, ConnectionRefusedError("refused"))
+    for now in (11.0, 13.0):
+        model.dials += 1
+        begin(model, now).failed(now)
+    model.dials += 1
+    begin(model, 17.0).succeeded(17.25)
+    model.mark_down(20.0)
+    model.mark_up(20.5)
+
+    assert [str(each) for each in servers.journal.transitions] == [
+        "10.0.0.1:80 is marked down for 1.0 s after ConnectionRefusedError: refused",
+        "10.0.0.1:80 is back after 7.2 s and 3 dials",
+        "10.0.0.1:80 is marked down by hand",
+        "10.0.0.1:80 is back after 0.5 s and 0 dials",
+    ]
 
 
 def test_no_panic_uses_what_was_marked_down_by_hand() -> None:

@@ -55,7 +55,7 @@ from geventpool.manager import (
     HealthPolicy,
     ServerModelDirectory,
 )
-from geventpool.manager.manager import _FRESH as FRESH
+from geventpool.manager.address_walk import _FRESH as FRESH
 from geventpool.pools import EndpointPool
 from geventpool.sockets import MonitoredSocket, SocketFactory
 from geventpool.testing.ports import anywhere
@@ -1616,7 +1616,8 @@ def test_latency_is_the_time_that_a_request_took_whether_it_was_answered_or_fail
     hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("geventpool.manager.manager.monotonic", lambda: now)
+    for file in ("address_walk", "use"):
+        monkeypatch.setattr(f"geventpool.manager.{file}.monotonic", lambda: now)
     server = hosts.server()
     manager = manage()
     with manager.connection(server.address):
@@ -1633,7 +1634,8 @@ def test_p2c_avoids_the_server_that_has_turned_slow(
     hosts: Hosts, manage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("geventpool.manager.manager.monotonic", lambda: now)
+    for file in ("address_walk", "use"):
+        monkeypatch.setattr(f"geventpool.manager.{file}.monotonic", lambda: now)
     servers = hosts.servers(4)
     policy = HealthPolicy(failures=None, slow_start=0)
     manager = manage({"pay": group(*servers)}, balance="p2c", health=policy)

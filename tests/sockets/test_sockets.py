@@ -34,6 +34,7 @@ from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, make_probe
 from geventpool.sockets import factory as factory_module
+from geventpool.sockets.dial import Dial
 from support.certificates import make_expired
 from support.descriptors import (
     LINGER_0,
@@ -209,8 +210,8 @@ def clock(monkeypatch):
             clock.alarms.remove(self)
             super().close()
 
-    monkeypatch.setattr("geventpool.sockets.factory.Timeout", Alarm)
-    monkeypatch.setattr("geventpool.sockets.factory.monotonic", lambda: clock.now)
+    monkeypatch.setattr("geventpool.sockets.dial.Timeout", Alarm)
+    monkeypatch.setattr("geventpool.sockets.dial.monotonic", lambda: clock.now)
     return clock
 
 
@@ -417,7 +418,7 @@ def test_tls_true_is_tls_1_2_or_later_whatever_the_system_allows(monkeypatch):
     lenient = ssl.create_default_context()
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         lenient.minimum_version = ssl.TLSVersion.TLSv1
-    monkeypatch.setattr("geventpool.sockets.factory.create_default_context", lambda: lenient)
+    monkeypatch.setattr("geventpool.sockets.tls.create_default_context", lambda: lenient)
 
     assert SocketFactory("host:443", tls=True).context.minimum_version is ssl.TLSVersion.TLSv1_2
 
@@ -706,7 +707,7 @@ def test_each_server_gets_its_part_of_what_is_left_and_the_last_one_the_rest(ser
     ("seconds", "parts"), [(20, [2.5] * 8), (10, [2, 2, 2, 2, 1, 0.5, 0.25, 0.25])]
 )
 def test_many_servers_get_two_seconds_or_more_while_they_last(clock, seconds, parts):
-    dial = factory_module._Dial("many")
+    dial = Dial("many", None)
     began, ends = clock.now, []
     for share in range(8, 0, -1):
         with dial.part("one", share, began + seconds) as ends_at:
@@ -717,7 +718,7 @@ def test_many_servers_get_two_seconds_or_more_while_they_last(clock, seconds, pa
 
 
 def test_without_a_bound_no_request_is_cut_short():
-    dial = factory_module._Dial("many")
+    dial = Dial("many", None)
 
     with dial.part("one", 3, float("inf")) as ends_at:
         assert ends_at == float("inf")
@@ -1060,7 +1061,7 @@ def test_the_session_of_an_earlier_socket_is_resumed(tls_server, keep, trusting,
 def test_a_socket_whose_ticket_was_not_read_does_not_take_the_place_of_an_earlier_one(
     tls_server, keep, trusting, monkeypatch
 ):
-    monkeypatch.setattr("geventpool.sockets.factory._SESSION_AGE", 0.0)
+    monkeypatch.setattr("geventpool.sockets.tls._SESSION_AGE", 0.0)
     with tls_server(ssl.TLSVersion.TLSv1_3) as server:
         factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
         first = keep(factory())
@@ -1081,7 +1082,7 @@ def test_a_session_is_that_of_one_server_and_one_name(tls_server, keep, trusting
         )
         talk(keep(factory()))
         # What another thread reads from is not asked for its session.
-        monkeypatch.setattr("geventpool.sockets.factory._thread_id", lambda: 0)
+        monkeypatch.setattr("geventpool.sockets.tls._thread_id", lambda: 0)
         assert factory._tls_session(Address(*one.address))._latest() is None
         monkeypatch.undo()
         assert factory._tls_session(Address(*one.address))._latest() is not None
@@ -1149,7 +1150,7 @@ def test_while_a_session_is_new_no_other_one_is_asked_for(tls_server, keep, trus
             assert sock.session_reused
             sock.close()
         assert len(asked) == 1
-        monkeypatch.setattr("geventpool.sockets.factory._SESSION_AGE", 0.0)
+        monkeypatch.setattr("geventpool.sockets.tls._SESSION_AGE", 0.0)
         factory().close()
         assert len(asked) > 1
 
@@ -1197,7 +1198,7 @@ def test_a_factory_does_not_keep_the_sockets_it_opened(tls_server, trusting):
 def test_a_factory_remembers_the_sessions_of_a_bounded_number_of_servers(
     tls_server, keep, trusting, monkeypatch
 ):
-    monkeypatch.setattr("geventpool.sockets.factory._MOST_TLS_SESSIONS", 2)
+    monkeypatch.setattr("geventpool.sockets.tls._MOST_TLS_SESSIONS", 2)
     with contextlib.ExitStack() as stack:
         addresses = [stack.enter_context(tls_server()).address for _ in range(3)]
         resolver = Answering(None)
@@ -1213,7 +1214,7 @@ def test_a_factory_remembers_the_sessions_of_a_bounded_number_of_servers(
 
         assert [reused(address) for address in addresses] == [False] * 3
         assert [reused(address) for address in reversed(addresses)] == [True, True, False]
-        assert len(factory._tls_sessions) == 2
+        assert len(factory._tls_sessions._sessions) == 2
 
 
 # What is wrong with the arguments is said at once.

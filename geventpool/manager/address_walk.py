@@ -1,0 +1,174 @@
+"""One call for a connection: from address to address, until one can be connected to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+
+from geventpool._util.clock import part_of
+from geventpool._util.errors import about
+from geventpool.addresses import AnyAddress
+from geventpool.errors import ConnectError, MultiConnectFailure, OutOfSockets, PoolTimeout
+from geventpool.manager.balancing import ServerModelDirectory
+from geventpool.manager.health import Attempt
+from geventpool.manager.names import Target
+from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool
+from geventpool.manager.use import Use
+
+__all__ = ["AddressWalk"]
+
+_IMPATIENT = 0.1  # a caller that waited less has learnt nothing about the server
+_FRESH = 0.05  # seconds for which a ranking of servers is good
+
+
+class AddressWalk:
+    """One call of get_connection: from address to address until one can be connected to."""
+
+    def __init__(
+        self,
+        servers: ServerModelDirectory,
+        pool: SocketPool,
+        found: Target,
+        endpoint_at: Callable[[AnyAddress], Endpoint],
+        ends_at: float,
+        read_timeout: float | None,
+    ) -> None:
+        self.servers, self.pool = servers, pool
+        self.name, self.group, _, self.info = found
+        self.endpoint_at = endpoint_at
+        self.ends_at, self.read_timeout = ends_at, read_timeout
+        self.tried: set[AnyAddress] = set()
+        self.errors: list[tuple[AnyAddress, BaseException]] = []
+
+    def run(self) -> Any:
+        """A connection; raises what all the addresses came to."""
+        for again in range(1 + self.info.max_connect_retry):
+            if again and not self._pause(again):
+                break
+            self.tried.clear()
+            for attempt in self._attempts():
+                conn = self._try_address(attempt)
+                if conn is not None:
+                    return conn
+        raise self._failure()
+
+    def _attempts(self) -> Iterator[Attempt]:
+        """One at each address, the best of those left first.
+
+        Which that is changes as others make attempts; but to rank them anew at each step would be a
+        million looks at a thousand addresses of which none answers.
+        """
+        while True:
+            now = monotonic()
+            stale_at = now + _FRESH
+            if now < self.ends_at:
+                stale_at = min(stale_at, self.ends_at)
+            else:
+                self._pass_over_what_is_not_open(now)
+            is_first = True
+            for server, usable in self.servers.ranked(self.group, now, self.tried):
+                if usable and not is_first and not server.admits(monotonic()):
+                    break  # perhaps it has gone down since
+                attempt = server.admit(monotonic(), panic=True)
+                if attempt is not None:
+                    self.tried.add(server.address)
+                    yield attempt
+                    is_first = False
+                    if monotonic() >= stale_at:
+                        break
+            else:
+                return
+
+    def _pass_over_what_is_not_open(self, now: float) -> None:
+        """Nothing is left of the time, and only what lies idle can be had."""
+        if len(self.group.addresses) == 1:
+            return  # it has an error of its own
+        for each in sorted(self.group.addresses.difference(self.tried), key=str):
+            if not self.pool.has_idle(self.endpoint_at(each)):
+                self.tried.add(each)
+                server = self.servers[each]
+                error: OSError = PoolTimeout(f"{each}: no time was left", pool=self.pool.name)
+                if server.down_until is not None:
+                    error = server.marked_down_error(now)
+                self.errors.append((each, error))
+
+    def _try_address(self, attempt: Attempt) -> Any:
+        """A connection to one address; None if there is none, and ``errors`` says why."""
+        endpoint = self.endpoint_at(attempt.address)
+        max_wait = self._max_wait()
+        failed: BaseException
+        blamed = self.info.transient_markdown_enabled
+        try:
+            self.pool.factory(endpoint)  # what can be told now need not cost a dial
+            slot, conn = self.pool._acquire(endpoint, max_wait)
+        except OutOfSockets as error:
+            failed, blamed = error, False
+        except PoolTimeout as error:
+            failed = error
+            blamed = blamed and max_wait >= min(_IMPATIENT, self._most)
+        except DialError as error:
+            failed = error.cause_for_caller()
+            blamed = blamed and error.claim_blame()
+        except ConnectError as error:  # what it connected to has hung up at once, several times
+            failed = error
+        except BaseException:  # and no other OSError is the server's: see DialError
+            attempt.cancelled(monotonic())
+            raise
+        else:
+            self._hand_out(conn, attempt, fresh=slot.uses == 1)
+            return conn
+        self.errors.append((attempt.address, failed.with_traceback(None)))
+        if blamed:
+            attempt.failed(monotonic(), failed)
+        else:
+            attempt.cancelled(monotonic())
+        return None
+
+    def _hand_out(self, conn: Any, attempt: Attempt, fresh: bool) -> None:
+        attempt.connected(monotonic(), reused=not fresh)
+        monitored = self.pool.socket_of(conn)
+        if monitored is not None:
+            monitored.new_sock = fresh
+            monitored.use = Use(attempt, self.info.transient_markdown_enabled)
+            monitored.settimeout(self.read_timeout)
+            if monitored.detached and callable(set_timeout := getattr(conn, "settimeout", None)):
+                set_timeout(self.read_timeout)
+
+    @property
+    def _most(self) -> float:
+        """Seconds for one address at most."""
+        return self.info.connect_timeout_ms / 1000.0
+
+    def _max_wait(self) -> float:
+        """Seconds for this address: a part of what is left, so that there is some for the others.
+
+        Once nothing is left, only what lies idle can be had.
+        """
+        left = max(self.ends_at - monotonic(), 0.0)
+        others = max(len(self.group.addresses) - len(self.tried), 0)
+        return min(part_of(left, 1 + others), self._most)
+
+    def _pause(self, again: int) -> bool:
+        """Wait a moment before all are tried again; False if there is no time for that."""
+        seconds = min(0.05 * 2 ** min(again - 1, 9), 1.0)
+        if monotonic() + seconds >= self.ends_at:
+            return False
+        gevent.sleep(seconds)
+        return True
+
+    def _failure(self) -> BaseException:
+        """What all the addresses came to."""
+        now = monotonic()
+        for each in sorted(self.group.addresses.difference(self.tried), key=str):
+            self.errors.append((each, self.servers[each].marked_down_error(now)))
+        errors, self.errors = self.errors, []
+        last = errors[-1][1]
+        if len(self.group.addresses) == 1 or all(isinstance(e, OutOfSockets) for _, e in errors):
+            return last
+        shown = "; ".join(about(each, error) for each, error in errors[:5])
+        more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
+        message = f"{self.name}: no connection to any of {len(self.group.addresses)} addresses"
+        return MultiConnectFailure(f"{message}: {shown}{more}", errors=errors)

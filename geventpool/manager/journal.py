@@ -1,0 +1,47 @@
+"""What happens to servers: for the log, and for those that keep a ranking of them.
+
+No I/O: a log handler may switch, and the one that learns of a change is in the middle of something.
+So a change is noted here, and told later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+from geventpool.addresses import AnyAddress
+
+__all__ = ["Journal", "Transition"]
+
+_MOST_UNTOLD = 1000  # if no manager takes them out
+
+
+class Transition(NamedTuple):
+    """The server at *address* has gone down, or is back.
+
+    *seconds*: for how long it is to be left alone, or how long it was away.  *dials*: how many
+    there were meanwhile.
+    """
+
+    address: AnyAddress
+    is_up: bool
+    why: str
+    seconds: float
+    dials: int
+
+    def __str__(self) -> str:
+        if self.is_up:
+            dials = "1 dial" if self.dials == 1 else f"{self.dials} dials"
+            return f"{self.address} is back after {self.seconds:.1f} s and {dials}"
+        until = "" if math.isinf(self.seconds) else f" for {self.seconds:.1f} s"
+        return f"{self.address} is marked down{until}{self.why}"
+
+
+class Journal:
+    """The *transitions* that were not told yet; *version* changes with whatever decides which
+    server is to be used."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.transitions: deque[Transition] = deque(maxlen=_MOST_UNTOLD)

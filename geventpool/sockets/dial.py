@@ -1,0 +1,140 @@
+"""One dial: what it is at, what took how long, what has failed, and how a host is looked up.
+
+What is wrong is booked, and not raised: see ``SocketFactory``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import Timeout
+from gevent.monkey import get_original
+from gevent.socket import AI_NUMERICHOST, AI_NUMERICSERV, SOCK_STREAM, gaierror, getaddrinfo, socket
+
+from geventpool._util.clock import part_of
+from geventpool._util.errors import about
+from geventpool.addresses import Address
+from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
+
+__all__ = ["Dial", "look_up", "numeric"]
+
+# The standard library's own, also in a patched program.
+_own_getaddrinfo = get_original("socket", "getaddrinfo")
+
+
+class Dial:
+    """One call of a factory: which server it is at, what took how long, what has failed."""
+
+    def __init__(self, name: str, seconds: float | None) -> None:
+        self.name = name
+        self.server: object = name
+        self.began = monotonic()
+        self.seconds = seconds  # that it may take, None: no bound
+        self.ends_at = math.inf if seconds is None else self.began + seconds
+        self.failed: list[tuple[object, Exception]] = []
+        self._phases: list[tuple[float, str, tuple[object, ...]]] = []
+
+    def enter(self, phase: str, *what: object) -> None:
+        self._phases.append((monotonic(), phase, what))
+
+    def run(self, open: Callable[[Dial], socket | None]) -> socket:
+        """Return the socket of ``open(self)``; raise why there is none, or none before the end."""
+        deadline = Timeout(self.seconds)
+        try:
+            with deadline:
+                sock = open(self)
+        except Timeout as expired:
+            if expired is deadline:
+                self._give_up(self.seconds)
+                raise self._failure() from None
+            self._give_up(None)
+            expired.__cause__ = self._failure()
+            raise
+        if sock is None:
+            raise self._failure()
+        return sock
+
+    @contextmanager
+    def part(self, name: object, share: int, ends_at: float) -> Iterator[float]:
+        """Give the body one of *share* parts of the time until *ends_at*; yields when it is over.
+
+        A body that takes longer is ended, and that is a failure of *name*.  The last one has all
+        the time that is left.
+        """
+        left = ends_at - monotonic()
+        if share == 1 or left == math.inf:
+            yield ends_at
+            return
+        seconds = part_of(left, share)
+        first_phase = len(self._phases)
+        timer = Timeout(seconds)
+        try:
+            with timer:
+                yield ends_at - left + seconds
+        except Timeout as expired:
+            if expired is not timer:
+                raise
+            self.failed.append((name, self._late(name, seconds, first_phase)))
+
+    def _give_up(self, seconds: float | None) -> None:
+        """Book that what is under way took too long."""
+        seconds = monotonic() - self.began if seconds is None else seconds
+        self.failed.append((self.server, self._late(self.server, seconds, 0)))
+
+    def _failure(self) -> Exception:
+        """The one error of a dial that failed, or one with all of them."""
+        if len(self.failed) == 1:
+            return self.failed.pop()[1]  # or it would hold the frame that holds it
+        each = (about(name, error) for name, error in self.failed)
+        message = f"{self.name}: {len(self.failed)} attempts to connect failed: {'; '.join(each)}"
+        return MultiConnectFailure(message, errors=self.failed)
+
+    def _late(self, name: object, seconds: float, first_phase: int) -> ConnectError:
+        phases = self._phases[first_phase:]
+        ends = [began for began, _, _ in phases[1:]] + [monotonic()]
+        spent = ", ".join(
+            f"{phase} {' and '.join(map(str, what))} {end - began:.3f} s"
+            for (began, phase, what), end in zip(phases, ends, strict=True)
+        )
+        return ConnectError(f"{name}: not open after {seconds:.4g} s: {spent}")
+
+
+def numeric(server: Address, family: int) -> Any:
+    """The answer of getaddrinfo for an IP address; None if it is none.
+
+    Through gevent's resolver it would go to a thread and back, which takes longer than to connect.
+    """
+    flags = AI_NUMERICHOST | AI_NUMERICSERV
+    try:
+        return _own_getaddrinfo(server.ip, server.port, family, SOCK_STREAM, 0, flags)
+    except (gaierror, UnicodeError):
+        return None
+
+
+def look_up(server: Address, family: int) -> Any:
+    """The answer of gevent's resolver, or what it raised.
+
+    It is asked by a greenlet of its own: that is how one knows what the resolver raised, and what
+    was thrown at the greenlet that waits for it.
+    """
+    asking = gevent.spawn(_ask_resolver, server.ip, server.port, family)
+    try:
+        asking.join()
+    finally:
+        asking.kill(block=False)
+    answer = asking.value
+    if isinstance(answer, gevent.GreenletExit):  # by code that kills whatever it finds
+        return NameNotFound(f"the look-up of {server.ip} was killed", name=server.ip)
+    return answer
+
+
+def _ask_resolver(host: str, port: int, family: int) -> Any:
+    try:
+        return getaddrinfo(host, port, family, SOCK_STREAM)
+    except Exception as error:
+        return error.with_traceback(None)
