@@ -1,4 +1,4 @@
-"""What is measured: each row of the table in README, with the bar that it must not miss.
+"""What a pool costs: the rows of a table in docs/benchmarks.md, each with the bar not to miss.
 
 A row is a function that takes *quick* (a shorter run, for a first look) and returns its Rows.
 """
