@@ -10,6 +10,7 @@ import pytest
 
 from geventpool.testing import FakeClock
 from support.certificates import Certificates, make_certificates
+from support.kinds import KINDS, MakePool
 from support.objects import Maker
 
 
@@ -37,3 +38,9 @@ def contexts(certificates: Certificates) -> tuple[Any, Any]:
     server = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(str(certificates.certificate), str(certificates.key))
     return server, gevent.ssl.create_default_context(cafile=str(certificates.authority))
+
+
+@pytest.fixture(params=KINDS)
+def make_pool(request: pytest.FixtureRequest) -> MakePool:
+    """Makes a pool of each kind in turn: ``make_pool(size, connect=..., **settings)``."""
+    return KINDS[request.param]
