@@ -52,6 +52,7 @@ from geventpool.compat.generic_connection_pool import (
     UnixSocketStreamConnectionManager,
 )
 from geventpool.testing import FakeClock
+from support import ROOT
 from support.certificates import Certificates
 from support.servers import EchoServer, IdServer, ask, closed_port
 from support.waiting import until
@@ -1090,7 +1091,7 @@ def test_a_dispose_that_hangs_or_fails_gives_its_place_back(
 def test_an_on_release_that_hangs_as_well_as_dispose_gives_the_place_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (face, runtime):
+    for module in (face.threading.pool, runtime):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
     manager = Hooked(release=Event().wait, dispose=Event().wait)
     with ConnectionPool[str, Conn](manager, max_size=1) as pool:
@@ -1401,7 +1402,7 @@ def test_what_a_write_cut_short_has_left_is_not_sent_later(
         def serve(self, sock: Any) -> None:
             Event().wait()
 
-    for module in (face, runtime):
+    for module in (face.threading.pool, runtime):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 60)
     path, manager = tmp_path / "server", UnixSocketStreamConnectionManager()
     with Deaf(path=path), ConnectionPool[Any, Any](manager) as pool:
@@ -1533,7 +1534,7 @@ def test_a_patched_program_sees_the_same_as_with_the_original(tmp_path: Path) ->
 def _run(program: Path, library: str, server: IdServer) -> Any:
     from gevent import subprocess as cooperative
 
-    environment = {"PYTHONPATH": str(Path(face.__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = cooperative.run(
         [sys.executable, str(program), library, str(server.address[1])],
         capture_output=True,
