@@ -41,7 +41,8 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
 
     *acquire_timeout* is how long callers wait (seconds; None: as long as it takes).  Each
     ``dispose`` may take *dispose_timeout*, and 5 s at most.  *background_collector* and
-    *dispose_batch_size* are of no effect: what is due is always disposed of in the background.
+    *dispose_batch_size* are of no effect: what is due is always disposed of in the background, but
+    with an *idle_timeout* of 0: see ``release``.  Idle connections are handed out in turn.
     *settings* are those of an EndpointPool, such as *name* or *listeners*; *connect_timeout*, how
     long a ``create`` may take, is by default 10 s, or *acquire_timeout* if that is more.
     """
@@ -70,6 +71,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         # As with a fixed `create`, each caller is told of a failure of its own, and soon.
         settings.setdefault("backoff", Backoff(first=0.01, longest=0.1))
         settings.setdefault("fail_fast", True)
+        settings.setdefault("order", "fifo")  # in turn
         checks = is_own(manager.check_aliveness)
         super().__init__(
             timeout=acquire_timeout,
@@ -108,6 +110,9 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
     def release(self, conn: ConnectionT, endpoint: EndpointT = DEFAULT) -> None:
         """Give back a connection.
 
+        With an *idle_timeout* of 0, what is idle beyond *min_idle* is disposed of when this
+        returns, the longest idle first; that may take 5 s at most.  Else it does not block.
+
         In a ``finally`` or an ``except`` it is disposed of if the exception there makes it unfit
         for use, as if it had left a ``with``.  Raises ConnectionNotAcquired if *conn* is not in use
         here, and ConnectionPoolNotFound, leaving it in use, if it is none of *endpoint*'s.
@@ -127,6 +132,7 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             self._discard(hold, conn, Reason.ERROR, exc)
         else:
             self._checkin(hold, conn, suspect=exc is not None)
+            self._dispose_extra(facts.endpoint)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pool for good: see EndpointPool.  After *timeout* seconds (None: never) what
@@ -141,6 +147,16 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         return now.in_use if acquired else now.idle
 
     # Inside
+
+    def _dispose_extra(self, endpoint: EndpointT) -> None:
+        """With an *idle_timeout* of 0: dispose now of what is idle beyond *min_idle*."""
+        if self.idle_timeout == 0:
+            now = self._standing(endpoint)
+            extra = min(now.idle, now.open - self.min_idle)
+            if extra > 0:
+                self._evict_idle(
+                    lambda conn: True, Reason.IDLE, CLOSE_TIMEOUT, most=extra, key=(endpoint,)
+                )
 
     def _hold_on(self, conn: ConnectionT) -> Hold | None:
         """The hold on *conn*; None if the pool is closed, and *conn* too, or it is the parent's."""
@@ -232,6 +248,7 @@ class _ManagedLease(Lease[Any]):
         traceback: TracebackType | None,
     ) -> None:
         self._inner.__exit__(exc_type, exc, traceback)
+        self._managed._dispose_extra(self._endpoint)
 
 
 class _DeadConnectionNotifier(PoolListener):
