@@ -59,6 +59,7 @@ class BaseConnectionManager(Generic[EndpointT, ConnectionT], abc.ABC):
 
 _OURS = {
     BaseConnectionManager.check_aliveness,
+    BaseConnectionManager.on_acquire,
     BaseConnectionManager.on_release,
     BaseConnectionManager.on_connection_dead,
     LookingMixin.check_aliveness,

@@ -82,7 +82,9 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         )
         if checks:
             self.check_after = -1.0  # what goes from hand to hand without lying idle, too
+        self._has_on_acquire = is_own(manager.on_acquire)
         self.has_reset = is_own(manager.on_release)
+        self._keeps_no_extra = self.idle_timeout == 0
         self._unreleased: set[Any] = set()  # what on_acquire was called with, on_release not
         if is_own(manager.on_connection_dead):
             self.add_listener(_DeadConnectionNotifier(manager))
@@ -132,7 +134,8 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
             self._discard(hold, conn, Reason.ERROR, exc)
         else:
             self._checkin(hold, conn, suspect=exc is not None)
-            self._dispose_extra(facts.endpoint)
+            if self._keeps_no_extra:
+                self._dispose_extra(facts.endpoint)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pool for good: see EndpointPool.  After *timeout* seconds (None: never) what
@@ -149,14 +152,13 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
     # Inside
 
     def _dispose_extra(self, endpoint: EndpointT) -> None:
-        """With an *idle_timeout* of 0: dispose now of what is idle beyond *min_idle*."""
-        if self.idle_timeout == 0:
-            now = self._standing(endpoint)
-            extra = min(now.idle, now.open - self.min_idle)
-            if extra > 0:
-                self._evict_idle(
-                    lambda conn: True, Reason.IDLE, CLOSE_TIMEOUT, most=extra, key=(endpoint,)
-                )
+        """Dispose now of what is idle beyond *min_idle*, the longest idle first."""
+        now = self._standing(endpoint)
+        extra = min(now.idle, now.open - self.min_idle)
+        if extra > 0:
+            self._evict_idle(
+                lambda conn: True, Reason.IDLE, CLOSE_TIMEOUT, most=extra, key=(endpoint,)
+            )
 
     def _hold_on(self, conn: ConnectionT) -> Hold | None:
         """The hold on *conn*; None if the pool is closed, and *conn* too, or it is the parent's."""
@@ -231,12 +233,13 @@ class _ManagedLease(Lease[Any]):
             conn = self._inner.__enter__()
         except PoolClosed as error:
             raise ConnectionPoolClosedError(str(error), pool=error.pool) from None
-        hold = pool._hold_of(conn)
-        try:
-            pool._connection_manager.on_acquire(self._endpoint, conn)
-        except BaseException as exc:
-            pool._discard(hold, conn, Reason.ERROR, exc)
-            raise
+        if pool._has_on_acquire:
+            hold = pool._hold_of(conn)
+            try:
+                pool._connection_manager.on_acquire(self._endpoint, conn)
+            except BaseException as exc:
+                pool._discard(hold, conn, Reason.ERROR, exc)
+                raise
         if pool.has_reset:
             pool._unreleased.add(_ident(conn))
         return conn
@@ -248,7 +251,8 @@ class _ManagedLease(Lease[Any]):
         traceback: TracebackType | None,
     ) -> None:
         self._inner.__exit__(exc_type, exc, traceback)
-        self._managed._dispose_extra(self._endpoint)
+        if self._managed._keeps_no_extra:
+            self._managed._dispose_extra(self._endpoint)
 
 
 class _DeadConnectionNotifier(PoolListener):
