@@ -163,9 +163,10 @@ class PoolExtension(Generic[C]):
         reason: Reason,
         timeout: float = 0.0,
         most: int | None = None,
+        key: tuple[Any, ...] | None = None,
     ) -> int:
         """Close the idle connections for which *where* is true, *most* of them (None: all), the
-        longest idle first.
+        longest idle first; *key*: only those of ``(endpoint,)``.
 
         Returns how many; with a *timeout* once they are closed, or after so many seconds.  They are
         chosen first and closed then: one that a caller got meanwhile, as *where* switched, is left
@@ -174,9 +175,11 @@ class PoolExtension(Generic[C]):
         """
         self._assert_usable_here()
         runtime = self._runtime
+        buckets = self._all_buckets() if key is None else (self._bucket_of(*key),)
         idle = [
             (slot, slot.uses, slot.conn)
-            for bucket in self._all_buckets()
+            for bucket in buckets
+            if bucket is not None
             for slot in bucket.idle_slots()
         ]
         idle.sort(key=lambda each: each[0].since)

@@ -52,6 +52,7 @@ from geventpool.compat.generic_connection_pool import (
     UnixSocketStreamConnectionManager,
 )
 from geventpool.testing import FakeClock
+from support import ROOT
 from support.certificates import Certificates
 from support.servers import EchoServer, IdServer, ask, closed_port
 from support.waiting import until
@@ -364,7 +365,122 @@ def test_without_any_idle_time_extra_connections_are_not_kept() -> None:
     with ConnectionPool[str, Conn](manager, idle_timeout=0, min_idle=0) as pool:
         with pool.connection("a"):
             pass
-        until(lambda: not manager.open)
+        assert (manager.open, pool.get_size()) == ([], 0)
+
+
+class Numbers:
+    """Creates objects, and takes a note of which it disposes of: for either library's pool."""
+
+    def __init__(self) -> None:
+        self.created: list[object] = []
+        self.disposed: list[int] = []
+
+    def create(self, endpoint: Any, timeout: float | None = None) -> object:
+        self.created.append(object())
+        return self.created[-1]
+
+    def dispose(self, endpoint: Any, conn: object, timeout: float | None = None) -> None:
+        self.disposed.append(self.created.index(conn))
+
+
+@pytest.fixture
+def original() -> Any:
+    return pytest.importorskip("generic_connection_pool.threading")
+
+
+def acts_of(module: Any, endpoints: str, **limits: Any) -> list[Any]:
+    """What a pool of *module* does when connections to *endpoints* are taken together, given back
+    in another order, and then taken one by one."""
+    manager = type("Manager", (Numbers, module.BaseConnectionManager), {})()
+    pool = module.ConnectionPool(manager, max_size=5, **limits)
+    held = [(pool.acquire(endpoint), endpoint) for endpoint in endpoints]
+    acts: list[Any] = []
+    for turn in (2, 0, 3, 1):
+        pool.release(*held[turn])
+        acts.append((list(manager.disposed), pool.get_size()))
+    for _ in range(6):
+        with pool.connection(endpoints[-1]) as conn:
+            acts.append(manager.created.index(conn))
+        acts.append((list(manager.disposed), pool.get_size()))
+    pool.close()
+    return acts
+
+
+@pytest.mark.parametrize("endpoints", ["aaaa", "abab"])
+@pytest.mark.parametrize("min_idle", [0, 1, 2, 3, 4])
+def test_without_any_idle_time_it_disposes_on_release_as_the_original_does(
+    original: Any, min_idle: int, endpoints: str
+) -> None:
+    limits = {"idle_timeout": 0, "min_idle": min_idle}
+
+    assert acts_of(face.threading, endpoints, **limits) == acts_of(original, endpoints, **limits)
+
+
+def test_what_is_kept_is_handed_out_in_turn_as_by_the_original(original: Any) -> None:
+    ours = acts_of(face.threading, "aaaa", min_idle=4)
+
+    assert ours == acts_of(original, "aaaa", min_idle=4)
+    assert ours[4::2] == [2, 0, 3, 1, 2, 0]
+
+
+def test_the_longest_idle_is_handed_out_first_whatever_there_is() -> None:
+    with ConnectionPool[str, Conn](Manager(), min_idle=0) as pool:
+        held = [pool.acquire("a") for _ in range(3)]
+        for conn in reversed(held):
+            pool.release(conn)
+        assert [pool.acquire("a").number for _ in held] == [3, 2, 1]
+        for conn in held:
+            pool.release(conn)
+
+
+def test_a_release_that_disposes_waits_until_that_is_done() -> None:
+    manager = Manager(dispose=lambda: gevent.sleep(0.05))
+    with ConnectionPool[str, Conn](manager, idle_timeout=0, min_idle=0) as pool:
+        pool.release(pool.acquire("a"), "a")
+        assert (manager.open, pool.get_size()) == ([], 0)
+
+
+@pytest.mark.parametrize("end", [gevent.Timeout, GreenletExit, KeyboardInterrupt])
+def test_a_release_that_is_ended_as_it_disposes_leaves_the_pool_whole(
+    end: type[BaseException],
+) -> None:
+    begun, go_on = Event(), Event()
+
+    def dispose() -> None:
+        begun.set()
+        go_on.wait()
+
+    with ConnectionPool[str, Conn](
+        Manager(dispose=dispose), idle_timeout=0, min_idle=0, max_size=2
+    ) as pool:
+        conn = pool.acquire("a")
+        ended: list[BaseException] = []
+
+        def release() -> None:
+            with pytest.raises(end) as raised:
+                pool.release(conn, "a")
+            ended.append(raised.value)
+
+        releaser = gevent.spawn(release)
+        begun.wait()
+        releaser.kill(end)
+        assert len(ended) == 1
+        go_on.set()
+        is_whole(pool, 2)
+        assert pool.get_size() == 0
+
+
+def test_a_caller_in_line_gets_what_is_given_back_and_nothing_is_disposed_of() -> None:
+    manager = Manager()
+    with ConnectionPool[str, Conn](manager, idle_timeout=0, min_idle=0, max_size=1) as pool:
+        conn = pool.acquire("a")
+        waiter = gevent.spawn(pool.acquire, "a")
+        gevent.idle()
+        pool.release(conn, "a")
+        assert waiter.get(timeout=5) is conn
+        assert manager.open == [1]
+        pool.release(conn, "a")
+        assert manager.open == []
 
 
 # What a manager is asked and told
@@ -1090,7 +1206,7 @@ def test_a_dispose_that_hangs_or_fails_gives_its_place_back(
 def test_an_on_release_that_hangs_as_well_as_dispose_gives_the_place_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (face, runtime):
+    for module in (face.threading.pool, runtime):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
     manager = Hooked(release=Event().wait, dispose=Event().wait)
     with ConnectionPool[str, Conn](manager, max_size=1) as pool:
@@ -1401,7 +1517,7 @@ def test_what_a_write_cut_short_has_left_is_not_sent_later(
         def serve(self, sock: Any) -> None:
             Event().wait()
 
-    for module in (face, runtime):
+    for module in (face.threading.pool, runtime):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 60)
     path, manager = tmp_path / "server", UnixSocketStreamConnectionManager()
     with Deaf(path=path), ConnectionPool[Any, Any](manager) as pool:
@@ -1533,7 +1649,7 @@ def test_a_patched_program_sees_the_same_as_with_the_original(tmp_path: Path) ->
 def _run(program: Path, library: str, server: IdServer) -> Any:
     from gevent import subprocess as cooperative
 
-    environment = {"PYTHONPATH": str(Path(face.__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = cooperative.run(
         [sys.executable, str(program), library, str(server.address[1])],
         capture_output=True,

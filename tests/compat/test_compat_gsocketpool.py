@@ -278,7 +278,7 @@ def test_a_connection_that_is_none_of_the_pool_s_or_not_there_any_more_is_not_fo
 
 
 def test_the_pool_starts_the_reaper_that_is_patched_in() -> None:
-    with patch("geventpool.compat.gsocketpool.ConnectionReaper") as reaper:
+    with patch("geventpool.compat.gsocketpool.pool.ConnectionReaper") as reaper:
         with Pool(Mock(), reap_expired_connections=True, reap_interval=3) as pool:
             reaper.assert_called_once_with(pool, 3)
             reaper.return_value.start.assert_called_once_with()
@@ -771,7 +771,7 @@ def test_the_wall_clock_does_not_age_a_connection(
     monkeypatch.setattr(time, "time", lambda: now + 10_000)
     assert not conn.is_expired()
     now_monotonic = time.monotonic()
-    monkeypatch.setattr(gsocketpool, "monotonic", lambda: now_monotonic + 601)
+    monkeypatch.setattr(gsocketpool.connection, "monotonic", lambda: now_monotonic + 601)
 
     assert conn.is_expired()
     conn.close()

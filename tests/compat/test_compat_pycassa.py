@@ -24,7 +24,6 @@ from gevent.event import Event
 
 from geventpool import Backoff, PoolClosed, Reason
 from geventpool import ConnectionPool as GeventPool
-from geventpool.compat import pycassa
 from geventpool.compat.pycassa import (
     AllServersUnavailable,
     ConnectionPool,
@@ -36,7 +35,9 @@ from geventpool.compat.pycassa import (
     PoolLogger,
     QueuePool,
     StatsLogger,
+    _dialing,
 )
+from geventpool.compat.pycassa._listeners import EVENTS
 from geventpool.events import ServerListObtained
 from geventpool.testing import FakeClock
 from support.servers import EchoServer, IdServer, closed_port
@@ -109,7 +110,7 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pycassa, "_BACKOFF", SMALL_PAUSE)
+    monkeypatch.setattr(ConnectionPool, "_pauses", SMALL_PAUSE)
 
 
 @pytest.fixture
@@ -457,7 +458,7 @@ def test_a_login_that_takes_too_long_counts_as_a_failure(
 
     tried: list[Client] = []
     with make_pool(server, client_factory=Hanging, credentials={}, prefill=False) as pool:
-        monkeypatch.setattr(pycassa, "CONNECT_TIMEOUT", 0.05)  # not of all together, by now
+        monkeypatch.setattr(_dialing, "CONNECT_TIMEOUT", 0.05)  # not of all together, by now
         with pytest.raises(AllServersUnavailable, match="took longer than"):
             pool.get()
         assert len(tried) == 2
@@ -654,7 +655,7 @@ def test_each_retry_waits_longer(server: IdServer, monkeypatch: pytest.MonkeyPat
             return 0
 
     with make_pool(server, max_retries=3) as pool:
-        monkeypatch.setattr(pycassa, "_BACKOFF", Noting())
+        monkeypatch.setattr(ConnectionPool, "_pauses", Noting())
         with pytest.raises(MaximumRetryException):
             pool.execute("fail", TimedOutException())
     assert waited == [1, 2, 3]
@@ -671,7 +672,7 @@ def test_a_retry_waits_for_the_end_of_a_back_off(monkeypatch: pytest.MonkeyPatch
                 return
             super().serve(sock)
 
-    monkeypatch.setattr(pycassa, "_BACKOFF", Backoff(first=0.05, longest=0.05, jitter=0))
+    monkeypatch.setattr(ConnectionPool, "_pauses", Backoff(first=0.05, longest=0.05, jitter=0))
     with HangingUp() as server:
         server.stop()
         with make_pool(server, pool_size=1, prefill=False) as pool:
@@ -682,7 +683,7 @@ def test_a_retry_waits_for_the_end_of_a_back_off(monkeypatch: pytest.MonkeyPatch
             pool.dispose()
             server.wait_open(0)
             server.hang_ups = 3
-            monkeypatch.setattr(pycassa, "_BACKOFF", SMALL_PAUSE)
+            monkeypatch.setattr(ConnectionPool, "_pauses", SMALL_PAUSE)
             assert pool.execute("ask", "again") == "again"
 
 
@@ -1008,7 +1009,7 @@ def test_p8_what_a_listener_raises_is_logged_and_costs_nothing(
     def fail(dic: dict[str, Any]) -> None:
         raise RuntimeError("a listener fails")
 
-    everything = dict.fromkeys(pycassa._EVENTS, fail)
+    everything = dict.fromkeys(EVENTS, fail)
     with make_pool(server, pool_size=1, listeners=[everything], recycle=1) as pool:
         for _ in range(3):
             assert pool.execute("ask", "hello") == "hello"
@@ -1118,7 +1119,7 @@ def test_p11_the_pause_between_retries_is_capped_and_differs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
-    pauses = [[pycassa._BACKOFF.delay(n) for n in range(1, 13)] for _ in range(2)]
+    pauses = [[ConnectionPool._pauses.delay(n) for n in range(1, 13)] for _ in range(2)]
 
     assert max(map(max, pauses)) <= 0.5
     assert pauses[0] != pauses[1]

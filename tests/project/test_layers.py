@@ -31,7 +31,7 @@ class Row(NamedTuple):
     may_import: set[str]
     never: frozenset[str] = frozenset()  # of the outside, however far up
     only_public: bool = False  # what a folder hands on, or its seam; no file within it
-    apart: bool = False  # not even its own folder
+    apart: bool = False  # each file, or folder, in it by itself
 
 
 ROWS = (
@@ -72,7 +72,7 @@ CLIENTS: dict[str, set[str]] = {
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 MODULES = [name for name in FILES if name != "__init__.py"]
-FOLDERS = sorted({name.split("/")[0] for name in FILES if "/" in name})
+FOLDERS = sorted(name.rpartition("/")[0] for name in FILES if name.endswith("/__init__.py"))
 
 
 def module_of(name: str) -> str:
@@ -124,13 +124,16 @@ def row_of(name: str) -> Row:
 def why_wrong(name: str, target: str) -> str | None:
     """Why a file may not import *target*, or None if it may."""
     row = row_of(name)
-    own = name.removesuffix(".py").split("/")[0]
+    own, *below = name.removesuffix(".py").split("/")
+    home = module_of(own)
+    if row.apart and len(below) > 1:
+        home = f"{home}.{below[0]}"  # a package that is there by itself
     member = target.split(".")[1]
     if member not in ROW_OF:
         return "which is in no row: a public name comes from the file that defines it"
-    if member == own and "/" in name and not row.apart:
+    if below and f"{target}.".startswith(f"{home}.") and not (row.apart and len(below) == 1):
         # By way of the folder it would go round.
-        return "which comes from its own folder" if module_in(target) == module_of(own) else None
+        return "which comes from its own folder" if module_in(target) == home else None
     if own == "testing" and target == CLOCK_JUMPED:
         return None
     if member not in row.may_import:
@@ -264,6 +267,9 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
         ("_util/log.py", "from .._scheduler.state import State"),
         ("contrib/redis.py", "from ..observe import page"),
         ("contrib/redis.py", "from .other import page"),
+        ("compat/gsocketpool/pool.py", "from geventpool.compat.pycassa.pool import ConnectionPool"),
+        ("compat/gsocketpool/pool.py", "from geventpool.compat.gsocketpool import Connection"),
+        ("compat/gsocketpool/pool.py", "from geventpool.compat import gsocketpool"),
         ("contrib/redis.py", "from .._util.log import say"),
         ("contrib/redis.py", "from geventpool.pools.lease import DEFAULT"),
         ("testing/clock.py", "from geventpool.sockets.factory import SocketFactory"),
@@ -284,6 +290,7 @@ def test_an_import_in_the_wrong_direction_is_found(name: str, source: str) -> No
         ),
         ("pools/__init__.py", "from geventpool.pools.lease import Lease"),
         ("contrib/redis.py", "from ..pools import ConnectionPool"),
+        ("compat/gsocketpool/pool.py", "from .connection import Connection"),
         ("contrib/redis.py", "from geventpool.pools.extension import checkin"),
         ("testing/chaos.py", "from geventpool.testing.ends import hang_up"),
         ("testing/clock.py", "from geventpool._runtime.jump import clock_jumped"),

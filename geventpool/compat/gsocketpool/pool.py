@@ -1,164 +1,28 @@
-"""The API of gsocketpool 0.1.6: ``from geventpool.compat.gsocketpool import Pool, TcpConnection``.
-
-Its signatures and defaults over a ConnectionPool, which Pool is: ``stats()``, ``close()``,
-``discard()`` and the rest are there, too.  What changes for its users, and why, stands in
-``docs/moving.md``.
-"""
+"""Pool: what a factory makes of its options, on demand."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from time import monotonic, time
 from types import MappingProxyType
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import gevent
-from gevent import Greenlet, GreenletExit, socket
+from gevent import Greenlet, GreenletExit
 
 from geventpool import sockets
 from geventpool.backoff import Backoff
-from geventpool.errors import NotInUse, PoolError, PoolTimeout
+from geventpool.compat.gsocketpool.connection import Connection
+from geventpool.compat.gsocketpool.exceptions import ConnectionNotFoundError, PoolExhaustedError
+from geventpool.errors import NotInUse, PoolTimeout
 from geventpool.events import Reason
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import CLOSE_TIMEOUT
 
-__all__ = [
-    "Connection",
-    "ConnectionNotFoundError",
-    "ConnectionReaper",
-    "Pool",
-    "PoolExhaustedError",
-    "TcpConnection",
-]
-
-# The modules that gsocketpool is made of: all their names are here, and a line such as
-# ``from geventpool.compat.gsocketpool.exceptions import …`` finds them (as os.path does it).
-connection = exceptions = pool = sys.modules[__name__]
-for _module in ("connection", "exceptions", "pool"):
-    sys.modules[f"{__name__}.{_module}"] = pool
-
-
-class PoolExhaustedError(PoolError):
-    """All connections are taken, and none came free in time.
-
-    No TimeoutError, unlike the PoolTimeout it comes from (its ``__cause__``): an ``except OSError``
-    that is there for broken connections must not catch it.
-    """
-
-
-class ConnectionNotFoundError(NotInUse):
-    """What was to be released is not in use here, or what was to be dropped is not idle here."""
-
-
-class Connection:
-    """What a Pool keeps.  Override at least ``open``, ``close`` and ``is_connected``."""
-
-    def open(self) -> object:
-        """Open it.  Any exception: it could not be opened."""
-        raise NotImplementedError
-
-    def close(self) -> object:
-        """Close it."""
-        raise NotImplementedError
-
-    def get(self) -> Any:
-        """The raw connection.  If that is a socket, or has a ``fileno()``, it is watched."""
-        raise NotImplementedError
-
-    def is_connected(self) -> bool:
-        """Whether it is open.  One that was used and says False is not handed out again."""
-        raise NotImplementedError
-
-    def is_expired(self) -> bool:
-        """Whether it is too old: one that says True is not handed out again.  Must not switch."""
-        return False
-
-    def reconnect(self) -> None:
-        """Close it if it is open, and open it; an Exception is logged and leaves it closed."""
-        try:
-            if self.is_connected():
-                self.close()
-            self.open()
-        except Exception:
-            logging.exception("Failed to reconnect")
-
-
-class TcpConnection(Connection):
-    """A TCP connection, by IPv4 or, where the host has no such address, by IPv6.
-
-    *lifetime*: seconds after which it is expired; *timeout*: seconds that connecting, sending and
-    receiving may take (None: no bound of their own).
-    """
-
-    def __init__(
-        self, host: str, port: int, lifetime: float = 600, timeout: float | None = None
-    ) -> None:
-        self._sock: Any = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._host = host
-        self._port = port
-        self._lifetime = lifetime
-        self._timeout = timeout
-        self._connected = False
-        self._created: float | None = None  # wall clock, for subclasses that look at it
-        self._expires_at: float | None = None
-
-    @property
-    def socket(self) -> Any:
-        """The socket; another one after a reconnect."""
-        return self._sock
-
-    def get(self) -> Any:
-        return self._sock
-
-    def open(self) -> None:
-        if self._sock.fileno() == -1:  # a closed one cannot be opened again
-            self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            self._connect()
-        except socket.gaierror:
-            self._sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-            self._connect()
-        self._connected = True
-        self._created = time()
-        self._expires_at = monotonic() + self._lifetime
-
-    def _connect(self) -> None:
-        try:
-            if self._timeout:
-                self._sock.settimeout(self._timeout)
-            self._sock.connect((self._host, self._port))
-        except BaseException:
-            self._sock.close()
-            raise
-
-    def close(self) -> None:
-        self._connected = False
-        self._sock.close()
-
-    def is_connected(self) -> bool:
-        return self._connected
-
-    def is_expired(self) -> bool:
-        return self._expires_at is not None and monotonic() > self._expires_at
-
-    def send(self, data: Any) -> None:
-        """Send all of *data*."""
-        assert self._connected
-        sent = self._sock.send(data)  # by this name, which the mocks in users' tests know
-        if sent != len(data):
-            self._sock.sendall(data[sent:])
-
-    def recv(self, size: int = 1024) -> bytes:
-        """Receive up to *size* bytes; ``b""`` once the peer has closed."""
-        assert self._connected
-        data: bytes = self._sock.recv(size)
-        return data
-
+__all__ = ["ConnectionReaper", "Pool"]
 
 C = TypeVar("C", bound=Connection)
 

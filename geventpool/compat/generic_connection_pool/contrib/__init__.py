@@ -1,0 +1,1 @@
+"""Managers of sockets and of streams."""
