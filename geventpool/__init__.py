@@ -4,6 +4,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
 from geventpool.discovery import (
+    CachingResolver,
     DnsResolver,
     FileResolver,
     SrvResolver,
@@ -61,6 +62,7 @@ __all__ = [
     # From a name to addresses
     "Address",
     "AddressGroup",
+    "CachingResolver",
     "DnsResolver",
     "FileResolver",
     "SrvResolver",

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar, Union
 
+from geventpool.errors import ConnectError, NameNotFound
+
 __all__ = [
     "Address",
     "AddressGroup",
@@ -22,10 +24,15 @@ __all__ = [
     "Tier",
     "UnixAddress",
     "address",
+    "described",
+    "is_own",
+    "resolve_by",
     "weighted_order",
 ]
 
 T = TypeVar("T")
+
+_LONGEST_REPR = 200  # characters
 
 
 class Address(NamedTuple):
@@ -67,6 +74,44 @@ class Resolver(Protocol):
     def resolve(self, name: str, /) -> AddressGroup:
         """The addresses of *name*.  Raises NameNotFound if it has none.  May block."""
         ...
+
+
+def is_own(resolver: object) -> bool:
+    """Whether it is one of this package: it raises what it says it does, and no Timeout."""
+    return getattr(resolver, "_is_own", False) is True
+
+
+def described(resolver: object) -> str:
+    """What to call a resolver in an error, whatever its repr does."""
+    try:
+        text = repr(resolver)
+    except Exception:
+        text = f"<{type(resolver).__name__}>"
+    return text if len(text) <= _LONGEST_REPR else f"{text[:_LONGEST_REPR]}..."
+
+
+def resolve_by(resolver: Resolver, name: str, method: str = "resolve") -> AddressGroup:
+    """What *resolver* says of *name*, asked by one of its methods.
+
+    A program's own resolver may do anything: what it raises, or returns in the place of an
+    AddressGroup, is the cause of a ConnectError that names it; a LookupError, by which many say
+    that they know nothing, that of a NameNotFound.
+    """
+    try:
+        group: object = getattr(resolver, method)(name)
+    except ConnectError:
+        raise
+    except LookupError as error:
+        raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
+    except Exception as error:
+        if is_own(resolver):
+            raise  # ValueError or TypeError: it can be no name
+        message = f"{name!r}: {described(resolver)} raised {type(error).__name__}: {error}"
+        raise ConnectError(message) from error
+    if not isinstance(group, AddressGroup):
+        message = f"{name!r}: {described(resolver)} returned {described(group)}, no AddressGroup"
+        raise ConnectError(message)
+    return group
 
 
 def address(target: object, default_port: int | None = None) -> AnyAddress:

@@ -793,6 +793,8 @@ class Runtime:
         self.scheduler.dial_failed(slot, error, monotonic())
         self._changed(bucket)
         if news:
+            # Where no caller waits for the end of a back-off, each is told of the error itself.
+            first = first and not bucket.fail_when_down
             level = logging.WARNING if first else logging.DEBUG
             # Of a refused connection all is said; of an error in the hook, the log says where.
             where = not isinstance(error, OSError) and (type(error), error, trace)

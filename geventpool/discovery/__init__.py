@@ -8,10 +8,18 @@ Must never be here: connect to what was found, or block the hub.  Read ``static.
 ``lookup_cache.py`` and ``dns.py``.
 """
 
+from geventpool.discovery.caching import CachingResolver
 from geventpool.discovery.dns import DnsResolver
 from geventpool.discovery.file import FileResolver
 from geventpool.discovery.srv import SrvResolver
 from geventpool.discovery.static import StaticResolver
 from geventpool.discovery.watcher import Watcher
 
-__all__ = ["DnsResolver", "FileResolver", "SrvResolver", "StaticResolver", "Watcher"]
+__all__ = [
+    "CachingResolver",
+    "DnsResolver",
+    "FileResolver",
+    "SrvResolver",
+    "StaticResolver",
+    "Watcher",
+]

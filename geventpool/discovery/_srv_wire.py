@@ -113,8 +113,9 @@ class SrvLookup:
         if not records:
             raise Absent("the service is decidedly not available (SRV .)", (asked,), ttl)
         tiers: dict[int, list[tuple[float, AnyAddress]]] = {}
+        known = _known_hosts(reply)
         for record in sorted(records, key=lambda record: record.priority):
-            hosts, host_ttl = _hosts(reply, record.target)
+            hosts, host_ttl = known.get(record.target) or _unknown_host(record.target)
             try:
                 targets = [address((host, record.port)) for host in hosts]
             except ValueError:
@@ -135,16 +136,20 @@ def _dns_name(name: str) -> Name:
         raise ValueError(f"name {name!r} is no DNS name: {error}") from error
 
 
-def _hosts(reply: Message, target: Name) -> tuple[list[str], float]:
-    """What to connect to for *target*, its addresses in *reply* or else itself; and for how long
-    that is good."""
-    found: list[str] = []
-    ttl = math.inf
+def _known_hosts(reply: Message) -> dict[Name, tuple[list[str], float]]:
+    """The addresses of each target that *reply* has them of, and for how long they are good."""
+    found: dict[Name, tuple[list[str], float]] = {}
     for rrset in reply.additional:
-        if rrset.name == target and rrset.rdclass == IN and rrset.rdtype in (A, AAAA):
-            found += [str(record.address) for record in rrset]
-            ttl = min(ttl, rrset.ttl)
-    return found or [target.to_text(omit_final_dot=True)], ttl
+        if rrset.rdclass == IN and rrset.rdtype in (A, AAAA):
+            hosts, ttl = found.get(rrset.name, ([], math.inf))
+            hosts += [str(record.address) for record in rrset]
+            found[rrset.name] = hosts, min(ttl, rrset.ttl)
+    return found
+
+
+def _unknown_host(target: Name) -> tuple[list[str], float]:
+    """What to connect to for a *target* whose addresses the reply does not have."""
+    return [target.to_text(omit_final_dot=True)], math.inf
 
 
 def _balanced(tier: list[tuple[float, AnyAddress]]) -> list[tuple[float, AnyAddress]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from time import monotonic
@@ -40,6 +41,8 @@ class FileResolver:
     TOML, before Python 3.11, needs ``tomli``: ImportError if that is not there.
     """
 
+    _is_own = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -69,6 +72,11 @@ class FileResolver:
             tried = (f"{self.path}: {listed('names', self._groups)}",)
             raise not_found(name, f"it is not in {self.path}", tried)
         return group
+
+    def refresh(self, name: str, /) -> AddressGroup:
+        """As ``resolve``, but looks whether the file has changed, however short that is ago."""
+        self._next_look = -math.inf
+        return self.resolve(name)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {len(self._groups)} names>"

@@ -21,10 +21,11 @@ from gevent import Timeout
 from geventpool._util.arguments import check_seconds, check_text, check_whole
 from geventpool._util.errors import forget_frames
 from geventpool._util.log import log_safely
+from geventpool._util.one_at_a_time import OneAtATime
 from geventpool.addresses import AddressGroup
 from geventpool.discovery.messages import not_found
 
-__all__ = ["Absent", "Answer", "CachingResolver", "Clock", "Failed", "Lookup", "reason"]
+__all__ = ["Absent", "Answer", "Clock", "Failed", "Lookup", "LookupCache", "reason"]
 
 _log = logging.getLogger("geventpool.resolver")
 
@@ -33,6 +34,9 @@ Clock = Callable[[], float]
 #: Seconds that a caller waits for a look-up when there is a stale answer to give it instead: the
 #: "client response timer" of RFC 8767.
 _MAX_WAIT = 1.8
+
+#: Seconds for which an answer is too new to be asked for anew.
+_NEW = 1.0
 
 
 # What there is to say about a name
@@ -85,6 +89,7 @@ class _Entry:
 
     Until *fresh_until* that is the answer.  Until *prompt_until* it still is, while a look-up goes
     on in the background; until *stale_until* it is if that look-up fails, or takes too long.
+    *stored_at* is when the last look-up ended.
     """
 
     group: AddressGroup | None
@@ -94,6 +99,7 @@ class _Entry:
     why: str = ""
     tried: Sequence[str] = ()
     cause: BaseException | None = None
+    stored_at: float = -math.inf
 
     def give(self, name: str) -> AddressGroup:
         if self.group is None:
@@ -101,15 +107,19 @@ class _Entry:
         return self.group
 
 
-class CachingResolver:
-    """Keeps what a look-up brought, and looks up again when it is old: DnsResolver and SrvResolver.
+class LookupCache:
+    """Keeps what a look-up brought, and looks up again when it is old: what DnsResolver,
+    SrvResolver and CachingResolver are.
 
     An answer older than its time to live is stale.  For as long again it is given out at once,
     while one look-up goes on in the background.  After that callers wait for the look-up; a stale
     answer is what they get if it fails or takes longer than 1.8 s, up to *max_stale* seconds after
     its time (RFC 8767).  That there is no such name, or that no server could say so, is kept for
-    *negative_ttl* seconds.
+    *negative_ttl* seconds.  With *stale_if_absent* the last answer serves on if there is no such
+    name any more, too.
     """
+
+    _is_own = True
 
     def __init__(
         self,
@@ -117,6 +127,7 @@ class CachingResolver:
         *,
         negative_ttl: float,
         max_stale: float,
+        stale_if_absent: bool,
         timeout: float | None,
         max_names: int,
         clock: Clock,
@@ -128,12 +139,13 @@ class CachingResolver:
         self._lookup = lookup
         self.negative_ttl = negative_ttl
         self.max_stale = max_stale
+        self.stale_if_absent = bool(stale_if_absent)
         self.timeout = timeout
         self.max_names = max_names
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         # By hub, too: a greenlet cannot well wait for one of another thread.
-        self._under_way: dict[tuple[Any, str], gevent.Greenlet[..., Any]] = {}
+        self._lookups: OneAtATime[tuple[Any, str], gevent.Greenlet[..., Any]] = OneAtATime()
         _resolvers.add(self)
 
     def resolve(self, name: str, /) -> AddressGroup:
@@ -156,6 +168,21 @@ class CachingResolver:
                 return group
         return self._wait_for_lookup(name, entry, now)
 
+    def refresh(self, name: str, /) -> AddressGroup:
+        """The addresses of *name* asked for anew, however fresh those are that are known.
+
+        For when none of them can be connected to.  A look-up that ended within the last second, or
+        is under way, counts as that, so that this may be called as often as you like.  Blocks until
+        it has ended, and raises what ``resolve`` does.
+        """
+        check_text("name", name)
+        entry = self._entries.get(name)
+        now = self._clock()
+        if entry is not None and now - entry.stored_at < _NEW:
+            return entry.give(name)
+        group = self._lookup.without_lookup(name)
+        return self._wait_for_lookup(name, None, now) if group is None else group
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._lookup}, {len(self._entries)} names known>"
 
@@ -177,15 +204,14 @@ class CachingResolver:
 
     def _start_or_join(self, name: str) -> gevent.Greenlet[..., Any]:
         key = gevent.get_hub(), name
-        greenlet = self._under_way.get(key)
-        if greenlet is None or greenlet.ready():
-            greenlet = gevent.spawn(_run_lookup, weakref.ref(self), self._lookup, self.timeout, key)
-            self._under_way[key] = greenlet
-        return greenlet
+        return self._lookups.start_or_join(
+            key,
+            lambda: gevent.spawn(_run_lookup, weakref.ref(self), self._lookup, self.timeout, key),
+        )
 
     def _store(self, key: tuple[Any, str], answer: Answer | LookupFailed) -> _Entry | None:
         """Keep what this greenlet has brought."""
-        if self._under_way.get(key) is not gevent.getcurrent():
+        if self._lookups.running.get(key) is not gevent.getcurrent():
             return None  # a fork has made this greenlet a copy of the parent's
         name = key[1]
         now = self._clock()
@@ -194,7 +220,12 @@ class CachingResolver:
             end = now + answer.ttl
             prompt = min(answer.ttl, self.max_stale)
             entry = _Entry(answer.group, end, end + prompt, end + self.max_stale)
-        elif isinstance(answer, Failed) and old and old.group and now < old.stale_until:
+        elif (
+            (self.stale_if_absent or isinstance(answer, Failed))
+            and old
+            and old.group
+            and now < old.stale_until
+        ):
             # Not asked again before negative_ttl is over; nor does anybody wait for that then.
             again = min(now + self.negative_ttl, old.stale_until)
             entry = _Entry(old.group, again, old.stale_until, old.stale_until, reason(answer))
@@ -205,8 +236,9 @@ class CachingResolver:
                 forget_frames(cause)
                 cause.__cause__ = cause.__context__ = None
             entry = _Entry(None, end, end, end, reason(answer), answer.tried, cause)
+        entry.stored_at = now
         self._keep(name, entry)
-        del self._under_way[key]
+        self._lookups.running.pop(key)
         if entry.group and entry.why and old and not old.why:  # once for each outage
             log_safely(
                 _log, logging.WARNING, "%r: %s; its last addresses serve on", name, entry.why
@@ -225,34 +257,40 @@ class CachingResolver:
 
     def _forked(self, hub: Any) -> None:
         """In a child: look-ups of the parent bring nothing here, and must not read its answers."""
-        strays, self._under_way = self._under_way, {}
-        for (its_hub, _), stray in strays.items():
-            if its_hub is hub:
+        strays, self._lookups = self._lookups.running, OneAtATime()
+        for key, stray in strays.items():
+            if key[0] is hub:
                 stray.kill(block=False)
 
 
 def _run_lookup(
-    reference: weakref.ref[CachingResolver],
+    reference: weakref.ref[LookupCache],
     lookup: Lookup,
     timeout: float | None,
     key: tuple[Any, str],
 ) -> _Entry | None:
     """Ask, and tell the resolver, if it is still there."""
     answer: Answer | LookupFailed
+    timer = Timeout(timeout)
     try:
-        with Timeout(timeout):
+        with timer:
             answer = lookup.lookup(key[1])
     except LookupFailed as failure:
         answer = failure
     except (Exception, Timeout) as error:  # no other has this greenlet, so no Timeout is its own
-        why = f"no answer in {error}" if isinstance(error, Timeout) else reason(error)
+        if error is timer:
+            why = f"no answer in {timeout} s"
+        elif isinstance(error, Timeout):
+            why = f"a Timeout of its own: {error}"
+        else:
+            why = reason(error)
         answer = Failed(why, (f"{lookup}: {key[1]}",))
         answer.__cause__ = error
     resolver = reference()
     return None if resolver is None else resolver._store(key, answer)
 
 
-_resolvers: weakref.WeakSet[CachingResolver] = weakref.WeakSet()
+_resolvers: weakref.WeakSet[LookupCache] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from time import monotonic
 
 from geventpool._util.arguments import check_port, check_seconds, check_text
-from geventpool.discovery.lookup_cache import CachingResolver, Clock
+from geventpool.discovery.lookup_cache import Clock, LookupCache
 
 __all__ = ["SrvResolver"]
 
 
-class SrvResolver(CachingResolver):
+class SrvResolver(LookupCache):
     """Services by their SRV records, as Consul, Kubernetes (headless services) and Nomad have them.
 
     A name is taken as it is, from the root (no search list): ``"_http._tcp.web.example.com"``,
@@ -33,6 +33,7 @@ class SrvResolver(CachingResolver):
     An answer is fresh for its own time to live, at least *min_ttl* seconds: of the many servers
     that say 0, a busy client would ask all the time.  For what then follows, see DnsResolver.
     There is no such name for as long as the answer says, at most *negative_ttl*.
+    ``refresh(name)`` asks at once.
 
     Needs dnspython: raises ImportError if it is not there (``pip install geventpool[dns]``).
     """
@@ -46,6 +47,7 @@ class SrvResolver(CachingResolver):
         min_ttl: float = 1.0,
         negative_ttl: float = 1.0,
         max_stale: float = 3600.0,
+        stale_if_absent: bool = False,
         attempt_timeout: float = 1.0,
         timeout: float | None = 5.0,
         max_names: int = 1000,
@@ -65,6 +67,7 @@ class SrvResolver(CachingResolver):
             SrvLookup([(host, port) for host in hosts], tcp, min_ttl, attempt_timeout),
             negative_ttl=negative_ttl,
             max_stale=max_stale,
+            stale_if_absent=stale_if_absent,
             timeout=timeout,
             max_names=max_names,
             clock=clock,

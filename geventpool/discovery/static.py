@@ -22,6 +22,8 @@ class StaticResolver:
     Raises ValueError for aliases that go round in a circle or lead nowhere.
     """
 
+    _is_own = True
+
     def __init__(
         self,
         groups: Mapping[str, Any],

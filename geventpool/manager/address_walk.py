@@ -101,14 +101,18 @@ class AddressWalk:
         max_wait = self._max_wait()
         failed: BaseException
         blamed = self.info.transient_markdown_enabled
+        use = Use(attempt, blamed, self.pool.failed_dials(attempt.server))
         try:
             self.pool.factory(endpoint)  # what can be told now need not cost a dial
-            slot, conn = self.pool._acquire(endpoint, max_wait)
+            slot, conn = self._acquire(endpoint, max_wait, use)
         except OutOfSockets as error:
             failed, blamed = error, False
         except PoolTimeout as error:
             failed = error
-            blamed = blamed and max_wait >= min(_IMPATIENT, self._most)
+            impatient = max_wait < min(_IMPATIENT, self._most)
+            if not blamed or not impatient:
+                self.pool.left_dial(endpoint)
+            blamed = blamed and not impatient
         except DialError as error:
             failed = error.cause_for_caller()
             blamed = blamed and error.claim_blame()
@@ -118,7 +122,7 @@ class AddressWalk:
             attempt.cancelled(monotonic())
             raise
         else:
-            self._hand_out(conn, attempt, fresh=slot.uses == 1)
+            self._hand_out(conn, use, fresh=slot.uses == 1)
             return conn
         self.errors.append((attempt.address, failed.with_traceback(None)))
         if blamed:
@@ -127,12 +131,23 @@ class AddressWalk:
             attempt.cancelled(monotonic())
         return None
 
-    def _hand_out(self, conn: Any, attempt: Attempt, fresh: bool) -> None:
-        attempt.connected(monotonic(), reused=not fresh)
+    def _acquire(self, endpoint: Endpoint, max_wait: float, use: Use) -> tuple[Any, Any]:
+        """As the pool's; its listeners may say meanwhile how the *use* to come went."""
+        if not self.pool.listening:
+            return self.pool._acquire(endpoint, max_wait)
+        me, coming_uses = gevent.getcurrent(), self.pool.coming_uses
+        coming_uses[me] = use
+        try:
+            return self.pool._acquire(endpoint, max_wait)
+        finally:
+            del coming_uses[me]
+
+    def _hand_out(self, conn: Any, use: Use, fresh: bool) -> None:
+        use.attempt.connected(monotonic(), reused=not fresh)
         monitored = self.pool.socket_of(conn)
         if monitored is not None:
             monitored.new_sock = fresh
-            monitored.use = Use(attempt, self.info.transient_markdown_enabled)
+            monitored.use = use
             monitored.settimeout(self.read_timeout)
             if monitored.detached and callable(set_timeout := getattr(conn, "settimeout", None)):
                 set_timeout(self.read_timeout)

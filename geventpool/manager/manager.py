@@ -14,15 +14,20 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Collection, Iterable, Mapping
+from logging import INFO, WARNING
 from time import monotonic
-from typing import Any
+from typing import Any, cast
+
+from gevent import getcurrent
 
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.arguments import check_seconds
+from geventpool._util.log import log_safely
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import (
     MarkedDownError,
+    NotInUse,
 )
 from geventpool.events import PoolStats, Reason
 from geventpool.manager.address_walk import AddressWalk
@@ -190,9 +195,18 @@ class ConnectionManager:
         def endpoint_at(each: AnyAddress) -> Endpoint:
             return Endpoint(each, context, sock_type, server_hostname)
 
-        return AddressWalk(
-            self.servers, self._pool, found, endpoint_at, ends_at, read_timeout
-        ).run()
+        walk = AddressWalk(self.servers, self._pool, found, endpoint_at, ends_at, read_timeout)
+        try:
+            conn = walk.run()
+        except BaseException:
+            self._log_transitions()
+            raise
+        try:
+            self._log_transitions()
+        except BaseException:  # a kill, in a handler of the log
+            self.discard_connection(conn)
+            raise
+        return conn
 
     def connection(
         self,
@@ -225,9 +239,11 @@ class ConnectionManager:
             if monitored.closed_at is not None and not monitored.detached:
                 self.discard_connection(sock)
                 return
-            if monitored.use.outcome is None:
-                monitored.use.succeeded()
+            use = self._end_use(monitored)
+            if use.outcome is None:
+                use.succeeded()
         self._pool.release(sock)
+        self._log_transitions()
 
     def discard_connection(self, sock: Any) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
@@ -236,8 +252,9 @@ class ConnectionManager:
         """
         monitored = self._held(sock)
         if monitored is not None:
-            monitored.use.cancelled()
+            self._end_use(monitored).cancelled()
         self._pool.discard(sock)
+        self._log_transitions()
 
     def report(self, sock: Any, ok: bool = True, error: BaseException | None = None) -> None:
         """Say of *sock*, which you hold, whether its server did what was wanted.
@@ -247,10 +264,12 @@ class ConnectionManager:
         """
         monitored = self._held(sock)
         if monitored is not None:
+            use = self._use_of(monitored)
             if ok:
-                monitored.use.succeeded()
+                use.succeeded()
             else:
-                self._failed(monitored.use, error)
+                self._failed(use, error)
+            self._log_transitions()
 
     # Health, by hand
 
@@ -263,11 +282,13 @@ class ConnectionManager:
         server = self.servers[address(target)]
         server.mark_down(monotonic(), seconds)
         self._pool.drain_address(server.address)
+        self._log_transitions()
 
     def mark_up(self, target: object) -> None:
         """Use the address *target* again, and forget that it ever failed."""
         self._pool._runtime.assert_usable_here(self._pool)
         self.servers[address(target)].mark_up(monotonic())
+        self._log_transitions()
 
     # Looking, and the end
 
@@ -337,14 +358,37 @@ class ConnectionManager:
             return
         monitored = pool.socket_of(sock)
         if monitored is not None:
-            if blames_server(exc) and monitored.use.outcome is not False:
-                self._failed(monitored.use, exc)
+            use = self._end_use(monitored)
+            if blames_server(exc) and use.outcome is not False:
+                self._failed(use, exc)
             else:
-                monitored.use.cancelled()
+                use.cancelled()
         if pool._breaks_connection(exc):
             pool._runtime.discard(pool, slot, sock, Reason.ERROR, exc)
         else:
             pool._runtime.checkin(pool, slot, sock, suspect=True)
+        self._log_transitions()
+
+    def _use_of(self, monitored: MonitoredSocket) -> Use:
+        if monitored.use is None:  # what its listeners are told of, a greenlet has not got yet
+            monitored.use = self._pool.coming_uses.get(getcurrent())
+        if monitored.use is None:
+            message = f"pool {self._pool.name!r}: {monitored!r} is another greenlet's"
+            raise NotInUse(message, pool=self._pool.name, connection=monitored)
+        return cast("Use", monitored.use)
+
+    def _end_use(self, monitored: MonitoredSocket) -> Use:
+        """The use of a socket that goes back: what is said of it later is of the next one."""
+        use = self._use_of(monitored)
+        monitored.use = None
+        return use
+
+    def _log_transitions(self) -> None:
+        """Say which servers have gone, and which are back.  May switch, if the log does."""
+        untold = self.servers.journal.transitions
+        while untold:
+            each = untold.popleft()
+            log_safely(self._pool.log, INFO if each.is_up else WARNING, "%s", each)
 
 
 def _longest(connect_timeout: float | None, infos: Mapping[str, ConnectInfo]) -> float | None:

@@ -11,7 +11,6 @@ import errno
 import resource
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -22,10 +21,10 @@ from geventpool import sockets
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool._util.errors import about, copy_of
 from geventpool.addresses import AnyAddress
-from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, MultiConnectFailure
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import ServerModel
+from geventpool.manager.server_backoff import DialFailures, ServerBackoff
 from geventpool.manager.socket_index import SocketIndex
 from geventpool.pools import EndpointPool, Limit
 from geventpool.sockets.factory import SocketFactory
@@ -86,23 +85,6 @@ class DialError(ConnectError):
         return error
 
 
-@dataclass(frozen=True)
-class _ServerBackoff(Backoff):
-    """How long no dial begins after a failed one.
-
-    While the server is up, the first failures are followed by no pause: they count, and it is the
-    markdown that keeps callers away.  The pauses are for when there is no other server, and for one
-    that accepts connections and closes them at once.
-    """
-
-    server: ServerModel | None = None
-    first: float = 0.02
-
-    def delay(self, failures: int) -> float:
-        up = self.server is not None and self.server.down_until is None
-        return super().delay(failures - 2 if up else failures)
-
-
 class SocketPool(EndpointPool[Endpoint, Any]):
     """The sockets of a manager.  No caller waits for a place in it, or for a server that is away.
 
@@ -128,7 +110,12 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         self._max_per_address = max_per_address
         self._address_limits: WeakValueDictionary[AnyAddress, Limit] = WeakValueDictionary()
         self._traffic: WeakKeyDictionary[ServerModel, Traffic] = WeakKeyDictionary()
+        self._failed_dials: WeakKeyDictionary[ServerModel, DialFailures] = WeakKeyDictionary()
         self._factories: dict[object, SocketFactory] = {}
+        #: Dials whose failure was told to the server's model already, by a caller that left.
+        self._told: set[Endpoint] = set()
+        #: The use that a greenlet is about to get, for listeners that it calls before it has it.
+        self.coming_uses: dict[Any, Any] = {}
         self._socket_index = SocketIndex()
         super().__init__(
             max_size=_NO_BOUND if max_sockets is None else max_sockets,
@@ -145,6 +132,17 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     def traffic_of(self, server: ServerModel) -> Traffic:
         """That of all sockets to *server*."""
         return self._traffic.setdefault(server, Traffic())
+
+    def failed_dials(self, server: ServerModel) -> DialFailures:
+        """Those to *server* in a row, by whichever endpoint."""
+        return self._failed_dials.setdefault(server, DialFailures())
+
+    def left_dial(self, endpoint: Endpoint) -> None:
+        """A caller of a dial that is under way has left, and told what it made of that: the dial
+        has nothing to add if it fails."""
+        bucket = self._buckets.get(endpoint)
+        if bucket is not None and bucket.connecting:
+            self._told.add(endpoint)
 
     def drain_address(self, gone: AnyAddress, over: float = 0.0) -> None:
         """Close every connection to an address, those in use on return."""
@@ -176,28 +174,49 @@ class SocketPool(EndpointPool[Endpoint, Any]):
 
     def _new_connection(self, endpoint: Endpoint) -> Any:
         began = monotonic()
+        server = self.servers[endpoint.address]
+        server.dials += 1
+        failed_dials = self.failed_dials(server)
         try:
-            return self._open(endpoint)
+            conn = self._open(endpoint, server)
         except gevent.Timeout as expired:  # the pool's own, or one that a sock_type let out
             why = f": {expired.__cause__}" if expired.__cause__ is not None else ""
             text = f"{endpoint.address}: not open after {monotonic() - began:.3f} s{why}"
-            raise DialError(text) from expired
-        except Exception:
+            failed_dials.error = error = DialError(text)
+            self._tell_if_nobody_else_does(endpoint, server, error)
+            raise error from expired
+        except Exception as raised:
+            failed_dials.error = raised
+            self._tell_if_nobody_else_does(endpoint, server, raised)
             raise
         except BaseException:
             # What those in line get: that this greenlet is killed is no failure of the server.
             text = f"{endpoint.address}: the dial was killed"
             self._dial_was_killed(DialError(text, blames=False), endpoint)
             raise
+        self._told.discard(endpoint)
+        failed_dials.opened(monotonic())
+        return conn
 
-    def _open(self, endpoint: Endpoint) -> Any:
+    def _tell_if_nobody_else_does(
+        self, endpoint: Endpoint, server: ServerModel, error: BaseException
+    ) -> None:
+        """Tell the server's model of a failed dial, if no caller waits for it that will."""
+        told = endpoint in self._told
+        self._told.discard(endpoint)
+        bucket = self._buckets.get(endpoint)
+        if told or bucket is None or bucket.waiters or not isinstance(error, DialError):
+            return
+        if error.claim_blame():
+            server.failed(monotonic(), error.cause_for_caller(), connecting=True, probe=False)
+
+    def _open(self, endpoint: Endpoint, server: ServerModel) -> Any:
         """Open a socket and make of it what is pooled."""
         try:
             sock = self.factory(endpoint)()
         except Exception as error:
             text = about(endpoint.address, error)
             raise DialError(text, blames=not _is_for_want_of_room(error)) from error
-        server = self.servers[endpoint.address]
         monitored = MonitoredSocket(sock, self.traffic_of(server), address=endpoint.address)
         try:
             conn = self._wrapped(endpoint, monitored)
@@ -253,6 +272,14 @@ class SocketPool(EndpointPool[Endpoint, Any]):
 
     # Buckets
 
+    def _acquire(self, endpoint: Endpoint, timeout: float | None) -> tuple[Any, Any]:
+        # A bucket knows its own back-off; one that is new has to be told.
+        if endpoint not in self._buckets:
+            failed_dials = self._failed_dials.get(self.servers[endpoint.address])
+            if failed_dials is not None and monotonic() < failed_dials.retry_at:
+                raise _refusal(endpoint, failed_dials)
+        return super()._acquire(endpoint, timeout)
+
     def _settings_of(self, endpoint: Endpoint | None) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "fail_when_full": True,
@@ -261,7 +288,8 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         }
         if endpoint is None:
             return settings
-        settings["backoff"] = _ServerBackoff(server=self.servers[endpoint.address])
+        server = self.servers[endpoint.address]
+        settings["backoff"] = ServerBackoff(server=server, dials=self.failed_dials(server))
         if self._max_per_address is not None:
             limit = self._address_limits.get(endpoint.address)
             if limit is None:
@@ -291,3 +319,11 @@ def _is_for_want_of_room(error: BaseException) -> bool:
     if isinstance(error, MultiConnectFailure):  # a host with several addresses
         return all(_is_for_want_of_room(each) for _, each in error.errors)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def _refusal(endpoint: Endpoint, failed_dials: DialFailures) -> BaseException:
+    """What a caller gets whose dial would come too soon after the last one."""
+    if failed_dials.error is not None:
+        return copy_of(failed_dials.error)
+    text = f"{endpoint.address}: its last connections broke at once, and it waits a moment"
+    return DialError(text, blames=False)

@@ -9,6 +9,7 @@ import gevent
 
 from geventpool.errors import ConnectError, PoolError
 from geventpool.manager.health import Attempt
+from geventpool.manager.server_backoff import DialFailures
 
 __all__ = ["Use", "blames_server"]
 
@@ -17,13 +18,15 @@ class Use:
     """One use of a socket: the *attempt* that led to it, and what was said of it.
 
     *counts*: failures do.  *outcome*: how the last request ended, once that was reported.
+    *failed_dials* to the server are in a row until one of its connections was of use.
     """
 
-    __slots__ = ("attempt", "counts", "outcome")
+    __slots__ = ("attempt", "counts", "failed_dials", "outcome")
 
-    def __init__(self, attempt: Attempt, counts: bool) -> None:
+    def __init__(self, attempt: Attempt, counts: bool, failed_dials: DialFailures) -> None:
         self.attempt = attempt
         self.counts = counts
+        self.failed_dials = failed_dials
         self.outcome: bool | None = None
 
     def succeeded(self) -> None:
@@ -33,6 +36,8 @@ class Use:
         else:
             self.attempt.server.succeeded(now)
         self.outcome = True
+        if self.failed_dials:
+            self.failed_dials.forget()
 
     def failed(self, error: BaseException | None) -> None:
         now, server = monotonic(), self.attempt.server

@@ -520,7 +520,7 @@ def test_the_least_time_to_live_of_a_chain_counts(server: DnsServer, clock: Fake
     resolver.resolve("alias.test")
     clock.advance(5.1)
     resolver.resolve("alias.test")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
 
     assert len(server.queries) == 2
 
@@ -702,7 +702,7 @@ def test_an_answer_is_fresh_for_its_own_time_to_live(server: DnsServer, clock: F
     assert len(server.queries) == 1  # the address in it is good for 7 s
     clock.advance(0.2)
     resolver.resolve("web.test")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     assert len(server.queries) == 2
 
 
@@ -719,7 +719,7 @@ def test_an_answer_that_may_not_be_kept_is_kept_for_min_ttl(
     assert len(server.queries) == 1
     clock.advance(0.2)
     resolver.resolve("web.test")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     assert len(server.queries) == 2
 
 
@@ -730,7 +730,7 @@ def test_the_ttl_of_a_dns_resolver_may_be_set_later(clock: FakeClock) -> None:
     resolver.resolve("web:80")
     clock.advance(5.1)
     resolver.resolve("web:80")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
 
     assert len(book.asked) == 2
     assert resolver.ttl == 5
@@ -824,12 +824,14 @@ def test_a_killed_look_up_is_begun_again_by_those_who_wait() -> None:
     resolver = DnsResolver(resolver=book)
     callers = [spawn(resolver.resolve, "web:80") for _ in range(3)]
     book.someone.wait(10)
-    (look_up,) = resolver._under_way.values()
+    (look_up,) = resolver._lookups.running.values()
     look_up.kill()
+    gevent.sleep(0)
+    assert resolver._lookups.running
     book.free.set()
 
     assert [c.get(timeout=10).addresses for c in callers] == [group("10.0.0.1")] * 3
-    assert book.asked == ["web", "web"]
+    assert book.asked == ["web"]  # what the system was asked goes on, in its thread
 
 
 class Strike:
@@ -894,7 +896,7 @@ def test_a_caller_struck_at_any_switch_takes_the_answer_from_no_other(
             found = [each.get(timeout=10) for each in others]
         assert found == [AddressGroup.of(("a.test", 80))] * 3
         assert resolver.resolve("web.test") is found[0]
-        assert not resolver._under_way
+        assert not resolver._lookups.running
         if strike.switches < nth:
             break
         assert type(struck) in (gevent.GreenletExit, gevent.Timeout, KeyboardInterrupt)
@@ -919,13 +921,13 @@ def test_a_look_up_killed_at_any_switch_is_begun_again(
             clock.advance(31)
         server.set("web.test", "SRV", "1 1 80 a.test.", ttl=30)
         with Strike(fall, nth) as strike:
-            strike.victims = resolver._under_way.values
+            strike.victims = lambda resolver=resolver: resolver._lookups.running.values()
             callers = [gevent.spawn(resolver.resolve, "web.test") for _ in range(3)]
             found = [each.get(timeout=10) for each in callers]
-            gevent.joinall(list(resolver._under_way.values()), timeout=10)
+            gevent.joinall(list(resolver._lookups.running.values()), timeout=10)
         assert found == [old if is_stale else new] * 3
         resolver.resolve("web.test")
-        gevent.joinall(list(resolver._under_way.values()), timeout=10)
+        gevent.joinall(list(resolver._lookups.running.values()), timeout=10)
         assert resolver.resolve("web.test") == new
         if strike.switches < nth:
             break
@@ -972,7 +974,7 @@ def test_a_stale_answer_serves_while_one_look_up_goes_on(clock: FakeClock) -> No
         book.someone.wait()
         during += [resolver.resolve("web:80").addresses for _ in range(50)]
     book.free.set()
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
 
     assert set(during) == {group("10.0.0.1")}
     assert book.asked == ["web"]
@@ -1006,7 +1008,7 @@ def test_a_stale_answer_serves_if_the_look_up_takes_too_long(
     with gevent.Timeout(5):  # the next one does not wait at all
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
     book.free.set()
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     assert book.asked == ["web"]
 
 
@@ -1029,7 +1031,7 @@ def test_a_stale_answer_outlives_a_failure_of_dns_up_to_max_stale(
     with gevent.Timeout(5):  # now no caller waits for that
         assert resolver.resolve("web:80").addresses == group("10.0.0.1")
     book.free.set()
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     assert book.asked == ["web", "web"]
     assert [r.levelname for r in caplog.records if r.name == "geventpool.resolver"] == ["WARNING"]
 
@@ -1043,7 +1045,7 @@ def test_that_there_is_no_such_name_any_more_is_believed_at_once(clock: FakeCloc
     resolver = stale(clock, book)
     del book.hosts["web"]
     resolver.resolve("web:80")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
 
     with pytest.raises(NameNotFound, match="no such name"):
         resolver.resolve("web:80")
@@ -1054,15 +1056,15 @@ def test_after_an_outage_the_new_answer_is_fresh(clock: FakeClock) -> None:
     resolver = stale(clock, book)
     book.hosts["web"] = OSError("away")
     resolver.resolve("web:80")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     clock.advance(2)
     book.hosts["web"] = ["10.0.0.2"]
     resolver.resolve("web:80")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     clock.advance(29)
 
     assert resolver.resolve("web:80").addresses == group("10.0.0.2")
-    assert not resolver._under_way
+    assert not resolver._lookups.running
 
 
 def test_the_outage_of_a_real_server_goes_unnoticed(server: DnsServer, clock: FakeClock) -> None:
@@ -1077,7 +1079,7 @@ def test_the_outage_of_a_real_server_goes_unnoticed(server: DnsServer, clock: Fa
     server.set("web.test", "SRV", "1 1 80 b.test.", ttl=10)
     clock.advance(2)
     resolver.resolve("web.test")
-    until(lambda: not resolver._under_way)
+    until(lambda: not resolver._lookups.running)
     assert resolver.resolve("web.test") == AddressGroup.of(("b.test", 80))
 
 
@@ -1129,7 +1131,7 @@ def test_no_more_names_are_kept_than_max_names() -> None:
         outcome(resolver.resolve, f"no{n}:80")
 
     assert len(resolver._entries) == 10
-    assert not resolver._under_way
+    assert not resolver._lookups.running
 
 
 def test_the_name_asked_for_longest_ago_is_forgotten_first(clock: FakeClock) -> None:
@@ -1156,7 +1158,7 @@ def test_a_dropped_resolver_is_collected_while_a_look_up_goes_on() -> None:
     resolver = DnsResolver(resolver=book)
     caller = spawn(resolver.resolve, "web:80")
     book.someone.wait(10)
-    (look_up,) = resolver._under_way.values()
+    (look_up,) = resolver._lookups.running.values()
     caller.kill()
     del caller
     gevent.sleep(0)  # the hub lets go of the killed one
@@ -1282,15 +1284,19 @@ class ServerProcess:
         return self._process.stdout.readline().decode().strip()
 
 
-def test_a_look_up_that_a_fork_left_behind_teaches_the_child_nothing() -> None:
+def test_a_look_up_that_a_fork_left_behind_teaches_the_child_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It may have had its answer already when the fork took it for the parent's."""
     book = Book(web=["10.0.0.1"])
     book.free.clear()
     resolver = DnsResolver(resolver=book)
     caller = spawn(resolver.resolve, "web:80")
     book.someone.wait(10)
-    (copy,) = resolver._under_way.values()
-    resolver._forked(hub=None)  # as in a child, where the kill has not come yet
+    (copy,) = resolver._lookups.running.values()
+    # As in a child, where the kill has not come yet.
+    monkeypatch.setattr("geventpool.discovery.dns.os.getpid", lambda: 2**30)
+    resolver._forked(hub=None)
     book.hosts["web"] = ["10.0.0.2"]
     book.free.set()
     copy.join(10)

@@ -6,7 +6,6 @@ comment "was: ..." keep a fault of the manager that this one descends from out.
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import gc
 import itertools
@@ -20,7 +19,7 @@ import time
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -58,8 +57,8 @@ from geventpool.manager import (
 from geventpool.manager.address_walk import _FRESH as FRESH
 from geventpool.pools import EndpointPool
 from geventpool.sockets import MonitoredSocket, SocketFactory
-from geventpool.testing.ports import anywhere
 from support.certificates import make_certificates
+from support.managers import Hosts, group
 from support.servers import EchoServer, IdServer, ask
 from support.strikes import STRIKES, Stage
 from support.waiting import until
@@ -70,80 +69,16 @@ LONG = HealthPolicy(failures=3, backoff=Backoff(first=600.0, longest=600.0, jitt
 SHORT = HealthPolicy(failures=1, backoff=Backoff(first=0.05, longest=0.05), slow_start=0)
 
 
-_dice = random.SystemRandom()
 _close = get_original("os", "close")  # at once, where the patched one waits for the hub
 
 
-def a_host() -> str:
-    """One of sixteen millions, so that a suite that runs beside this one has another."""
-    return ".".join(["127", *(str(_dice.randrange(1, 255)) for _ in range(3))])
-
-
-class Hosts:
-    """Servers at addresses of their own, gone at the end of the test."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-
-    def server(self, make: Callable[..., EchoServer] = EchoServer, **settings: Any) -> EchoServer:
-        server = make(**settings)
-
-        def start(each: tuple[str, int]) -> None:
-            server.address = (a_host(), each[1])
-            server.start()
-
-        anywhere(start)
-        self._stack.callback(server.stop)
-        return server
-
-    def servers(self, count: int) -> list[EchoServer]:
-        return [self.server() for _ in range(count)]
-
-    def address(self) -> tuple[str, int]:
-        """Where nothing listens, and nothing can."""
-        return self._bound(a_host()).getsockname()  # type: ignore[no-any-return]
-
-    def addresses(self, count: int) -> list[tuple[str, int]]:
-        """Many such."""
-        port = self._bound("0.0.0.0").getsockname()[1]
-        return [(f"127.1.{number >> 8}.{number & 255}", port) for number in range(1, count + 1)]
-
-    def silent(self) -> tuple[str, int]:
-        """Where connecting takes for ever: the line of those to be accepted is full."""
-        listener = self._bound(a_host())
-        listener.listen(0)
-        address: tuple[str, int] = listener.getsockname()
-        for _ in range(3):
-            filler = self._stack.enter_context(closing(_socket.socket()))
-            filler.setblocking(False)
-            filler.connect_ex(address)
-        return address
-
-    def _bound(self, host: str) -> Any:
-        """A socket that keeps an address, as it allows no other to reuse it."""
-        sock = self._stack.enter_context(closing(_socket.socket()))
-        anywhere(lambda each: sock.bind((host, each[1])))
-        return sock
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    with contextlib.ExitStack() as stack:
-        yield Hosts(stack)
-
-
-@pytest.fixture
-def manage() -> Iterator[Callable[..., ConnectionManager]]:
-    """Makes managers that are closed in the end."""
-    with contextlib.ExitStack() as stack:
-
-        def make(*args: Any, **settings: Any) -> ConnectionManager:
-            manager = ConnectionManager(*args, **settings)
-            # Not without a bound: a test that fails may still hold a socket.
-            stack.callback(manager.close, 5.0)
-            return manager
-
-        yield make
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Those of a server named localhost, and of a client that trusts it."""
+    made = make_certificates(tmp_path_factory.mktemp("certificates"))
+    server = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(str(made.certificate), str(made.key))
+    return server, gevent.ssl.create_default_context(cafile=str(made.authority))
 
 
 @pytest.fixture
@@ -158,10 +93,6 @@ def rankings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(ServerModelDirectory, "ranked", ranked)
     return found
-
-
-def group(*servers: Any) -> AddressGroup:
-    return AddressGroup.of(*(getattr(each, "address", each) for each in servers))
 
 
 def fail(manager: ConnectionManager, target: Any, times: int = 3) -> None:
