@@ -4,17 +4,39 @@ Must never be here: a pool, or a look-up other than that of a host it connects t
 ``factory.py`` first.
 """
 
+from geventpool.sockets.carriers import carriers, fileno, is_socket
 from geventpool.sockets.factory import SocketFactory
-from geventpool.sockets.liveness import close, fileno, is_socket, make_descriptor_probe, make_probe
+from geventpool.sockets.guard import Guard, GuardedSocket, guard
+from geventpool.sockets.liveness import (
+    CLOSED,
+    CUT_SHORT,
+    REPLACED,
+    UNREAD,
+    Probe,
+    close,
+    make_descriptor_probe,
+    make_probe,
+    watch,
+)
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = [
+    "CLOSED",
+    "CUT_SHORT",
+    "REPLACED",
+    "UNREAD",
+    "Guard",
+    "GuardedSocket",
     "MonitoredSocket",
+    "Probe",
     "SocketFactory",
     "Traffic",
+    "carriers",
     "close",
     "fileno",
+    "guard",
     "is_socket",
     "make_descriptor_probe",
     "make_probe",
+    "watch",
 ]

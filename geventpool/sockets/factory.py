@@ -20,6 +20,7 @@ from geventpool._util.arguments import check_seconds
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
 from geventpool.errors import NameNotFound
 from geventpool.sockets.dial import Dial, look_up, numeric
+from geventpool.sockets.guard import GuardedSocket
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
 from geventpool.sockets.options import Option, check_options, check_source, tcp_options
 from geventpool.sockets.tls import TLSSession, TLSSessions, make_context, secure, try_out
@@ -171,7 +172,7 @@ class SocketFactory:
 
     def _make(self, candidate: Candidate) -> socket:
         """A new socket for *candidate*, not connected yet."""
-        sock = socket(candidate.family, SOCK_STREAM)
+        sock = GuardedSocket(candidate.family, SOCK_STREAM)
         with _closed_on_failure(sock):
             sock.setblocking(False)
             if candidate.family != AF_UNIX:

@@ -1,70 +1,99 @@
-"""Look at a socket: is it open, is its peer still there, is there nothing unread on it?
+"""Look at a connection: is it open, is its peer still there, is there nothing unread on it?
 
-Looking never switches: the runtime does it between taking a connection and handing it out.
+And is it still the same one, and was no wait on it cut short?  Looking never switches: the runtime
+does it between taking a connection and handing it out, and when it comes back.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import ssl
 import weakref
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from gevent.monkey import get_original
 from gevent.socket import socket
 from gevent.ssl import SSLSocket
 
-__all__ = ["close", "fileno", "is_socket", "make_descriptor_probe", "make_probe"]
+from geventpool.sockets.carriers import carriers, is_socket, listed
+from geventpool.sockets.guard import forgive, guard, was_cut_short
+
+__all__ = [
+    "CLOSED",
+    "CUT_SHORT",
+    "REPLACED",
+    "UNREAD",
+    "Probe",
+    "close",
+    "make_descriptor_probe",
+    "make_probe",
+    "watch",
+]
 
 # The standard library's own, also in a patched program.
 _poll = get_original("select", "poll")
-_SOCKETS = (socket, get_original("socket", "socket"))
 _TLS_SOCKETS = (SSLSocket, get_original("ssl", "SSLSocket"))
+
+# Why a connection is not to be used.  Others are what TLS has to say.
+CLOSED = "closed"
+REPLACED = "its socket is another one now: it was closed or connected anew behind the pool's back"
+CUT_SHORT = "a wait for its peer was cut short"
+UNREAD = "unread bytes, or its peer hung up"
+
+
+class Probe(Protocol):
+    """What looks at one connection: called with it, it returns why it is not to be used.
+
+    What it returns is falsy if the connection is open, the one that it was, alive, has no unread
+    bytes, and no wait on it was cut short.  If it is not CUT_SHORT or REPLACED, the connection is
+    good for closing only: of TLS, a byte may be missing.  A look never switches, never blocks, and
+    may be taken any number of times.  A probe does not keep the connection alive.
+    """
+
+    def __call__(self, conn: Any) -> object: ...
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The files that it looks at: what to have an eye on for hang-ups."""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether a wait on what carries the bytes was left by an exception."""
+
+    def forgive(self) -> None:
+        """Forget that one was: the connection is in step again, or its user knows better."""
+
+    def rewatch(self, conn: Any) -> bool:
+        """Look from now on at what carries the bytes now; False if that is nothing."""
+
+
+def watch(conn: Any, ask: Callable[[Any], Any] = carriers, *, guarded: bool = True) -> Probe | None:
+    """Return a probe of *conn*, just opened; None if there is nothing to look at.
+
+    ``ask(conn)`` says what carries its bytes: a socket, a file descriptor, several of them, or
+    None; what it raises is raised.  It is asked again at each look, unless *conn* itself is the
+    socket, and the probe keeps it alive.  If *guarded*, sockets of gevent's get a guard, and a wait
+    that was cut short is remembered; without, it is not looked for.
+    """
+    found = ask(conn)
+    if found is None:
+        return None
+    parts = _parts(found, guarded)
+    if found is conn:
+        return parts[0]  # type: ignore[no-any-return]
+    return _ObjectProbe(ask, parts, guarded)
 
 
 def make_probe(connection: object) -> Callable[[], object] | None:
-    """Return a probe of this connection, or None if it is not a socket.
-
-    A probe takes nothing, never switches, never blocks, and may be called any number of times.
-    What it returns is falsy if the connection is open, alive and has no unread bytes, and else
-    says why not.  Then the connection is good for closing only: of TLS, a byte may be missing.
-    It does not keep the connection alive.
-    """
-    if not isinstance(connection, _SOCKETS):
-        return None
-    descriptor = fileno(connection)
-    if descriptor is None:
-        return lambda: "closed"
-    poller = _poll()
-    poller.register(descriptor, select.POLLIN)
-    make = _make_tls_probe if isinstance(connection, _TLS_SOCKETS) else _make_raw_probe
-    return make(connection, descriptor, poller)
-
-
-def is_socket(connection: object) -> bool:
-    """Whether *connection* is a socket, gevent's or the standard library's, TLS or not."""
-    return isinstance(connection, _SOCKETS)
+    """Return a probe of this connection that takes nothing, or None if it is not a socket."""
+    return _part(connection, False) if is_socket(connection) else None
 
 
 def make_descriptor_probe(descriptor: int) -> Callable[[], object]:
-    """A probe of a file descriptor whose owner is no socket we know: anything to read is unread.
-
-    It must not be used once the descriptor is closed, as the number may be another file's then.
-    """
-    poller = _poll()
-    poller.register(descriptor, select.POLLIN)
-    return partial(poller.poll, 0)
-
-
-def fileno(connection: Any) -> int | None:
-    """The descriptor of *connection*, or None if it has none (any more)."""
-    try:
-        descriptor = connection.fileno()
-    except Exception:
-        return None
-    return descriptor if isinstance(descriptor, int) and descriptor >= 0 else None
+    """A probe of a file descriptor whose owner is no socket we know: anything to read is unread."""
+    return _DescriptorProbe(descriptor)
 
 
 def close(connection: object) -> None:
@@ -78,52 +107,217 @@ def close(connection: object) -> None:
 # closed may be another connection's by now, and poll would tell of that one.
 
 
-class _RawProbe(weakref.ref):  # type: ignore[type-arg]
-    """A probe of a raw socket, which it does not keep alive.
+_CLOSED_BEFORE = -2  # the number of no socket, nor of what has none
+
+
+def _parts(found: Any, guarded: bool) -> tuple[Any, ...]:
+    return tuple(_part(each, guarded) for each in listed(found))
+
+
+def _part(carrier: Any, guarded: bool) -> Any:
+    if isinstance(carrier, int):
+        return _DescriptorProbe(carrier)
+    kind: type[_SocketProbe] = _SocketProbe if isinstance(carrier, socket) else _ForeignProbe
+    if isinstance(carrier, _TLS_SOCKETS):
+        kind = _TLSProbe
+    probe = kind(carrier)
+    probe.guarded = guarded and guard(carrier)
+    descriptor = carrier.fileno()
+    if descriptor < 0:
+        probe.descriptor = _CLOSED_BEFORE
+    else:
+        probe.descriptor = descriptor
+        probe.poller = _poll()
+        probe.poller.register(descriptor, select.POLLIN)
+    return probe
+
+
+class _SocketProbe(weakref.ref):  # type: ignore[type-arg]
+    """A probe of a socket of gevent's, which it does not keep alive.
 
     There is one for each pooled connection: as a closure it would be three times as large.
     """
 
-    __slots__ = ("descriptor", "poller")
+    __slots__ = ("descriptor", "guarded", "poller")
     descriptor: int
+    guarded: bool
     poller: Any
 
-    def __call__(self) -> object:
+    def __call__(self, conn: Any = None) -> object:
         sock = _dereference(self)
-        if sock is None or sock.fileno() != self.descriptor:
-            return "closed"
-        return self.poller.poll(0)
+        # gevent's close() lets go of the socket within; asking that one saves 0.14 us per probe.
+        if sock is None or sock._sock.fileno() != self.descriptor:
+            return CLOSED
+        if self.guarded and sock.cut_short:
+            return CUT_SHORT
+        return self.poller.poll(0) and UNREAD
+
+    def is_for(self, carrier: Any) -> bool:
+        """Whether *carrier* is what it looks at."""
+        return _dereference(self) is carrier
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return (self.descriptor,) if self.descriptor >= 0 else ()
+
+    @property
+    def cut_short(self) -> bool:
+        return self.guarded and was_cut_short(_dereference(self))
+
+    def forgive(self) -> None:
+        forgive(_dereference(self))
+
+    def rewatch(self, conn: Any) -> bool:
+        return False  # a socket that was closed is not opened again
 
 
 _dereference: Callable[[Any], Any] = weakref.ref.__call__
 
 
-def _make_raw_probe(connection: socket, descriptor: int, poller: Any) -> Callable[[], object]:
-    # gevent's close() lets go of the socket within; asking that one saves 0.14 us per probe.
-    probe = _RawProbe(getattr(connection, "_sock", connection))
-    probe.descriptor, probe.poller = descriptor, poller
-    return probe
+class _ForeignProbe(_SocketProbe):
+    """The same of a socket of the standard library's."""
+
+    __slots__ = ()
+
+    def __call__(self, conn: Any = None) -> object:
+        sock = _dereference(self)
+        if sock is None or sock.fileno() != self.descriptor:
+            return CLOSED
+        return self.poller.poll(0) and UNREAD
 
 
-def _make_tls_probe(connection: Any, descriptor: int, poller: Any) -> Callable[[], object]:
-    reference = weakref.ref(connection)
-    verdict: str | None = None  # kept: what a probe has read, the next one would not find
+class _TLSProbe(_SocketProbe):
+    """The same of TLS, whoever's it is."""
 
-    def tls_probe() -> object:
-        nonlocal verdict
-        sock = reference()
-        if verdict is not None or sock is None or sock.fileno() != descriptor:
-            return verdict or "closed"
+    __slots__ = ("verdict",)
+    verdict: str | None  # kept: what a probe has read, the next one would not find
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(sock)  # type: ignore[call-arg]
+        self.verdict = None
+
+    def __call__(self, conn: Any = None) -> object:
+        sock = _dereference(self)
+        if self.verdict is not None or sock is None or sock.fileno() != self.descriptor:
+            return self.verdict or CLOSED
         session = sock._sslobj
         if session is None:  # unwrapped: from here on everything would go in clear text
             return "TLS was shut down"
+        if self.guarded and sock.cut_short:
+            return CUT_SHORT
         if session.pending():
             return f"{session.pending()} unread bytes"
         # Readable need not mean data: TLS 1.3 sends session tickets after the handshake.
-        verdict = _read_byte(sock) if poller.poll(0) else None
-        return verdict
+        self.verdict = _read_byte(sock) if self.poller.poll(0) else None
+        return self.verdict
 
-    return tls_probe
+
+class _DescriptorProbe:
+    """A probe of a file whose owner is no socket that we know."""
+
+    __slots__ = ("_identity", "_poller", "descriptor")
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._identity = _identity_of(descriptor)
+        self._poller: Any = None
+        if self._identity is not None:
+            self._poller = _poll()
+            self._poller.register(descriptor, select.POLLIN)
+
+    def __call__(self, conn: Any = None) -> object:
+        identity = self._identity
+        if identity is None:
+            return CLOSED
+        # The number may be another file's by now.
+        if _identity_of(self.descriptor) != identity:
+            return REPLACED
+        return self._poller.poll(0) and UNREAD
+
+    def is_for(self, carrier: Any) -> bool:
+        return isinstance(carrier, int) and carrier == self.descriptor
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return () if self._identity is None else (self.descriptor,)
+
+    @property
+    def cut_short(self) -> bool:
+        return False  # nobody tells
+
+    def forgive(self) -> None:
+        pass
+
+    def rewatch(self, conn: Any) -> bool:
+        return False
+
+
+class _ObjectProbe:
+    """A probe of any object, by what carries its bytes; that is asked for at each look."""
+
+    __slots__ = ("_ask", "_guarded", "_only", "_parts")
+
+    def __init__(self, ask: Callable[[Any], Any], parts: tuple[Any, ...], guarded: bool) -> None:
+        self._ask = ask
+        self._guarded = guarded
+        self._look_at(parts)
+
+    def _look_at(self, parts: tuple[Any, ...]) -> None:
+        self._parts = parts
+        self._only = parts[0] if len(parts) == 1 else None
+
+    def __call__(self, conn: Any) -> object:
+        try:
+            carrier = self._ask(conn)
+            only = self._only
+            if only is not None and only.is_for(carrier):
+                return only()  # nearly always
+            found = listed(carrier)
+        except Exception:
+            return CLOSED
+        if not self._parts:  # a driver that connects at its first use
+            self._look_at(_parts(found, self._guarded))
+        parts = self._parts
+        if len(found) != len(parts):
+            return REPLACED if found else CLOSED
+        for part, carrier in zip(parts, found, strict=True):
+            if not part.is_for(carrier):
+                return REPLACED if _number_of(carrier) >= 0 else CLOSED
+            if reason := part():
+                return reason
+        return None
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(number for part in self._parts for number in part.descriptors)
+
+    @property
+    def cut_short(self) -> bool:
+        return any(part.cut_short for part in self._parts)
+
+    def forgive(self) -> None:
+        for part in self._parts:
+            part.forgive()
+
+    def rewatch(self, conn: Any) -> bool:
+        try:
+            self._look_at(_parts(self._ask(conn), self._guarded))
+        except Exception:
+            self._look_at(())
+        return bool(self._parts)
+
+
+def _number_of(carrier: Any) -> int:
+    return carrier if isinstance(carrier, int) else carrier.fileno()
+
+
+def _identity_of(descriptor: int) -> tuple[int, int] | None:
+    """What a file is known by as long as it is open; None if it is not."""
+    try:
+        status = os.fstat(descriptor)
+    except (OSError, OverflowError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _read_byte(sock: Any) -> str | None:

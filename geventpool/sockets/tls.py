@@ -14,6 +14,7 @@ from gevent.socket import socket, wait_read, wait_write
 from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool.addresses import AnyAddress
+from geventpool.sockets.guard import GuardedTLSSocket
 
 __all__ = ["TLSSession", "TLSSessions", "make_context", "secure", "try_out"]
 
@@ -120,7 +121,7 @@ def _shake_hands(secured: Any) -> OSError | None:
         wait(secured.fileno())
 
 
-class _TLSSocket(SSLSocket):
+class _TLSSocket(GuardedTLSSocket):
     """Leaves its session to the next one when it is closed."""
 
     tls_session: TLSSession | None = None

@@ -246,7 +246,7 @@ def test_a_factory_returns_an_open_gevent_socket(listener, keep, form):
 
     server = keep(listener.accept()[0])
     server.sendall(b"hello")
-    assert type(client) is gevent.socket.socket
+    assert isinstance(client, gevent.socket.socket)
     assert client.recv(5) == b"hello"
 
 
@@ -547,7 +547,7 @@ def test_a_unix_socket_is_opened_by_its_path(unix_listener, keep, form):
 
     server = keep(unix_listener.accept()[0])
     server.sendall(b"hello")
-    assert type(client) is gevent.socket.socket
+    assert isinstance(client, gevent.socket.socket)
     assert client.recv(5) == b"hello"
     assert client.gettimeout() is None
 
