@@ -1,6 +1,6 @@
-"""A cap on slots, which several buckets may share.
+"""A cap on slots, which several buckets may share, and whose the places are that come free.
 
-Nothing is decided here: ``scheduler.py`` does, and changes what stands here.
+Nothing is decided here: ``arbiter.py`` does, and ``ledger.py`` changes what stands here.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from geventpool._scheduler.idle_queue import idle_since
 from geventpool._scheduler.state import IDLE
 from geventpool._util.heap import Heap
 
 if TYPE_CHECKING:
     from geventpool._scheduler.model import Bucket, Slot
 
-__all__ = ["Limit", "idle_since"]
+__all__ = ["Limit"]
 
 
 class Limit:
@@ -34,19 +35,25 @@ class Limit:
         self.name = name
         self.used = 0
         self._closing = 0
+        # A bucket claims a place that is free or coming free when its waiter cannot dial yet, as
+        # it needs one in another limit, too, or a slot has yet to close.
+        self._coming = 0  # places that are claimed
+        self._demand: float = 0  # how many more the waiters of all could use
         self._scheduler: Any = None  # the one whose buckets share it
         self._buckets: dict[Bucket, None] = {}
         # Those of them that are not one of many: their idle slots are asked for when need be.
         self._few: dict[Bucket, None] = {}
         # The idle slots of the others, and what was idle once: by since when, or from before that.
         self._lru: Heap[Slot] = Heap()
-        self._with_waiters: dict[Bucket, None] = {}  # have waiters
-        # The same by the ticket of their oldest waiter, or that of one before it.
+        # Buckets with a claim on it, the one with the youngest waiter first ...
+        self._claims: Heap[Bucket] = Heap()
+        # ... and those of them that could dial but that no place is free here, the oldest first.
+        self._ripe: Heap[Bucket] = Heap()
+        # Those whose next waiter waits because nothing comes free here, the oldest first.
         self._queue: Heap[Bucket] = Heap()
-        # Have waiters that wait because this limit is full
-        self._blocked_here: dict[Bucket, None] = {}
-        # Are below their minimum because of this limit
-        self._below_minimum: dict[Bucket, None] = {}
+        self._crowded = False  # whether that has any, as those with a fast path were told
+        self._below_minimum: dict[Bucket, None] = {}  # those that are so because of it
+        self._audited_at = -math.inf
 
     @property
     def maximum(self) -> float:
@@ -64,28 +71,70 @@ class Limit:
         """Whether no slot more may be counted."""
         return self.used >= self._maximum
 
-    def _enqueue(self, bucket: Bucket) -> None:
-        """Note where among those with waiters *bucket* stands."""
-        self._queue.put(bucket, next(iter(bucket.waiters)).ticket)
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a place in it, those included for which one comes free."""
+        return sum(bucket.unserved for bucket in {*self._queue, *self._claims})
 
-    def _note_idle(self, slot: Slot) -> None:
+    @property
+    def spare(self) -> float:
+        """How many places are free or coming free that no bucket has claimed."""
+        return self._maximum - self.used + self._closing - self._coming
+
+    @property
+    def overfull(self) -> bool:
+        """Whether it was lowered, and more slots must close than are closing."""
+        return self.used - self._closing > self._maximum
+
+    @property
+    def reserved(self) -> bool:
+        """Whether waiters could use all the places that are left."""
+        return self.used + self._demand >= self._maximum or self.spare <= 0
+
+    def youngest_claim(self) -> tuple[float, Bucket] | None:
+        """The ticket of the youngest waiter for which a place is claimed, and its bucket."""
+        if not self._claims:
+            return None
+        key, bucket = self._claims.first()
+        return -key, bucket
+
+    def forget(self, bucket: Bucket) -> None:
+        """Know nothing of where *bucket* stands."""
+        self._claims.discard(bucket)
+        self._ripe.discard(bucket)
+        self._queue.discard(bucket)
+
+    def note_idle(self, slot: Slot) -> None:
         """Note an idle slot of a bucket that is one of many."""
-        if slot not in self._lru:  # else the key is put right when it is asked for
+        if slot not in self._lru:
             self._lru.put(slot, slot.since)
+        # Keys are put right as they come first: two here for each that may have become wrong, so
+        # that whoever asks for the longest idle finds little to do.
+        elif not self._first_is_right():
+            self._first_is_right()
 
-    def _longest_idle(self) -> Slot | None:
+    def longest_idle(self) -> Slot | None:
         """The slot counted here that has been idle longest, or None."""
         found = [slot for bucket in self._few if (slot := bucket.longest_idle())]
-        while self._lru:
-            since, slot = self._lru.first()
-            if slot.state is not IDLE:
-                self._lru.discard(slot)  # until it is idle again
-            elif slot.since > since:
-                self._lru.put(slot, slot.since)
-            else:
-                found.append(slot)
-                break
+        while not self._first_is_right():
+            pass
+        if self._lru:
+            found.append(self._lru.first()[1])
         return min(found, key=idle_since, default=None)
+
+    def _first_is_right(self) -> bool:
+        """Whether the first in the heap of idle slots, if any, is idle, and since then; if not,
+        another may be first now."""
+        if not self._lru:
+            return True
+        since, slot = self._lru.first()
+        if slot.state is IDLE and slot.since == since:
+            return True
+        if slot.state is IDLE:
+            self._lru.put(slot, slot.since)
+        else:
+            self._lru.discard(slot)  # until it is idle again
+        return False
 
     def __repr__(self) -> str:
         return f"<Limit {self.name or ''} {self.used} of {self._maximum}>".replace("  ", " ")
@@ -97,8 +146,3 @@ def _whole(value: float, name: str) -> float:
     if value < 0:
         raise ValueError(f"{name} must not be negative: {value!r}")
     return value
-
-
-def idle_since(slot: Slot) -> float:
-    """By what idle slots are ordered."""
-    return slot.since

@@ -1,18 +1,21 @@
 """Slots, waiters and buckets: what there is, and how it stands.
 
-Nothing is decided here: see ``scheduler.py``, which also is the only one to change what stands here
-(but for the fast path of ``pools/lease.py``).
+Nothing is decided here: see ``arbiter.py``.  ``ledger.py`` changes what stands here (but for the
+fast path of ``pools/lease.py``).
 """
 
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from geventpool._scheduler.dial_window import DialWindow
+from geventpool._scheduler.idle_queue import IdleQueue
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.state import AT_ONCE, CONNECTING, IDLE, NEVER
+from geventpool._scheduler.line import Line
+from geventpool._scheduler.state import CONNECTING, NEVER
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 
@@ -44,6 +47,7 @@ class Slot:
         "state",
         "unverified",
         "uses",
+        "waiter",
         "where",
         "why_unusable",
     )
@@ -59,6 +63,7 @@ class Slot:
         self.conn: Any = None
         self.ref: Any = None  # callable -> the connection wherever it is, None once collected
         self.holder: Any = None  # weak proxy of the greenlet that holds it
+        self.waiter: Waiter | None = None  # that it was handed to, until this has run
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.why_unusable: Callable[[], object] | None = None  # truthy: unread bytes, or dead
@@ -150,8 +155,6 @@ class Bucket:
         self.own = Limit(size + max_overflow, name)
         self.shared = tuple(limits)
         self.limits = (self.own, *self.shared)
-        self.max_connecting = max_connecting
-        self.backoff = backoff or Backoff()
         self.lifo = lifo
         self.fail_fast = fail_fast
         self.idle_timeout = idle_timeout
@@ -186,22 +189,15 @@ class Bucket:
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
 
         self.slots: dict[Slot, None] = {}
-        # Longest idle first.  A slot that leaves from the middle stays in it as a tombstone, known
-        # by its state, until it comes to an end of the queue: removing it would cost O(n).
-        self._idle: deque[Slot] = deque()
-        self._tombstones = 0
-        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
-        self.latest = AT_ONCE  # the latest deadline in it
+        self._idle = IdleQueue()
+        self.waiters = Line()
+        self.dials = DialWindow(max_connecting, backoff)
         self.retiring: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
         self.open = self.connecting = self.checking = self.closing = 0
-
-        # The dial window.
-        self.window = 1
-        self.failures = 0
-        self.failed_at = AT_ONCE
-        self.opened_at = NEVER
-        self.retry_at = AT_ONCE
-        self.last_error: BaseException | None = None
+        self.coming = 0  # places claimed for waiters behind those whom dials under way serve
+        self.demand: float = 0  # as its shared limits have counted it
+        self.blocked_at: Limit | None = None  # in whose queue it is
+        self.ripe_at: Limit | None = None  # in whose heap of the ripe it is
 
         # The fast path: the thread that may pop from ``idle`` and push to it without asking the
         # scheduler, 0 for none.  *fast_path_thread* is what the runtime allows; the scheduler opens
@@ -242,7 +238,7 @@ class Bucket:
     @property
     def idle(self) -> int:
         """How many connections lie idle."""
-        return len(self._idle) - self._tombstones
+        return self._idle.living
 
     @property
     def in_use(self) -> int:
@@ -259,7 +255,7 @@ class Bucket:
     @property
     def crowded(self) -> bool:
         """Whether a caller waits for a place in a limit that it shares."""
-        return any(limit._blocked_here for limit in self.shared)
+        return any(limit._queue for limit in self.shared)
 
     @property
     def has_room(self) -> bool:
@@ -280,7 +276,35 @@ class Bucket:
     @property
     def failing(self) -> bool:
         """Whether the last dial failed, or its connection died unused."""
-        return self.retry_at > AT_ONCE
+        return self.dials.failing
+
+    @property
+    def retry_at(self) -> float:
+        """When the next dial may begin."""
+        return self.dials.retry_at
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """Why the last dial failed; None once one has succeeded."""
+        return self.dials.last_error
+
+    @last_error.setter
+    def last_error(self, error: BaseException | None) -> None:
+        self.dials.last_error = error
+
+    @property
+    def backoff(self) -> Backoff:
+        """How long it pauses after failures."""
+        return self.dials.backoff
+
+    @backoff.setter
+    def backoff(self, backoff: Backoff) -> None:
+        self.dials.backoff = backoff
+
+    @property
+    def failures(self) -> int:
+        """How many dials in a row have failed."""
+        return self.dials.failures
 
     @property
     def effective_min_size(self) -> int:
@@ -314,19 +338,22 @@ class Bucket:
         """For how many of those its own limit has places."""
         return min(self.unserved, max(0, self.own._maximum - self.own.used))
 
+    @property
+    def next_unserved(self) -> float:
+        """The ticket of the first waiter for which nothing is under way; NEVER if there is none."""
+        served = self.connecting + self.coming
+        if len(self.waiters) <= served:
+            return NEVER
+        waiter = self.waiters.at(served)
+        return NEVER if waiter is None else waiter.ticket
+
     def idle_slots(self) -> Iterator[Slot]:
         """The idle slots, longest idle first."""
-        return (slot for slot in self._idle if slot.state is IDLE)
+        return self._idle.slots()
 
     def longest_idle(self) -> Slot | None:
         """The slot that has been idle longest, or None."""
-        idle = self._idle
-        while idle:
-            if idle[0].state is IDLE:
-                return idle[0]
-            idle.popleft()
-            self._tombstones -= 1
-        return None
+        return self._idle.longest_idle()
 
     def __repr__(self) -> str:
         return (

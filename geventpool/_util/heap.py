@@ -28,7 +28,11 @@ class Heap(Generic[T]):
 
     def put(self, thing: T, key: float) -> None:
         """Put *thing* in, or give it another key."""
-        self.discard(thing)
+        entry = self._entries.get(thing)
+        if entry is not None:
+            if entry[0] == key:
+                return
+            self.discard(thing)
         entry = self._entries[thing] = [key, next(_numbers), thing]
         heapq.heappush(self._heap, entry)
 

@@ -1233,7 +1233,7 @@ def test_an_endpoint_without_slots_and_callers_leaves_no_trace(
         assert made
         assert [ref() for ref in made] == [None] * len(made)
         assert "stay" in pool.endpoints() or way is _evicted
-        everything = (*limit._buckets, *limit._few, *limit._with_waiters, *limit._blocked_here)
+        everything = (*limit._buckets, *limit._few, *limit._queue, *limit._claims, *limit._ripe)
         assert "go" not in [bucket.endpoint for bucket in everything]
 
 

@@ -63,11 +63,11 @@ def test_a_move_that_is_not_in_the_table_is_refused(world: World, old: State, ne
     slot.state = old
 
     if new in TRANSITIONS[old]:
-        world.scheduler._move(slot, new)
+        world.scheduler.ledger.move(slot, new)
         assert slot.state is new
     else:
         with pytest.raises(AssertionError, match=f"cannot become {new.value}"):
-            world.scheduler._move(slot, new)
+            world.scheduler.ledger.move(slot, new)
         assert slot.state is old
 
 
@@ -481,7 +481,7 @@ def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None
         waiter = world.enqueue(bucket, 1e6)
         world.scheduler.cancel(waiter, world.now)
 
-    assert len(world.scheduler._early) < 100
+    assert len(bucket.waiters._early) < 100
     assert list(world.scheduler.with_waiters) == [bucket]
     world.release(slot)
     assert not world.scheduler.with_waiters
@@ -508,11 +508,11 @@ def test_a_failure_sets_the_window_back_to_one_and_starts_the_pause(world: World
     bucket = world.bucket(40, 40)
     for _ in range(3):
         world.open_one()
-    assert bucket.window == 8
+    assert bucket.dials.width == 8
 
     world.fail_one()
 
-    assert bucket.window == 1
+    assert bucket.dials.width == 1
     assert bucket.retry_at == pytest.approx(world.now + 1.0)
     assert world.notes.retries == [bucket.retry_at]
     assert bucket.last_error is REFUSED
@@ -572,7 +572,7 @@ def test_a_server_that_comes_back_sees_one_dial_then_two_then_four(world: World)
 
 def test_when_no_dial_is_wanted_the_burst_is_over(world: World) -> None:
     bucket = world.full(8)
-    assert bucket.window == 1
+    assert bucket.dials.width == 1
 
     world.scheduler.dispose(bucket, Reason.DISPOSED, world.now)
     world.close_all()
@@ -1181,8 +1181,8 @@ def test_a_closed_bucket_leaves_no_trace_in_its_limits(world: World) -> None:
     assert held.state is CLOSED
     assert limit.used == 0
     assert not limit._buckets
-    assert not limit._with_waiters
-    assert not limit._blocked_here
+    assert not limit._queue
+    assert limit._demand == 0
     assert bucket.fast_path_open == 0
 
 

@@ -47,6 +47,7 @@ from geventpool._scheduler.state import (
     TRANSITIONS,
     State,
 )
+from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 
@@ -93,10 +94,12 @@ class Hub:
         assert not bucket.closed
         for limit in bucket.limits:
             assert limit.used <= limit.maximum, "promise 4: a dial beyond the maximum"
-        assert bucket.connecting <= bucket.window <= bucket.max_connecting
+        assert bucket.connecting <= bucket.dials.width <= bucket.dials.most
         assert self.now >= bucket.retry_at, "a dial during the back-off"
         if bucket.failures:
-            assert bucket.connecting == 1 or bucket.opened_at != math.inf, "one dial while down"
+            assert bucket.connecting == 1 or bucket.dials.opened_at != math.inf, (
+                "one dial while down"
+            )
         self._look_who_is_overtaken(bucket)
         self.dials.append(slot)
 
@@ -132,7 +135,7 @@ class Hub:
             assert slot.bucket is waiter.bucket
             assert slot.since == self.now
             fit_for_hand_out(slot, self.now)
-            assert waiter.ticket < ticket_at(waiter.bucket, 0), "served out of order"
+            assert waiter.ticket <= ticket_at(waiter.bucket, 0), "served out of order"
         self.woken.append(waiter)
 
     def reconcile_later(self, bucket: Bucket) -> None:
@@ -153,7 +156,7 @@ def neighbours(bucket: Bucket, buckets: list[Bucket]) -> list[Bucket]:
 
 def may_dial(bucket: Bucket, now: float) -> bool:
     """But for its limits, that is."""
-    return not bucket.closed and bucket.connecting < bucket.window and now >= bucket.retry_at
+    return not bucket.closed and bucket.connecting < bucket.dials.width and now >= bucket.retry_at
 
 
 def fit_for_hand_out(slot: Slot, now: float) -> None:
@@ -161,6 +164,10 @@ def fit_for_hand_out(slot: Slot, now: float) -> None:
     assert now < slot.expires_at
     assert slot.bucket.max_uses is None or slot.uses <= slot.bucket.max_uses
     assert not slot.bucket.closed
+
+
+def _key(heap: Heap[Bucket], bucket: Bucket) -> float:
+    return heap._entries[bucket][0]  # type: ignore[no-any-return]
 
 
 def over(limit: Limit) -> float:
@@ -208,6 +215,8 @@ class Machine(RuleBasedStateMachine):
             rng=random.Random(0),
             min_idle=draw(st.integers(0, size)),
             transient=transient,
+            fail_when_full=draw(st.sampled_from([False, False, True])),
+            fail_when_down=draw(st.sampled_from([False, False, True])),
         )
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
@@ -520,7 +529,7 @@ class Machine(RuleBasedStateMachine):
             assert {s for s in queue if s.state is IDLE} == {
                 s for s in bucket.slots if s.state is IDLE
             }
-            assert bucket._tombstones == sum(slot.state is not IDLE for slot in queue)
+            assert bucket._idle.tombstones == sum(slot.state is not IDLE for slot in queue)
             sinces = [slot.since for slot in bucket.idle_slots()]
             assert sinces == sorted(sinces), "not longest idle first"
             assert all(s.state is IDLE and s.retire_at <= self.now for s in bucket.retiring)
@@ -535,19 +544,62 @@ class Machine(RuleBasedStateMachine):
             if over(limit) > 0 and limit in self.limits and limit not in hub.lowered:
                 for b in self.buckets:
                     assert limit not in b.limits or not b.idle, "idle in a limit it overfills"
-            for b in self.buckets:
-                assert (b in limit._with_waiters) == bool(b.waiters and limit in b.shared)
-                if b in limit._queue:
-                    assert b in limit._with_waiters
-                elif b in limit._with_waiters:
-                    served = len(b.waiters) <= b.connecting
-                    assert served or b.failing or b.connecting >= b.window, "it is overlooked"
-                assert b not in limit._blocked_here or b.waiters
             keys = {slot: limit._lru._entries[slot][0] for slot in limit._lru}
             assert all(key <= slot.since for slot, key in keys.items() if slot.state is IDLE)
             assert keys.keys() <= set(slots), "it keeps alive what is closed"
             transient = [b for b in limit._buckets if b.transient and limit in b.shared]
             assert {slot for b in transient for slot in b.idle_slots()} <= keys.keys()
+
+    @invariant()
+    def claims(self) -> None:
+        """Every place that comes free is somebody's who can use it, and the oldest's."""
+        for bucket in self.buckets:
+            assert (bucket.ripe_at is not None) == bool(bucket.coming)
+            tickets = [waiter.ticket for waiter in bucket.waiters]
+            if bucket.coming:
+                assert bucket.connecting + bucket.coming <= min(bucket.dials.width, len(tickets))
+                assert self.now >= bucket.retry_at, "a claim during the back-off"
+                assert bucket.ripe_at is not None
+                assert bucket.ripe_at.full or self._awaits_news(bucket), "it could dial"
+                assert _key(bucket.ripe_at._ripe, bucket) == tickets[bucket.connecting]
+                youngest = tickets[bucket.connecting + bucket.coming - 1]
+            for limit in bucket.limits:
+                assert (bucket in limit._ripe) == (limit is bucket.ripe_at)
+                assert (bucket in limit._queue) == (limit is bucket.blocked_at)
+            for limit in bucket.shared:
+                assert (bucket in limit._claims) == bool(bucket.coming)
+                assert not bucket.coming or _key(limit._claims, bucket) == -youngest
+        for limit in self.limits + [bucket.own for bucket in self.buckets]:
+            sharers = [bucket for bucket in self.buckets if limit in bucket.limits]
+            assert limit._coming == sum(bucket.coming for bucket in sharers)
+            if limit in self.limits:
+                assert limit._demand == sum(bucket.eligible for bucket in sharers)
+            if limit in self.hub.lowered:
+                continue
+            assert limit.spare >= 0 or (over(limit) > 0 and not limit._coming), "claimed twice"
+            for bucket in limit._queue:
+                assert _key(limit._queue, bucket) == bucket.next_unserved < NEVER
+                assert limit.spare <= 0, "a place is kept from it"
+                assert not any(other.idle for other in sharers), "nothing is evicted for it"
+                claim = limit.youngest_claim()
+                assert claim is None or claim[0] < bucket.next_unserved, "it is overtaken"
+
+    @invariant()
+    def nobody_is_overlooked(self) -> None:
+        """Who waits is served by what is under way, stands in a queue, or has to wait for its own
+        bucket."""
+        for bucket in self.buckets:
+            if bucket.next_unserved == NEVER or self._awaits_news(bucket):
+                continue
+            if self.now < bucket.retry_at:
+                assert not bucket.fail_when_down
+            elif bucket.dials.may_dial(bucket.connecting + bucket.coming, self.now):
+                assert not bucket.fail_when_full
+                assert bucket.own.spare <= 0 or bucket.blocked_at is not None
+
+    def _awaits_news(self, bucket: Bucket) -> bool:
+        """Whether its timer is about to fire, or a limit of its was set and it does not know."""
+        return bucket in self.hub.timers or bool(set(bucket.limits) & set(self.hub.lowered))
 
     @invariant()
     def line(self) -> None:
@@ -569,7 +621,7 @@ class Machine(RuleBasedStateMachine):
         for bucket in self.buckets:
             if any(limit in self.hub.lowered for limit in bucket.limits):
                 continue
-            assert bucket.connecting <= max(bucket.max_connecting, len(bucket.slots))
+            assert bucket.connecting <= max(bucket.dials.most, len(bucket.slots))
             waits = ticket_at(bucket, bucket.connecting) < math.inf
             could = may_dial(bucket, now)
             if waits and could:
@@ -610,7 +662,7 @@ class Machine(RuleBasedStateMachine):
             assert not bucket.waiters, f"a waiter is never served: {bucket!r}"
             assert not bucket.retiring, "neither replaced nor closed"
             assert not (bucket.closed and bucket.slots)
-            assert bucket.window == 1, "the burst is not over"
+            assert bucket.dials.width == 1, "the burst is not over"
 
         for bucket in self.buckets:  # what others have above their minimum may be in the way
             bucket.idle_timeout, bucket.max_lifetime, bucket.min_idle = 1.0, None, 0
@@ -634,8 +686,10 @@ class Machine(RuleBasedStateMachine):
                 )
         for limit in self.limits:
             assert limit._buckets.keys() == {b for b in self._open() if limit in b.shared}
-            assert not limit._with_waiters
-            assert not limit._blocked_here
+            assert not limit._queue
+            assert not limit._claims
+            assert not limit._ripe
+            assert limit._demand == limit._coming == 0
 
     def _come_to_rest(self) -> None:
         """Dials succeed, callers release and no waiter's deadline comes."""

@@ -168,11 +168,11 @@ def test_the_longest_idle_is_found_among_one_of_many_and_one_of_few_alike(world:
             slots.append(waiter.slot)
             world.now += 1
 
-        assert total._longest_idle() is slots[0]
+        assert total.longest_idle() is slots[0]
         world.scheduler.peer_closed(slots[0], world.now)
-        assert total._longest_idle() is slots[1]
+        assert total.longest_idle() is slots[1]
         world.scheduler.peer_closed(slots[1], world.now)
-        assert total._longest_idle() is None
+        assert total.longest_idle() is None
         world.close_all()
 
 
@@ -182,14 +182,14 @@ def test_one_of_many_has_no_fast_path_to_open_or_to_shut_for_a_thousand_others(
     total = Limit(1)
     _, slot = busy(world, total)
     opened = []
-    open_door = world.scheduler._update_fast_path
+    open_door = world.scheduler.ledger.update_fast_path
 
     def note(bucket: Bucket) -> None:
         opened.append(bucket)
         open_door(bucket)
 
     others = [one_of_many(world, total) for _ in range(50)]
-    world.scheduler._update_fast_path = note  # type: ignore[method-assign]
+    world.scheduler.ledger.update_fast_path = note  # type: ignore[method-assign]
     world.enqueue(others[0])  # a waiter is blocked from now on
     world.release(slot)  # and from now on none is
 
@@ -421,7 +421,7 @@ def test_prompt_a_caller_for_whom_there_is_no_place_gets_out_of_sockets_at_once(
     assert (error.pool, error.limit, error.used, error.maximum) == ("api", "sockets", 1, 1)
     assert "limit 'sockets' is reached, 1 of 1 connections, and none of them is idle" in str(error)
     assert not bucket.waiters
-    assert not total._blocked_here  # it blocks no other
+    assert not total._queue  # it blocks no other
 
 
 def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:

@@ -1,0 +1,36 @@
+"""What the scheduler asks of the runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from geventpool.events import Reason
+
+if TYPE_CHECKING:
+    from geventpool._scheduler.limit import Limit
+    from geventpool._scheduler.model import Bucket, Slot, Waiter
+
+__all__ = ["Effects"]
+
+
+class Effects(Protocol):
+    """What the scheduler asks for.  Each only schedules: it may neither switch nor call back."""
+
+    def start_dial(self, slot: Slot) -> None:
+        """Dial; then call ``opened`` or ``dial_failed``."""
+
+    def start_close(self, slot: Slot, reason: Reason) -> None:
+        """Close the connection; then call ``closed``."""
+
+    def start_check(self, slot: Slot) -> None:
+        """Run the keepalive; then call ``checked``."""
+
+    def wake(self, callback: Any, waiter: Waiter) -> Any:
+        """Have ``callback(waiter)`` called soon, to let the waiter look at what it has got.  What
+        is returned is kept as ``waiter.wake_handle``."""
+
+    def reconcile_later(self, bucket: Bucket) -> None:
+        """Call ``reconcile`` at ``bucket.retry_at``."""
+
+    def reconcile_limit_later(self, limit: Limit) -> None:
+        """Call ``reconcile_limit`` soon, with the time (this one from any thread)."""
