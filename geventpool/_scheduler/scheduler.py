@@ -50,22 +50,23 @@ __all__ = ["Effects", "Scheduler"]
 
 
 class Effects(Protocol):
-    """What the scheduler asks for.  Each only schedules: it may neither switch nor call back."""
+    """What the scheduler asks for.  Each only schedules: it may neither switch nor call back.
+    A slot is of its bucket's kind."""
 
-    def start_dial(self, slot: Slot) -> None:
+    def start_dial(self, slot: Any) -> None:
         """Dial; then call ``opened`` or ``dial_failed``."""
 
-    def start_close(self, slot: Slot, reason: Reason) -> None:
+    def start_close(self, slot: Any, reason: Reason) -> None:
         """Close the connection; then call ``closed``."""
 
-    def start_check(self, slot: Slot) -> None:
+    def start_check(self, slot: Any) -> None:
         """Run the keepalive; then call ``checked``."""
 
     def wake(self, callback: Any, waiter: Waiter) -> Any:
         """Have ``callback(waiter)`` called soon, to let the waiter look at what it has got.  What
         is returned is kept as ``waiter.wake_handle``."""
 
-    def reconcile_later(self, bucket: Bucket) -> None:
+    def reconcile_later(self, bucket: Any) -> None:
         """Call ``reconcile`` at ``bucket.retry_at``."""
 
     def reconcile_limit_later(self, limit: Limit) -> None:
@@ -166,7 +167,6 @@ class Scheduler:
             for limit in bucket.shared:
                 limit._lru.discard(slot)
             slot.state = CLOSED
-            slot.conn = slot.why_unusable = slot.fd = None
             slot.fast_path_until = AT_ONCE
         bucket.slots.clear()
         bucket._idle.clear()
@@ -188,7 +188,7 @@ class Scheduler:
 
     # Callers
 
-    def try_checkout(self, bucket: Bucket, now: float) -> Slot | None:
+    def try_checkout(self, bucket: Bucket, now: float) -> Any:
         """An idle slot for a caller that has just come, now IN_USE; None if it must wait."""
         if bucket.waiters:
             return None
@@ -714,7 +714,7 @@ class Scheduler:
     # Mechanics
 
     def _dial(self, bucket: Bucket, now: float) -> None:
-        slot = Slot(bucket, now)
+        slot = bucket.slot_type(bucket, now)
         bucket.slots[slot] = None
         bucket.connecting += 1
         for limit in bucket.limits:

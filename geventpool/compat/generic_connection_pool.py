@@ -28,7 +28,7 @@ from gevent.ssl import SSLSocket, create_default_context
 
 from geventpool import sockets
 from geventpool._runtime.runtime import CLOSE_TIMEOUT
-from geventpool._scheduler.model import Slot
+from geventpool._runtime.slots import ConnectionSlot as Slot
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool.backoff import Backoff
 from geventpool.errors import MultiConnectFailure, NotInUse, PoolClosed, PoolError

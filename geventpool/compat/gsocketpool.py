@@ -22,7 +22,7 @@ from gevent import Greenlet, GreenletExit, socket
 
 from geventpool import sockets
 from geventpool._runtime.runtime import CLOSE_TIMEOUT
-from geventpool._scheduler.model import Slot
+from geventpool._runtime.slots import ConnectionSlot as Slot
 from geventpool._scheduler.state import CLOSING, IN_USE
 from geventpool.backoff import Backoff
 from geventpool.errors import NotInUse, PoolError, PoolTimeout

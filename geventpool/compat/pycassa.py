@@ -26,7 +26,7 @@ import gevent
 from gevent.local import local
 
 from geventpool import events, sockets
-from geventpool._scheduler.model import Slot
+from geventpool._runtime.slots import ConnectionSlot as Slot
 from geventpool._scheduler.state import CLOSED
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool._util.errors import copy_of
@@ -452,9 +452,9 @@ class ConnectionPool(SingleServerPool[ConnectionWrapper]):
             conn = self._dial()
         except Exception:
             # All that wait are told, and not one after the other
-            self._bucket.fail_when_down = True
+            self._bucket.refuse_while_down(True)
             raise
-        self._bucket.fail_when_down = False
+        self._bucket.refuse_while_down(False)
         return conn
 
     def _dial(self) -> ConnectionWrapper:

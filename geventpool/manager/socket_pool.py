@@ -21,7 +21,6 @@ import gevent
 
 from geventpool import sockets
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool._util.errors import copy_of
 from geventpool.addresses import AnyAddress
@@ -190,7 +189,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             # What those in line get: that this greenlet is killed is no failure of the server.
             if (bucket := self._buckets.get(endpoint)) is not None:
                 text = f"{endpoint.address}: the dial was killed"
-                bucket.last_error = DialError(text, blames=False)
+                bucket.note_error(DialError(text, blames=False))
             raise
 
     def _open(self, endpoint: Endpoint) -> Any:
@@ -274,7 +273,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             settings["idle_timeout"] = idle_timeout
         return settings
 
-    def _make_bucket(self, endpoint: Endpoint | None) -> Bucket:
+    def _make_bucket(self, endpoint: Endpoint | None) -> Any:
         bucket = super()._make_bucket(endpoint)
         ping = None if endpoint is None else getattr(endpoint.sock_type, "keepalive", None)
         if ping is not None and not callable(ping):

@@ -780,7 +780,7 @@ def test_a_waiter_hears_of_the_place_of_a_dial_that_comes_to_nothing(
             places.error = None
             dialing.kill()
         elif end == "is killed":
-            [dialer] = pool._runtime.dialers.active
+            [dialer] = pool._runtime.dialer.workers.active
             dialing.kill()
             dialer.kill()
         else:
