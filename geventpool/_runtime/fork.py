@@ -8,16 +8,27 @@ Python, and would end the parent's sessions so.
 from __future__ import annotations
 
 import os
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
+import gevent
 from gevent.monkey import get_original
+
+from geventpool._runtime.threads import get_ident
+from geventpool._runtime.workers import leave_behind
+from geventpool._scheduler.state import CHECKING, IN_USE
+from geventpool._util.forks import Fork
 
 try:
     import ctypes
 except ImportError:  # an interpreter built without it: then until the interpreter ends
     ctypes = None  # type: ignore[assignment]
 
-__all__ = ["identity_of", "leave_to_parent"]
+if TYPE_CHECKING:
+    from geventpool._runtime.runtime import Runtime
+    from geventpool._runtime.slots import PoolBucket
+
+__all__ = ["identity_of", "leave_to_parent", "let_go"]
 
 #: In a patched program that of ``os`` waits for the hub.
 _close = get_original("os", "close")
@@ -54,3 +65,66 @@ def leave_to_parent(conn: object, descriptor: int | None, identity: tuple[int, i
         os.dup2(null, descriptor, inheritable=False)
     finally:
         _close(null)
+
+
+def let_go(runtime: Runtime, fork: Fork) -> None:
+    """In a child: let go of everything in *runtime* that is the parent's, closing nothing.
+
+    Runs inside fork, so it only drops references and leaves the rest to the child's hub, if it
+    ever runs.  Greenlets of the parent that dialed, checked or closed live on here as copies: they
+    are killed before they touch the parent's sockets again.  Callers that wait keep their place:
+    the child's own connections serve them.
+    """
+    if runtime.dead:
+        return  # that of a thread that has ended: nothing of it runs, and its timers are gone
+    runtime.index.hangups.abandon()
+    buckets = list(runtime.buckets)
+    for bucket in buckets:
+        _leave_connections(bucket)
+    strays = runtime.dismiss_workers()
+    for bucket in buckets:
+        _forget(runtime, bucket)
+    if get_ident() == runtime.ident:
+        # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll,
+        # and the first look-up of a name wait for threads that are not here.
+        fork.once(gevent.reinit, runtime.hub)
+    leave_behind(strays)
+    runtime.loop.run_callback(runtime.revive)
+
+
+def _forget(runtime: Runtime, bucket: PoolBucket) -> None:
+    owner = bucket.owner()
+    slots = list(bucket.slots)
+    for slot in slots:
+        slot.forked = True
+        if owner is not None and slot.state is not IN_USE:
+            owner.slots_by_id.pop(slot.ident, None)
+    runtime.scheduler.forget_all(bucket)
+    with warnings.catch_warnings():
+        # Copies of the parent's sockets, closed here by the collector: as they should be.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for slot in slots:
+            slot.conn = slot.why_unusable = slot.fd = slot.broken_by = None
+    bucket.reset_counters()
+    runtime.timers.stop(bucket)
+    bucket.recycled.clear()
+    runtime.forget_if_empty(bucket)
+
+
+def _leave_connections(bucket: PoolBucket) -> None:
+    """Keep this process's copies of the parent's connections from ever saying anything.
+
+    Sockets may be dropped: that closes the child's descriptor, and no more.  One that is being
+    checked is not: the copy of that check is about to be ended, and may have last words.
+    """
+    owner = bucket.last_owner
+    for slot in bucket.slots:
+        conn = slot.conn
+        if conn is None and slot.ref is not None:
+            conn = slot.ref()  # a caller has it
+        if conn is None:
+            continue
+        if slot.state is CHECKING and slot.identity is None and slot.fd is not None:
+            slot.identity = identity_of(slot.fd)
+        if slot.identity is not None or owner is None or not owner._is_socket(conn):
+            leave_to_parent(conn, slot.fd, slot.identity)

@@ -9,12 +9,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from geventpool._scheduler.model import Slot
+from geventpool._runtime.slots import ConnectionSlot
 
 __all__ = ["connection_ref"]
 
 
-def connection_ref(slot: Slot, conn: Any, when_collected: Callable[[Any], object]) -> Any:
+def connection_ref(slot: ConnectionSlot, conn: Any, when_collected: Callable[[Any], object]) -> Any:
     """Return a callable that returns *conn*, and None once it has been collected.
 
     Its ``is_for(other)`` says whether that is *conn*.  When *conn* is collected,
@@ -31,7 +31,7 @@ def connection_ref(slot: Slot, conn: Any, when_collected: Callable[[Any], object
 
 
 def _ref_to(
-    slot: Slot, target: Any, when_collected: Callable[[Any], object]
+    slot: ConnectionSlot, target: Any, when_collected: Callable[[Any], object]
 ) -> ConnectionRef | StrongRef:
     try:
         found = ConnectionRef(target, when_collected)
@@ -43,7 +43,7 @@ def _ref_to(
 
 class ConnectionRef(weakref.ref):  # type: ignore[type-arg]
     __slots__ = ("slot",)
-    slot: Slot
+    slot: ConnectionSlot
 
     def is_for(self, conn: Any) -> bool:
         return self() is conn

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-__all__ = ["Timer"]
+from geventpool._runtime.slots import PoolBucket
+from geventpool._scheduler.scheduler import Scheduler
+from geventpool._scheduler.state import CHECKING, NEVER
+
+__all__ = ["DeadlineTimer", "Timer", "Timers"]
 
 
 class Timer:
@@ -54,3 +58,85 @@ class Timer:
             self._start(ref)
         else:
             self._call(*self._args)
+
+
+class DeadlineTimer:
+    """The one timer for the deadlines of all that wait in line."""
+
+    def __init__(self, loop: Any, scheduler: Scheduler) -> None:
+        self.at = NEVER
+        self.idle = False  # it runs, and no waiter cares
+        self._loop = loop
+        self._scheduler = scheduler
+        self._timer: Timer | None = None
+
+    def set(self, deadline: float) -> None:
+        """Fire at *deadline*, or before it."""
+        if self._timer is not None:
+            self.idle = False
+            if deadline >= self.at:
+                self._timer.ref = True  # it fires early enough, only no waiter had cared
+                return
+            self._timer.stop()
+        self._timer = Timer(self._loop, deadline, self._fire)
+        self.at = deadline
+
+    def relax(self) -> None:
+        """Do not let the timer of a wait that is over keep the program alive."""
+        if self._timer is not None and not self._scheduler.with_waiters:
+            self._timer.ref = False
+            self.idle = True
+
+    def _fire(self) -> None:
+        self.at = NEVER
+        self._timer = None
+        self.idle = False
+        self._scheduler.expire(monotonic())
+        deadline = self._scheduler.next_deadline()
+        if deadline is not None:
+            self.set(deadline)
+
+
+class Timers:
+    """The timers of a bucket: the end of its back-off, and of the patience with its checks."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+
+    def retry(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
+        """Call *call* when the back-off of *bucket* is over."""
+        self.stop(bucket)
+
+        def over() -> None:
+            bucket.retry_timer = None
+            call(bucket)
+
+        ref = bool(bucket.waiters or bucket.filling)
+        bucket.retry_timer = Timer(self._loop, bucket.retry_at, over, ref=ref)
+
+    def shorten(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
+        """A caller waits, and only connections that are being checked are left: call *call* when
+        the checks have had twice what a dial takes, so that it does not wait for a hung peer."""
+        if bucket.shorten_timer is not None or bucket.connecting:
+            return
+        max_wait = 0.05
+        if bucket.connect_count:
+            max_wait = max(max_wait, 2 * bucket.connect_sum / bucket.connect_count)
+        begun = min(slot.checked_at for slot in bucket.slots if slot.state is CHECKING)
+
+        def over() -> None:
+            bucket.shorten_timer = None
+            call(bucket)
+
+        bucket.shorten_timer = Timer(self._loop, begun + max_wait, over)
+
+    def stop(self, bucket: PoolBucket) -> None:
+        """End the wait for the end of its back-off."""
+        if bucket.retry_timer is not None:
+            bucket.retry_timer.stop()
+            bucket.retry_timer = None
+
+    def keep_alive(self, bucket: PoolBucket) -> None:
+        """A caller waits for the end of a back-off, if there is one: it keeps the program alive."""
+        if bucket.retry_timer is not None:
+            bucket.retry_timer.ref = True

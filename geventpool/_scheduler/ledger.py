@@ -37,7 +37,7 @@ class Ledger:
 
     def begin_dial(self, bucket: Bucket, now: float) -> None:
         """Have one more slot, and have it dialed."""
-        slot = Slot(bucket, now)
+        slot = bucket.slot_type(bucket, now)
         bucket.slots[slot] = None
         bucket.connecting += 1
         for limit in bucket.limits:
@@ -261,7 +261,7 @@ class Ledger:
             for limit in bucket.shared:
                 limit._lru.discard(slot)
             slot.state = CLOSED
-            slot.conn = slot.why_unusable = slot.fd = slot.waiter = None
+            slot.waiter = None
             slot.fast_path_until = AT_ONCE
         bucket.slots.clear()
         bucket._idle.refill([])

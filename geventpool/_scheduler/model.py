@@ -7,8 +7,7 @@ fast path of ``pools/lease.py``).
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from geventpool._scheduler.dial_window import DialWindow
@@ -29,18 +28,11 @@ class Slot:
         "bucket",
         "checked_at",
         "close_reason",
-        "conn",
         "dialed_at",
-        "error",
         "expires_at",
         "fast_path_until",
-        "fd",
-        "forked",
         "holder",
-        "ident",
-        "identity",
         "idled",
-        "ref",
         "retire_at",
         "retire_for",
         "since",
@@ -48,8 +40,6 @@ class Slot:
         "unverified",
         "uses",
         "waiter",
-        "where",
-        "why_unusable",
     )
 
     def __init__(self, bucket: Bucket, now: float) -> None:
@@ -58,27 +48,35 @@ class Slot:
         self.since = now  # dial begun, last returned, or handed out
         self.dialed_at = now  # when the dial began
         self.uses = 0
-        # The connection, while the pool has it.  While a caller has it the slot must not keep it
-        # alive: if the caller forgets it, its collection gives the slot back.
-        self.conn: Any = None
-        self.ref: Any = None  # callable -> the connection wherever it is, None once collected
         self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.waiter: Waiter | None = None  # that it was handed to, until this has run
-        self.where: Any = None  # the stack that acquired it, when the pool tracks
-        self.ident = 0  # id() of the connection
-        self.why_unusable: Callable[[], object] | None = None  # truthy: unread bytes, or dead
-        self.fd: int | None = None
-        self.identity: tuple[int, int] | None = None  # of the file behind fd, if it is no socket
         self.idled = 0.0  # how long it was idle before this hand-out
         self.checked_at = now
-        self.error: BaseException | None = None  # what broke it, for the listeners
-        self.forked = False  # left behind by a fork: it is the parent's
         self.close_reason: Reason | None = None  # close it as soon as it is not held
         self.unverified = False  # opened after failures, and not yet returned in good order
         self.retire_at = NEVER  # from then on replace it when that costs no caller anything
         self.retire_for = Reason.EXPIRED
         self.expires_at = NEVER  # from then on hand it to no caller
         self.fast_path_until = NEVER  # the fast path may have it until then
+
+    # What the runtime books
+
+    def dial_begins(self, now: float) -> None:
+        """Its dial is under way from now on, and not only wanted."""
+        self.since = now
+
+    def handed_out(self, now: float) -> None:
+        """A caller that did not have to wait gets it."""
+        self.uses += 1
+        self.since = now
+
+    def held_by(self, holder: Any) -> None:
+        """The greenlet that this proxy stands for has it from now on; None: no caller has."""
+        self.holder = holder
+
+    def check_begins(self, now: float) -> None:
+        """The server is asked for a sign of life, or has just given one."""
+        self.checked_at = now
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value} of {self.bucket.name!r}>"
@@ -103,7 +101,7 @@ class Waiter:
         self.bucket = bucket
         self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
         self.deadline = deadline
-        self.slot: Slot | None = None
+        self.slot: Any = None  # a Slot, of its bucket's kind
         self.error: BaseException | None = None
         self.expired = False
         self.requeued = False  # in line again, near the front
@@ -116,15 +114,10 @@ class Waiter:
         return self.slot is None and self.error is None and not self.expired
 
 
-_COUNTERS = (
-    *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
-    *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "dial_failed", "checked"),
-)
-_LONGEST = ("use_max", "wait_max", "connect_max")
-
-
 class Bucket:
     """Slots that are interchangeable, and the callers that want one."""
+
+    slot_type: type[Slot] = Slot
 
     def __init__(
         self,
@@ -175,19 +168,6 @@ class Bucket:
         self.closed = False
         self.filling = 0  # callers of fill() that wait for *size* connections
 
-        # The runtime's business.
-        self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
-        self.kept_hooks: Any = None  # that pool once it was collected, as long as there are slots
-        self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
-        self.retry_timer: Any = None  # runs during a back-off
-        self.shorten_timer: Any = None  # runs while a caller waits for a check
-        self.changed: Any = None  # an Event, for those that wait for slots to come or go
-        self.pins = 0  # of one of many: callers that are about to wait or do
-        self.on_empty: Callable[[Bucket], object] | None = None  # called when it has left, empty
-        self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
-        self.has_keepalive = True  # by the keepalive of its pool, if that has one
-        self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
-
         self.slots: dict[Slot, None] = {}
         self._idle = IdleQueue()
         self.waiters = Line()
@@ -212,28 +192,16 @@ class Bucket:
 
     def reset_counters(self) -> None:
         """Start to count from zero."""
-        self.use_count = self.wait_count = self.connect_count = 0
-        self.use_sum = self.wait_sum = self.connect_sum = 0.0
-        self.use_max = self.wait_max = self.connect_max = 0.0
-        self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
-        self.dialed = self.dial_failed = self.checked = 0
+        self.dial_failed = 0
         self.reasons: dict[Reason, int] = {}
 
     def absorb(self, other: Bucket) -> None:
         """Add what *other* has counted."""
-        for name in _COUNTERS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in _LONGEST:
-            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        self.dial_failed += other.dial_failed
         for reason, count in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
 
     # How it stands
-
-    @property
-    def endpoint(self) -> Any:
-        """Where its connections lead; None where that goes without saying."""
-        return self.key[0] if self.key else None
 
     @property
     def idle(self) -> int:
@@ -288,10 +256,6 @@ class Bucket:
         """Why the last dial failed; None once one has succeeded."""
         return self.dials.last_error
 
-    @last_error.setter
-    def last_error(self, error: BaseException | None) -> None:
-        self.dials.last_error = error
-
     @property
     def backoff(self) -> Backoff:
         """How long it pauses after failures."""
@@ -317,11 +281,6 @@ class Bucket:
     def min_kept(self) -> int:
         """How many connections *idle_timeout* leaves open."""
         return max(self.effective_min_size, self.min_idle)
-
-    @property
-    def empty(self) -> bool:
-        """Whether it has neither slots nor callers, nor has to remember a back-off."""
-        return not (self.slots or self.waiters or self.pins or self.retry_timer)
 
     @property
     def missing(self) -> int:
@@ -355,12 +314,32 @@ class Bucket:
         """The slot that has been idle longest, or None."""
         return self._idle.longest_idle()
 
+    # What the pool and the runtime set
+
+    def allow_fast_path(self, thread: int, max_idle: float = NEVER) -> None:
+        """Let callers of *thread* (0: of none) have what was idle for less than *max_idle* seconds
+        without asking the scheduler, when it opens the fast path; it is shut for now."""
+        self.fast_path_thread, self.fast_path_max_idle = thread, max_idle
+        self.fast_path_open = 0
+
+    def count_filling(self, change: int) -> None:
+        """So many more callers wait for *size* connections."""
+        self.filling += change
+
+    def spare_idle(self, min_idle: int) -> None:
+        """Have *idle_timeout* spare so many connections."""
+        self.min_idle = min_idle
+
+    def refuse_while_down(self, refuse: bool) -> None:
+        """Say whether callers are sent away during a back-off."""
+        self.fail_when_down = refuse
+
+    def note_error(self, error: BaseException) -> None:
+        """Have *error* be the cause of what callers get from now on."""
+        self.dials.last_error = error
+
     def __repr__(self) -> str:
         return (
             f"{self.name!r} {self.in_use} in use, {self.idle} idle, {self.connecting} connecting"
             f" | {len(self.waiters)} waiting"
         )
-
-
-def _nobody() -> None:
-    return None

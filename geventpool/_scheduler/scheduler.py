@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 from geventpool._scheduler.arbiter import Arbiter
 from geventpool._scheduler.effects import Effects
@@ -132,7 +133,7 @@ class Scheduler:
 
     # Callers
 
-    def try_checkout(self, bucket: Bucket, now: float) -> Slot | None:
+    def try_checkout(self, bucket: Bucket, now: float) -> Any:
         """An idle slot for a caller that has just come, now IN_USE; None if it must wait."""
         if bucket.waiters:
             return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 
-__all__ = ["about", "copy_of", "forget_frames"]
+__all__ = ["about", "copy_of", "forget_frames", "text_of"]
 
 
 def about(where: object, error: BaseException) -> str:
     """What *error* says, and where it was, unless it says that itself."""
-    text = str(error) or type(error).__name__
+    text = text_of(error) or type(error).__name__
     return text if str(where) in text else f"{where}: {text}"
 
 
@@ -38,3 +38,11 @@ def forget_frames(error: BaseException | None) -> None:
             seen.add(id(each))
             each.__traceback__ = None
             chain += [each.__cause__, each.__context__]
+
+
+def text_of(error: BaseException) -> str:
+    """``str(error)``, which may be a user's own and fail: then the name of its class."""
+    try:
+        return str(error)
+    except BaseException:
+        return f"<{type(error).__name__} without a text>"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from gevent import Timeout
 
 from geventpool._util.arguments import check_seconds, check_text, check_whole
 from geventpool._util.errors import forget_frames
+from geventpool._util.forks import Fork, in_child
 from geventpool._util.log import log_safely
 from geventpool._util.one_at_a_time import OneAtATime
 from geventpool.addresses import AddressGroup
@@ -293,17 +293,14 @@ def _run_lookup(
 _resolvers: weakref.WeakSet[LookupCache] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+@in_child
+def _in_child(fork: Fork) -> None:
     hub: Any = gevent.hub._get_hub()  # type: ignore[attr-defined]
     resolvers = list(_resolvers)
     if not resolvers or getattr(hub, "loop", None) is None:
         return
     # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll, and the
     # first look-up of a name wait for threads that are not here.
-    gevent.reinit(hub)
+    fork.once(gevent.reinit, hub)
     for resolver in resolvers:
         resolver._forked(hub)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -14,7 +14,7 @@ __all__ = ["ManagedLease"]
 class ManagedLease:
     """What ``manager.connection()`` returns: in a ``with`` it is a connection, for a while."""
 
-    __slots__ = ("_arguments", "_manager", "_options", "_sock", "_uses")
+    __slots__ = ("_arguments", "_hold", "_manager", "_options", "_sock")
 
     def __init__(
         self, manager: ConnectionManager, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -26,7 +26,7 @@ class ManagedLease:
     def __enter__(self) -> Any:
         manager = self._manager
         self._sock = sock = manager.get_connection(*self._arguments, **self._options)
-        self._uses = manager._pool.slots_by_id[id(sock)].uses
+        self._hold = manager._pool._hold_of(sock)
         return sock
 
     def __exit__(
@@ -36,4 +36,4 @@ class ManagedLease:
         traceback: TracebackType | None,
     ) -> None:
         sock, self._sock = self._sock, None
-        self._manager._end_lease(sock, self._uses, exc)
+        self._manager._end_lease(self._hold, sock, exc)

@@ -20,8 +20,6 @@ from typing import Any, cast
 
 from gevent import getcurrent
 
-from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.state import IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.log import log_safely
 from geventpool.addresses import AnyAddress, Resolver, address
@@ -38,7 +36,8 @@ from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
 from geventpool.manager.use import Use, blames_server
-from geventpool.pools.lease import DEFAULT
+from geventpool.pools import Limit
+from geventpool.pools.extension import DEFAULT, Hold
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "ConnectionManager"]
@@ -174,7 +173,7 @@ class ConnectionManager:
         the name of the limit; the one address's own error, or MultiConnectFailure with those of
         all; MarkedDownError where that was done by hand.  Nothing half-open stays behind.
         """
-        self._pool._runtime.assert_usable_here(self._pool)
+        self._pool._assert_usable_here()
         check_seconds("read_timeout", read_timeout)
         if sock_type is not None and not callable(sock_type):
             raise TypeError(f"sock_type must be callable, not {sock_type!r}")
@@ -278,7 +277,7 @@ class ConnectionManager:
 
         Its connections are closed, those in use on return.
         """
-        self._pool._runtime.assert_usable_here(self._pool)
+        self._pool._assert_usable_here()
         server = self.servers[address(target)]
         server.mark_down(monotonic(), seconds)
         self._pool.drain_address(server.address)
@@ -286,7 +285,7 @@ class ConnectionManager:
 
     def mark_up(self, target: object) -> None:
         """Use the address *target* again, and forget that it ever failed."""
-        self._pool._runtime.assert_usable_here(self._pool)
+        self._pool._assert_usable_here()
         self.servers[address(target)].mark_up(monotonic())
         self._log_transitions()
 
@@ -310,7 +309,7 @@ class ConnectionManager:
 
     def close(self, timeout: float | None = None) -> None:
         """Close it for good: as ``ConnectionPool.close``; afterwards calls get PoolClosed."""
-        self._pool._runtime.assert_usable_here(self._pool)
+        self._pool._assert_usable_here()
         self._names.close()
         self._pool.close(timeout)
 
@@ -337,8 +336,8 @@ class ConnectionManager:
 
     def _held(self, sock: Any) -> MonitoredSocket | None:
         """The socket in *sock*, which must be in use."""
-        self._pool._runtime.assert_usable_here(self._pool)
-        self._pool._runtime.find(self._pool, sock)
+        self._pool._assert_usable_here()
+        self._pool._hold_of(sock)
         return self._pool.socket_of(sock)
 
     def _failed(self, use: Use, error: BaseException | None) -> None:
@@ -347,11 +346,10 @@ class ConnectionManager:
         if use.counts and server.down_until is not None:
             self._pool.drain_address(server.address)
 
-    def _end_lease(self, sock: Any, uses: int, exc: BaseException | None) -> None:
+    def _end_lease(self, hold: Hold, sock: Any, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
         pool = self._pool
-        slot = pool.slots_by_id.get(id(sock))
-        if slot is None or slot.state is not IN_USE or slot.uses != uses:
+        if not pool._is_held(hold):
             return
         if exc is None:
             self.release_connection(sock)
@@ -364,9 +362,9 @@ class ConnectionManager:
             else:
                 use.cancelled()
         if pool._breaks_connection(exc):
-            pool._runtime.discard(pool, slot, sock, Reason.ERROR, exc)
+            pool._discard(hold, sock, Reason.ERROR, exc)
         else:
-            pool._runtime.checkin(pool, slot, sock, suspect=True)
+            pool._checkin(hold, sock, suspect=True)
         self._log_transitions()
 
     def _use_of(self, monitored: MonitoredSocket) -> Use:

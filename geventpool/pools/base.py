@@ -17,7 +17,7 @@ from gevent import getcurrent
 
 from geventpool import sockets
 from geventpool._runtime.runtime import Runtime
-from geventpool._scheduler.model import Bucket, Slot
+from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool.errors import PoolError
@@ -65,7 +65,7 @@ class BasePool(PoolExtension[C]):
         self.strict = settings.strict
         self.track = settings.track
         self.log = logging.getLogger(_LOGGER if name is None else f"{_LOGGER}.{name}")
-        self.slots_by_id: dict[int, Slot] = {}
+        self.slots_by_id: dict[int, ConnectionSlot] = {}
         self.maintenance: Any = None
         self.closed = False
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
@@ -82,6 +82,7 @@ class BasePool(PoolExtension[C]):
         for listener in settings.listeners:
             self.add_listener(listener)
         self._runtime = Runtime.of_this_thread()
+        self._desk = self._runtime.desk
 
     def _check_hooks(self, settings: PoolSettings) -> None:
         """See to it that what is set is there to be called."""
@@ -97,13 +98,13 @@ class BasePool(PoolExtension[C]):
             if getattr(settings, name) is not None and not self._overrides("_keepalive"):
                 raise ValueError(f"{name} is set, but _keepalive is not overridden")
 
-    def _new_bucket(self, name: str, **settings: Any) -> Bucket:
+    def _new_bucket(self, name: str, **settings: Any) -> PoolBucket:
         """A bucket with the settings of this pool, not yet known to the runtime."""
-        bucket = Bucket(name, **{**self._bucket_settings, **settings})
+        bucket = PoolBucket(name, **{**self._bucket_settings, **settings})
         bucket.owner = self._reference
         return bucket
 
-    def _all_buckets(self) -> Sequence[Bucket]:
+    def _all_buckets(self) -> Sequence[PoolBucket]:
         """Those that the runtime knows."""
         raise NotImplementedError
 
@@ -118,27 +119,27 @@ class BasePool(PoolExtension[C]):
 
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
-        slot = self._runtime.find(self, conn)
-        if slot.state is not CLOSED:
-            self._runtime.checkin(self, slot, conn)
+        hold = self._desk.find(self, conn)
+        if hold[0].state is not CLOSED:
+            self._desk.checkin(self, hold, conn)
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
 
         Raises NotInUse as ``release`` does.
         """
-        slot = self._runtime.find(self, conn)
-        if slot.state is not CLOSED:
-            self._runtime.discard(self, slot, conn, Reason.DISCARDED)
+        hold = self._desk.find(self, conn)
+        if hold[0].state is not CLOSED:
+            self._desk.discard(self, hold, conn, Reason.DISCARDED)
 
     def detach(self, conn: C) -> C:
         """Take *conn*, which you hold, out of the pool for good: closing it is up to you now.
 
         Raises NotInUse as ``release`` does.
         """
-        slot = self._runtime.find(self, conn)
-        if slot.state is not CLOSED:
-            self._runtime.detach(self, slot)
+        hold = self._desk.find(self, conn)
+        if hold[0].state is not CLOSED:
+            self._desk.detach(self, hold)
         return conn
 
     def close(self, timeout: float | None = None) -> None:
@@ -207,7 +208,7 @@ F = TypeVar("F", bound=BasePool[Any])
 
 
 def stats_of(
-    name: str, buckets: Sequence[Bucket], *, size: int, min_size: int, maximum: float
+    name: str, buckets: Sequence[PoolBucket], *, size: int, min_size: int, maximum: float
 ) -> PoolStats:
     """How the *buckets* stand together, and what they have counted."""
 

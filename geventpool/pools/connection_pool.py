@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
+from geventpool._runtime.introspection import holders
+from geventpool._runtime.slots import PoolBucket
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.state import NEVER
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
@@ -100,15 +101,16 @@ class ConnectionPool(BasePool[C]):
             limits=self._limits,
             lifo=order == "lifo" or (order is None and min_size < size),
         )
-        bucket.fast_path_max_idle = min(
-            NEVER if idle_timeout is None else idle_timeout,
-            NEVER if check_after is None else check_after,
-        )
         plain = not (track or self.has_is_alive or self.has_reset or max_uses is not None)
-        if plain and not self.listening:
-            bucket.fast_path_thread = self._runtime.ident
+        bucket.allow_fast_path(
+            self._runtime.ident if plain and not self.listening else 0,
+            min(
+                NEVER if idle_timeout is None else idle_timeout,
+                NEVER if check_after is None else check_after,
+            ),
+        )
         self._runtime.add(bucket)
-        self._bucket: Bucket = bucket
+        self._bucket: PoolBucket = bucket
 
     # Hooks to override
 
@@ -166,7 +168,7 @@ class ConnectionPool(BasePool[C]):
         already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
         is raised, the caller holds nothing and the pool has lost nothing.
         """
-        conn: C = self._runtime.acquire(self, self._bucket, self._max_wait(timeout))[1]
+        conn: C = self._desk.acquire(self, self._bucket, self._max_wait(timeout))[1]
         return conn
 
     @overload
@@ -228,7 +230,7 @@ class ConnectionPool(BasePool[C]):
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
         super().add_listener(listener)
         if self.listening and "_bucket" in self.__dict__:
-            self._bucket.fast_path_thread = self._bucket.fast_path_open = 0
+            self._bucket.allow_fast_path(0)
 
     # Looking
 
@@ -250,17 +252,17 @@ class ConnectionPool(BasePool[C]):
 
     def holders(self) -> tuple[Holder, ...]:
         """For each connection in use: who has it, for how long, and where it is just now."""
-        return self._runtime.holders((self._bucket,))
+        return holders((self._bucket,))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._bucket!r}>"
 
     # Inside
 
-    def _all_buckets(self) -> tuple[Bucket, ...]:
+    def _all_buckets(self) -> tuple[PoolBucket, ...]:
         return (self._bucket,) if "_bucket" in self.__dict__ else ()
 
-    def _bucket_of(self, *key: Any) -> Bucket:
+    def _bucket_of(self, *key: Any) -> PoolBucket:
         return self._bucket
 
     def _overrides(self, hook: str) -> bool:

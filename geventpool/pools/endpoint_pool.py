@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
-from geventpool._runtime.runtime import get_ident
+from geventpool._runtime.introspection import holders
+from geventpool._runtime.slots import ConnectionSlot, PoolBucket
+from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed
@@ -105,7 +106,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         self._min_idle = min_idle
         self._total = Limit(_maximum(total_max_size), f"{self.name} in total")
         self._lease: type[Any] = _LocalEndpointLease if greenlet_local else _EndpointLease
-        self._buckets: dict[E, Bucket] = {}
+        self._buckets: dict[E, PoolBucket] = {}
         self._on_empty = partial(_forget_bucket, weakref.ref(self))
         #: Has no connections: it adds up what those have counted that have left.
         self._past = self._make_bucket(None)
@@ -207,7 +208,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         self._max_size, self._min_idle = max_size, min_idle
         self._total.maximum = _maximum(total_max_size)
         for bucket in list(self._buckets.values()):
-            bucket.min_idle = min_idle
+            bucket.spare_idle(min_idle)
             self._runtime.resize(bucket, max_size, 0)
 
     def drain(self, endpoint: E | None = None, over: float = 0.0) -> None:
@@ -257,7 +258,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     def holders(self, endpoint: E | None = None) -> tuple[Holder, ...]:
         """For each connection in use: who has it, for how long, and where it is just now."""
-        return self._runtime.holders(self._chosen(endpoint))
+        return holders(self._chosen(endpoint))
 
     def __repr__(self) -> str:
         buckets = list(self._buckets.values())
@@ -273,14 +274,15 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     # Inside
 
-    def _acquire(self, endpoint: E, timeout: float | None) -> tuple[Slot, C]:
+    def _acquire(self, endpoint: E, timeout: float | None) -> tuple[ConnectionSlot, C]:
         bucket = self._expect(endpoint)
         try:
-            return self._runtime.acquire(self, bucket, timeout)
+            (slot, _), conn = self._desk.acquire(self, bucket, timeout)
+            return slot, conn
         finally:
             self._expected(bucket)
 
-    def _expect(self, endpoint: E) -> Bucket:
+    def _expect(self, endpoint: E) -> PoolBucket:
         """The bucket of *endpoint*, which does not leave before it is no more ``_expected``."""
         if get_ident() != self._runtime.ident:
             self._runtime.assert_usable_here(self)
@@ -294,12 +296,12 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         bucket.pins += 1
         return bucket
 
-    def _expected(self, bucket: Bucket) -> None:
+    def _expected(self, bucket: PoolBucket) -> None:
         bucket.pins -= 1
         if not bucket.slots:
             self._runtime.forget_if_empty(bucket)
 
-    def _make_bucket(self, endpoint: E | None) -> Bucket:
+    def _make_bucket(self, endpoint: E | None) -> PoolBucket:
         settings: dict[str, Any] = {
             "size": self._max_size,
             "min_size": 0,
@@ -324,22 +326,22 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         """
         return {}
 
-    def _chosen(self, endpoint: E | None) -> list[Bucket]:
+    def _chosen(self, endpoint: E | None) -> list[PoolBucket]:
         if endpoint is None:
             return list(self._buckets.values())
         bucket = self._find(endpoint)
         return [] if bucket is None else [bucket]
 
-    def _bucket_of(self, *key: Any) -> Bucket | None:
+    def _bucket_of(self, *key: Any) -> PoolBucket | None:
         return self._find(*key)
 
-    def _find(self, endpoint: E) -> Bucket | None:
+    def _find(self, endpoint: E) -> PoolBucket | None:
         try:
             return self._buckets.get(endpoint)
         except TypeError as error:
             raise TypeError(f"endpoint must be hashable, not {endpoint!r}") from error
 
-    def _all_buckets(self) -> list[Bucket]:
+    def _all_buckets(self) -> list[PoolBucket]:
         return list(self.__dict__.get("_buckets", {}).values())
 
     def _overrides(self, hook: str) -> bool:
@@ -347,7 +349,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         return getattr(own, "__func__", own) is not getattr(EndpointPool, hook)
 
 
-def _forget_bucket(pool: weakref.ref[EndpointPool[Any, Any]], bucket: Bucket) -> None:
+def _forget_bucket(pool: weakref.ref[EndpointPool[Any, Any]], bucket: PoolBucket) -> None:
     """Have the pool forget a bucket that has left, but not what it has counted."""
     if (owner := pool()) is not None and owner._buckets.get(bucket.endpoint) is bucket:
         del owner._buckets[bucket.endpoint]

@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from geventpool._runtime.hold import Hold
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
-from geventpool._scheduler.model import Bucket, Slot
+from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool._util.errors import copy_of
@@ -74,12 +73,12 @@ class PoolExtension(Generic[C]):
 
     # The pool's, which has this for a base.
     _runtime: Runtime
-    slots_by_id: dict[int, Slot]
+    slots_by_id: dict[int, ConnectionSlot]
 
-    def _all_buckets(self) -> Sequence[Bucket]:
+    def _all_buckets(self) -> Sequence[PoolBucket]:
         raise NotImplementedError
 
-    def _bucket_of(self, *key: Any) -> Bucket | None:
+    def _bucket_of(self, *key: Any) -> PoolBucket | None:
         """The bucket of *key*; None if that endpoint has nothing."""
         raise NotImplementedError
 
@@ -102,13 +101,12 @@ class PoolExtension(Generic[C]):
         do nothing.  Raises NotInUse if no caller has *conn*.  Does not switch.
         """
         owner: Any = self
-        slot = self._runtime.find(owner, conn)
-        return Hold(slot, slot.uses)
+        return self._runtime.desk.find(owner, conn)
 
     def _is_held(self, hold: Hold) -> bool:
         """Whether that caller still has it: it was not given back since, nor taken away by
         ``close(timeout)``, nor is it one that the parent of this process has.  Does not switch."""
-        return hold.slot.state is IN_USE and hold.slot.uses == hold.use
+        return is_held(hold)
 
     def _checkin(self, hold: Hold, conn: C, suspect: bool = False) -> None:
         """Take back *conn*, which is fit for use; *suspect*: unless bytes lie unread on it.
@@ -118,8 +116,8 @@ class PoolExtension(Generic[C]):
         by an exception, *conn* is not the caller's any more: it was closed, or is back.
         """
         owner: Any = self
-        if self._is_held(hold):
-            self._runtime.checkin(owner, hold.slot, conn, suspect)
+        if is_held(hold):
+            self._runtime.desk.checkin(owner, hold, conn, suspect)
 
     def _discard(
         self, hold: Hold, conn: C, reason: Reason, error: BaseException | None = None
@@ -130,8 +128,8 @@ class PoolExtension(Generic[C]):
         more.  May switch in listeners; the connection is gone by then.
         """
         owner: Any = self
-        if self._is_held(hold):
-            self._runtime.discard(owner, hold.slot, conn, reason, error)
+        if is_held(hold):
+            self._runtime.desk.discard(owner, hold, conn, reason, error)
 
     def _facts_of(self, conn: C) -> Facts | None:
         """What the pool knows of *conn*; None if it is none of its own (any more).
@@ -192,7 +190,7 @@ class PoolExtension(Generic[C]):
         ]
         for slot in closing if timeout > 0 else ():
             while slot.state is CLOSING:
-                if not runtime._wait_for_change(slot.bucket, now + timeout):
+                if not runtime.wait_for_change(slot.bucket, now + timeout):
                     return len(closing)
         return len(closing)
 
@@ -214,16 +212,14 @@ class PoolExtension(Generic[C]):
         try:
             while len(opened) < count:
                 left = None if ends_at is None else max(ends_at - monotonic(), 0.0)
-                slot, conn = runtime.acquire(owner, bucket, left)
-                opened.append((Hold(slot, slot.uses), conn))
+                opened.append(runtime.desk.acquire(owner, bucket, left))
         except BaseException:
             for hold, conn in opened:
                 self._discard(hold, conn, Reason.DISCARDED)
             raise
         for hold, conn in opened:
-            if self._is_held(hold):
-                hold.slot.conn = conn
-                runtime.scheduler.return_unused(hold.slot, monotonic())
+            if is_held(hold):
+                runtime.desk.return_unused(hold, conn)
 
     def _standing(self, *key: Any) -> Standing:
         """How things stand.  Does not switch, and costs about 1 µs."""
@@ -250,13 +246,13 @@ class PoolExtension(Generic[C]):
         """Have all in line get the error of a dial that fails from now on, and who comes during the
         back-off, too; or not any more.  Does not switch."""
         if (bucket := self._bucket_of(*key)) is not None:
-            bucket.fail_when_down = on
+            bucket.refuse_while_down(on)
 
     def _dial_was_killed(self, error: BaseException, *key: Any) -> None:
         """Have who waits get *error*: for a ``_new_connection`` that a kill is about to leave, as
         that is not theirs.  Does not switch."""
         if (bucket := self._bucket_of(*key)) is not None:
-            bucket.last_error = error
+            bucket.note_error(error)
 
     # Hang-ups, listeners, the log
 
@@ -266,17 +262,17 @@ class PoolExtension(Generic[C]):
         For ``_is_alive``: afterwards ``_facts_of(conn).close_reason`` is true to this moment.  Does
         not switch.
         """
-        self._runtime.hangups.poll()
+        self._runtime.index.hangups.poll()
 
     def _notify(self, event: PoolEvent) -> None:
         """Notify the listeners of *event*, by the method of that name: ``server_list_obtained`` of
         ServerListObtained.  What they raise is logged.  May switch, if a listener does."""
         owner: Any = self
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
-        self._runtime.notify(owner, name, event)
+        self._runtime.notifier.notify(owner, name, event)
 
     def _log(self, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
         """Log a line to the pool's logger, its name in front.  What a handler raises is printed.
         May switch, if a handler does."""
         owner: Any = self
-        self._runtime._log(owner, level, text, *args, exc_info=exc_info)
+        self._runtime.notifier.log(owner, level, text, *args, exc_info=exc_info)

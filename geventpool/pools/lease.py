@@ -13,8 +13,8 @@ from weakref import proxy
 
 from gevent import getcurrent
 
-from geventpool._runtime.runtime import get_ident
-from geventpool._scheduler.model import Bucket
+from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket
+from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER
 from geventpool.events import Reason
 
@@ -39,8 +39,9 @@ class Lease(Generic[C]):
     __slots__ = ("_bucket", "_conn", "_pool", "_slot", "_timeout", "_use")
 
     # No __init__, which ``get`` spells out: the call would cost as much as the clock.
-    _bucket: Bucket
+    _bucket: PoolBucket
     _pool: BasePool[C]
+    _slot: ConnectionSlot
     _timeout: float | None
 
     def __enter__(self) -> C:
@@ -74,9 +75,8 @@ class Lease(Generic[C]):
         pool, timeout = self._pool, self._timeout
         if timeout is DEFAULT:
             timeout = pool.timeout
-        slot, conn = pool._runtime.acquire(pool, bucket, timeout)
-        self._slot, self._conn, self._use = slot, conn, slot.uses
-        return conn
+        (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)
+        return self._conn
 
     def __exit__(
         self,
@@ -110,12 +110,13 @@ class Lease(Generic[C]):
                     self._pool._runtime.scheduler.release(slot, now)
                 return
         pool = self._pool
+        hold: Hold = slot, self._use
         if exc is None:
-            pool._runtime.checkin(pool, slot, self._conn)
+            pool._desk.checkin(pool, hold, self._conn)
         elif pool._breaks_connection(exc):
-            pool._runtime.discard(pool, slot, self._conn, Reason.ERROR, exc)
+            pool._desk.discard(pool, hold, self._conn, Reason.ERROR, exc)
         else:
-            pool._runtime.checkin(pool, slot, self._conn, suspect=True)
+            pool._desk.checkin(pool, hold, self._conn, suspect=True)
 
 
 class LocalLease(Lease[C]):

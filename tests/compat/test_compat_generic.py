@@ -33,7 +33,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from geventpool import Backoff, NotInUse, PoolClosed, PoolError, PoolTimeout
-from geventpool._runtime import runtime
+from geventpool._runtime import closer
 from geventpool.compat import generic_connection_pool as face
 from geventpool.compat.generic_connection_pool import (
     BaseConnectionManager,
@@ -1206,7 +1206,7 @@ def test_a_dispose_that_hangs_or_fails_gives_its_place_back(
 def test_an_on_release_that_hangs_as_well_as_dispose_gives_the_place_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (face.threading.pool, runtime):
+    for module in (face.threading.pool, closer):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
     manager = Hooked(release=Event().wait, dispose=Event().wait)
     with ConnectionPool[str, Conn](manager, max_size=1) as pool:
@@ -1517,7 +1517,7 @@ def test_what_a_write_cut_short_has_left_is_not_sent_later(
         def serve(self, sock: Any) -> None:
             Event().wait()
 
-    for module in (face.threading.pool, runtime):
+    for module in (face.threading.pool, closer):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 60)
     path, manager = tmp_path / "server", UnixSocketStreamConnectionManager()
     with Deaf(path=path), ConnectionPool[Any, Any](manager) as pool:

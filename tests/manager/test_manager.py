@@ -1430,7 +1430,7 @@ def test_a_dial_that_is_killed_is_no_failure_of_the_server(hosts: Hosts, manage:
 
     callers = [gevent.spawn(call) for _ in range(3)]
     server.wait_open(1)
-    gevent.killall(list(manager._pool._runtime.dialers.active))
+    gevent.killall(list(manager._pool._runtime.dialer.workers.active))
     gevent.joinall(callers, raise_error=True)
     assert len(set(map(id, caught))) == 3
     assert manager.servers[server.address].last_error is None

@@ -162,7 +162,7 @@ def test_a_close_that_is_cancelled_gives_its_place_back(
     with pool:
         pool.discard(pool.acquire("a"))
         assert pool.here.wait(5)
-        [closer] = pool._runtime.closers.active
+        [closer] = pool._runtime.closer.workers.active
         pool.where = None
         closer.kill(exc_class)
 

@@ -731,7 +731,7 @@ WAYS_TO_COME_FREE: dict[str, Callable[[Any, list[Any]], Any]] = {
     "drained": lambda pool, held: (pool.drain(), pool.release(held.pop())),
     "resized": lambda pool, held: pool.resize(1, 2),
     "broken": lambda pool, held: (
-        pool._runtime.scheduler.peer_closed(pool._runtime.find(pool, held[0]), 0.0)
+        pool._runtime.scheduler.peer_closed(pool._hold_of(held[0])[0], 0.0)
         or pool.release(held.pop())
     ),
 }
@@ -774,7 +774,7 @@ def test_a_waiter_hears_of_the_place_of_a_dial_that_comes_to_nothing(
             places.error = None
             dialing.kill()
         elif end == "is killed":
-            [dialer] = pool._runtime.dialers.active
+            [dialer] = pool._runtime.dialer.workers.active
             dialing.kill()
             dialer.kill()
         else:

@@ -2127,7 +2127,7 @@ def test_whatever_close_raises_the_place_is_free_again(maker, error):
 
 
 def test_a_close_that_hangs_is_cut_short(maker, monkeypatch):
-    monkeypatch.setattr("geventpool._runtime.runtime.CLOSE_TIMEOUT", 0.02)
+    monkeypatch.setattr("geventpool._runtime.closer.CLOSE_TIMEOUT", 0.02)
 
     class Hanging(ConnectionPool):
         def _new_connection(self):

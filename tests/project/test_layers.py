@@ -58,7 +58,6 @@ CLOCK_JUMPED = "geventpool._runtime.jump.clock_jumped"
 #: What breaks a rule today, by file.  Nothing may be added; a test below fails for what is no
 #: longer needed.
 NOT_YET: dict[str, set[str]] = {
-    "manager/manager.py": {"geventpool._scheduler.limit", "geventpool._scheduler.state"},
 }
 
 # The top-level packages a file may import besides the standard library.
@@ -243,6 +242,91 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
     assert isinstance(assigned["__version__"], str)
     assert sorted(set(assigned["__all__"]) - {"__version__"}) == sorted(names)
     assert not [name for name in names if name.startswith("_")]
+
+
+# Who writes what the scheduler decides by
+
+
+#: What only the scheduler changes, by the files and classes that say what there is.
+DECIDED = {"_scheduler/model.py": {"Slot", "Waiter", "Bucket"}, "_scheduler/limit.py": {"Limit"}}
+#: What is called like a field of theirs, and is another thing's.
+NAMESAKES = {
+    *("found.slot", "owner.closed", "self._session.closed"),
+    *("server.dials", "failed_dials.error"),
+}
+#: The two moves of the fast path, from IDLE to IN_USE and back.
+FAST_PATH = {("pools/lease.py", "Lease.__enter__"), ("pools/lease.py", "Lease.__exit__")}
+
+
+def written(tree: ast.AST) -> Iterator[ast.Attribute]:
+    """Yield each attribute that is assigned to or deleted in *tree*."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            yield node
+
+
+def fields_of(tree: ast.AST, classes: set[str]) -> set[str]:
+    """The names of what the instances of *classes* are made of."""
+    fields: set[str] = set()
+    for cls in ast.walk(tree):
+        if isinstance(cls, ast.ClassDef) and cls.name in classes:
+            fields.update(node.attr for node in written(cls) if is_self(node))
+            for node in cls.body:
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
+                    fields.update(ast.literal_eval(node.value))
+    return fields
+
+
+def is_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+FIELDS = {
+    field
+    for name, classes in DECIDED.items()
+    for field in fields_of(ast.parse((PACKAGE / name).read_text()), classes)
+} - {"name"}  # by which nothing is decided
+
+
+def meddling(name: str, source: str) -> list[str]:
+    """Where a file assigns to a field of a Slot, Waiter, Bucket or Limit: one line each."""
+    tree = ast.parse(source)
+    excused = set()
+    for cls in tree.body:
+        for node in cls.body if isinstance(cls, ast.ClassDef) else ():
+            if isinstance(node, ast.FunctionDef) and (name, f"{cls.name}.{node.name}") in FAST_PATH:
+                excused.update(written(node))
+    return [
+        f"geventpool/{name}:{node.lineno} sets {ast.unparse(node)}"
+        for node in written(tree)
+        if node.attr in FIELDS and not is_self(node) and node not in excused
+        if ast.unparse(node) not in NAMESAKES
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("_scheduler/")])
+def test_only_the_scheduler_changes_what_it_decides_by(name: str) -> None:
+    assert meddling(name, (PACKAGE / name).read_text()) == []
+
+
+def test_the_fields_that_only_the_scheduler_changes_are_found() -> None:
+    assert {"state", "since", "uses", "waiters", "_idle", "fast_path_open", "used"} <= FIELDS
+    assert not {"conn", "ref", "use_count", "pins"} & FIELDS
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "count"),
+    [
+        ("_runtime/desk.py", "def f(slot):\n    slot.state = IDLE", 1),
+        ("_runtime/desk.py", "slot.uses += 1\nslot.conn = None", 1),
+        ("pools/base.py", "a.bucket.size, b = 1, 2\ndel waiter.slot", 2),
+        ("pools/base.py", "class A:\n    def f(self):\n        self.size = 3", 0),
+        ("pools/lease.py", "class Lease:\n    def __enter__(self):\n        slot.state = 1", 0),
+        ("pools/lease.py", "class Lease:\n    def other(self):\n        slot.state = 1", 1),
+    ],
+)
+def test_a_change_from_outside_is_found(name: str, source: str, count: int) -> None:
+    assert len(meddling(name, source)) == count
 
 
 # The test itself

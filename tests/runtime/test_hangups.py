@@ -280,7 +280,7 @@ def test_a_connection_is_unwatched_before_it_is_closed() -> None:
             self.peer.close()
 
     watched_at_close: list[bool] = []
-    hangups = Runtime.of_this_thread().hangups
+    hangups = Runtime.of_this_thread().index.hangups
     with ConnectionPool(2, connect=Closes) as pool:
         pool.fill()
         conn = pool.acquire()
@@ -296,7 +296,7 @@ def test_a_connection_is_unwatched_before_it_is_closed() -> None:
 
 def test_a_detached_connection_is_not_watched_any_more() -> None:
     with EchoServer() as server:
-        hangups = Runtime.of_this_thread().hangups
+        hangups = Runtime.of_this_thread().index.hangups
         with ConnectionPool(1, connect=SocketFactory(server.address)) as pool:
             conn = pool.acquire()
             assert conn.fileno() in hangups._tokens
@@ -411,7 +411,7 @@ class Counted:
 
 
 def test_a_checkout_makes_no_call_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    hangups = Runtime.of_this_thread().hangups
+    hangups = Runtime.of_this_thread().index.hangups
     with EchoServer() as server:
         with ConnectionPool(5, connect=SocketFactory(server.address)) as pool:
             pool.fill()
@@ -444,7 +444,7 @@ def test_a_connection_without_a_descriptor_makes_no_call_at_all() -> None:
 
 def test_all_the_pools_of_a_hub_share_one() -> None:
     with ConnectionPool(1, connect=object) as one, ConnectionPool(1, connect=object) as other:
-        assert one._runtime.hangups is other._runtime.hangups
+        assert one._runtime.index.hangups is other._runtime.index.hangups
 
 
 def test_it_does_not_keep_a_program_alive() -> None:

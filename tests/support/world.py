@@ -97,8 +97,7 @@ class World:
         """What a caller gets who finds something idle."""
         slot = self.scheduler.try_checkout(bucket, self.now)
         assert slot is not None
-        slot.uses += 1
-        slot.since = self.now
+        slot.handed_out(self.now)
         return slot
 
     def enqueue(self, bucket: Bucket, timeout: float | None = None, ticket: int = 0) -> Waiter:

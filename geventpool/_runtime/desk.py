@@ -1,0 +1,309 @@
+"""Where callers get connections and give them back: lend, take back, discard, detach.
+
+The scheduler decides who gets which; here the caller's own greenlet waits, looks at what it got
+before it goes out of the house, and books what comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from gevent import getcurrent
+
+from geventpool import events
+from geventpool._runtime.checker import Checker
+from geventpool._runtime.connections import ConnectionIndex
+from geventpool._runtime.hooks import PoolHooks
+from geventpool._runtime.introspection import callers_stack
+from geventpool._runtime.notifier import Notifier
+from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, hold_of, is_held
+from geventpool._runtime.threads import get_ident
+from geventpool._runtime.waiting import WaitingLine
+from geventpool._scheduler.model import Waiter
+from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool.events import Reason
+
+if TYPE_CHECKING:
+    from geventpool._runtime.runtime import Runtime
+
+__all__ = ["Desk"]
+
+
+class Desk:
+    """What callers do.  Every verb that takes a connection back takes the Hold it was lent by."""
+
+    def __init__(
+        self, runtime: Runtime, index: ConnectionIndex, checker: Checker, notifier: Notifier
+    ) -> None:
+        self._runtime = runtime
+        self._hub = runtime.hub
+        self._ident = runtime.ident
+        self._scheduler = runtime.scheduler
+        self._line = WaitingLine(runtime, checker, notifier)
+        self._index = index
+        self._checker = checker
+        self._notifier = notifier
+
+    # Lend
+
+    def acquire(
+        self, owner: PoolHooks, bucket: PoolBucket, timeout: float | None
+    ) -> tuple[Hold, Any]:
+        """By what the current greenlet has a connection, and that."""
+        me = getcurrent()
+        if get_ident() != self._ident or me is self._hub or self._hub.dead:
+            self._runtime.assert_usable_here(bucket)
+        began = now = monotonic()
+        listening = owner.listening
+        if listening and timeout != 0 and bucket.own.full:
+            self._say_at_max(owner, bucket)
+        deadline = None if timeout is None else began + timeout
+        ticket = self._scheduler.next_ticket()
+        requeued = False
+        while True:
+            slot: Any = None
+            if bucket._idle and not bucket.waiters:
+                slot = self._scheduler.try_checkout(bucket, now)
+            if slot is not None:
+                slot.handed_out(now)
+            else:
+                waiter = Waiter(bucket, ticket, deadline, me.switch)
+                slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
+            if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
+                why_unusable = slot.why_unusable
+                if why_unusable is None or (slot.uses > 1 and not why_unusable()):
+                    break  # the plain case of what follows
+            if self._passes_checks(owner, slot, began, deadline, timeout):
+                break
+            requeued = True
+            now = monotonic()
+        conn = slot.conn
+        slot.conn = None
+        slot.held_by(weakref.proxy(me))
+        hold = slot, slot.uses
+        if owner.track:
+            slot.where = callers_stack()
+        if listening and "connection_checked_out" in listening:
+            self._say_checked_out(owner, hold, conn, monotonic() - began)
+        return hold, conn
+
+    def _say_at_max(self, owner: PoolHooks, bucket: PoolBucket) -> None:
+        if not bucket.idle and bucket.connecting <= len(bucket.waiters):
+            event = events.PoolAtMax(owner, bucket.own.maximum, endpoint=bucket.endpoint)
+            self._notifier.notify(owner, "pool_at_max", event)
+
+    def _say_checked_out(self, owner: PoolHooks, hold: Hold, conn: Any, waited: float) -> None:
+        endpoint = hold[0].bucket.endpoint
+        event = events.ConnectionCheckedOut(owner, conn, waited, endpoint=endpoint)
+        try:
+            self._notifier.notify(owner, "connection_checked_out", event)
+        except BaseException:
+            self.checkin(owner, hold, conn)
+            raise
+
+    # Look at it before it goes out
+
+    def _passes_checks(
+        self,
+        owner: PoolHooks,
+        slot: ConnectionSlot,
+        began: float,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> bool:
+        """Whether the slot just given to this caller is fit to be handed out; if not, it is gone.
+
+        The one probe per cycle, in the greenlet of the caller: the hub's state cannot change
+        between it and the hand-out.
+        """
+        if slot.state is not IN_USE:
+            return False  # handed over in the very loop pass of a fork: it is the parent's
+        hold = hold_of(slot)
+        reason = self._reason_to_close(owner, hold)
+        if reason is not None:
+            self._end(hold, slot.conn, reason)
+            return False
+        if owner.check_after is None or slot.idled <= owner.check_after:
+            return True
+        bound = owner.keepalive_timeout
+        if deadline is not None:
+            bound = min(bound, deadline - monotonic())
+        if bound <= 0:
+            self._scheduler.return_unused(slot, monotonic())
+            self._line.time_out(owner, slot.bucket, began, timeout)
+        return self._answers(owner, hold, bound)
+
+    def _reason_to_close(self, owner: PoolHooks, hold: Hold) -> Reason | None:
+        """Why a slot must not be handed out, as far as can be told without asking the server."""
+        slot = hold[0]
+        if slot.close_reason is not None:
+            return slot.close_reason
+        if owner.has_is_alive:
+            conn = slot.conn
+            try:
+                alive = owner._is_alive(*slot.bucket.key, conn)
+            except BaseException as exc:
+                self._end(hold, conn, Reason.DEAD, exc)
+                if not isinstance(exc, Exception):
+                    raise
+                self._notifier.log(owner, logging.WARNING, "_is_alive raised %r", exc)
+                return Reason.DEAD
+            return None if alive else Reason.DEAD
+        if slot.uses > 1:
+            return self._probe_reason(slot)
+        # No caller has used it yet, so what lies unread is a server's greeting.  A hang-up is not,
+        # and the hub may not have run since.
+        self._index.hangups.poll()
+        return slot.close_reason
+
+    def _probe_reason(self, slot: ConnectionSlot) -> Reason | None:
+        """Why the connection must not be used again, as far as a probe can tell, or None."""
+        if slot.why_unusable is None or not slot.why_unusable():
+            return None
+        # A hang-up looks like unread bytes; the hub may not have run since.
+        self._index.hangups.poll()
+        return slot.close_reason or Reason.UNREAD
+
+    def _answers(self, owner: PoolHooks, hold: Hold, bound: float) -> bool:
+        """Whether the server answers within *bound* seconds; if not, the slot is gone."""
+        slot = hold[0]
+        conn = slot.conn
+        try:
+            raised = self._checker.ask(owner, slot.bucket, conn, bound)
+        except BaseException as exc:
+            self._end(hold, conn, Reason.KEEPALIVE, exc)
+            raise
+        if raised is not None:
+            self._end(hold, conn, Reason.KEEPALIVE, raised)
+            text = "the check before hand-out failed: %r"
+            self._notifier.log(owner, logging.INFO, text, raised)
+            return False
+        slot.check_begins(monotonic())
+        if slot.close_reason is not None:
+            self._end(hold, conn, slot.close_reason)
+            return False
+        return True
+
+    # Take back
+
+    def checkin(self, owner: PoolHooks, hold: Hold, conn: Any, suspect: bool = False) -> None:
+        """Take back a connection that its holder thinks fit for use.
+
+        *suspect*: an exception left the ``with``, so look closer.
+        """
+        slot = hold[0]
+        bucket = slot.bucket
+        self._runtime.assert_usable_here(bucket)
+        back_at = now = monotonic()
+        if owner.has_reset and slot.close_reason is None and not bucket.closed:
+            if not self._reset(owner, hold, conn):
+                return
+            now = monotonic()
+        used = back_at - slot.since
+        bucket.count_use(used)
+        if suspect:
+            if slot.why_unusable is None and slot.fd is not None:
+                # No socket we know, but from now on it must be quiet too.
+                slot.why_unusable = owner._make_descriptor_probe(slot.fd)
+            reason = self._probe_reason(slot)
+            if reason is not None:
+                bucket.lost_uses += 1
+                self._end(hold, conn, reason)
+                return
+        elif slot.unverified:
+            self._scheduler.verified(slot)
+        slot.conn = conn
+        slot.where = None
+        slot.held_by(None)
+        self._scheduler.release(slot, now)
+        if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
+            event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
+            self._notifier.notify(owner, "connection_checked_in", event)
+
+    def _reset(self, owner: PoolHooks, hold: Hold, conn: Any) -> bool:
+        """Call the hook; whether the connection is as good as new, and still this caller's."""
+        try:
+            owner._reset_connection(*hold[0].bucket.key, conn)
+        except BaseException as exc:
+            if is_held(hold):
+                self._count_lost_use(hold[0])
+            self._end(hold, conn, Reason.RESET, exc)
+            if not isinstance(exc, Exception):
+                raise
+            self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", exc)
+            return False
+        return is_held(hold)  # else closed by force meanwhile
+
+    def return_unused(self, hold: Hold, conn: Any) -> None:
+        """Take back a connection that its holder has not used: it has been idle all the while."""
+        slot = hold[0]
+        slot.conn = conn
+        slot.where = None
+        slot.held_by(None)
+        self._scheduler.return_unused(slot, monotonic())
+
+    def discard(
+        self,
+        owner: PoolHooks,
+        hold: Hold,
+        conn: Any,
+        reason: Reason,
+        error: BaseException | None = None,
+    ) -> None:
+        """Take back a connection that must not be used again."""
+        bucket = hold[0].bucket
+        self._runtime.assert_usable_here(bucket)
+        self._count_lost_use(hold[0])
+        self._end(hold, conn, reason, error)
+        if error is not None and "connection_failed" in owner.listening:
+            event = events.ConnectionFailed(owner, error, conn, endpoint=bucket.endpoint)
+            self._notifier.notify(owner, "connection_failed", event)
+
+    def take_away(self, slot: ConnectionSlot, conn: Any) -> None:
+        """Close a connection under its holder."""
+        self._count_lost_use(slot)
+        self._end(hold_of(slot), conn, Reason.POOL_CLOSED)
+
+    def detach(self, owner: PoolHooks, hold: Hold) -> None:
+        """Let the holder keep the connection: it is not the pool's any more."""
+        slot = hold[0]
+        bucket = slot.bucket
+        self._runtime.assert_usable_here(bucket)
+        conn = slot.ref()
+        self._count_lost_use(slot)
+        self._index.forget(owner, slot)
+        self._scheduler.detach(slot, Reason.DETACHED, monotonic())
+        self._runtime.changed(bucket)
+        self._notifier.disposed(owner, bucket, conn, Reason.DETACHED)
+
+    def find(self, owner: PoolHooks, conn: Any) -> Hold:
+        """By what the caller has *conn*; NotInUse if it has not.
+
+        The slot is CLOSED if the caller has had it since before a fork: it is the parent's.
+        """
+        slot = self._index.find(owner, conn)
+        if slot is None:
+            self._runtime.assert_usable_here(owner)
+            slot = self._index.search(owner, conn)
+        return hold_of(slot)
+
+    def _end(
+        self, hold: Hold, conn: Any, reason: Reason, error: BaseException | None = None
+    ) -> None:
+        """Have the connection closed, if that use still lasts."""
+        if not is_held(hold):
+            return
+        slot = hold[0]
+        slot.conn = conn
+        slot.where = None
+        slot.held_by(None)
+        slot.broken_by = error
+        self._scheduler.discard(slot, reason, monotonic())
+
+    def _count_lost_use(self, slot: ConnectionSlot) -> None:
+        """Book the end of a use after which the connection is not the pool's any more."""
+        slot.bucket.lost_uses += 1
+        slot.bucket.count_use(monotonic() - slot.since)

@@ -1,0 +1,42 @@
+"""What the runtime needs of a pool: its settings, and the hooks, which get the bucket's key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from geventpool._runtime.slots import ConnectionSlot, PoolBucket
+
+__all__ = ["PoolHooks"]
+
+
+class PoolHooks(Protocol):
+    """A pool, as the runtime sees it."""
+
+    name: str
+    log: logging.Logger
+    listening: dict[str, tuple[Callable[[Any], object], ...]]
+    connect_timeout: float | None
+    keepalive: float | None
+    keepalive_timeout: float
+    check_after: float | None
+    max_waiting: int | None
+    track: bool
+    slots_by_id: dict[int, ConnectionSlot]  # id(connection) -> its slot
+    maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
+    closed: bool  # by close()
+    has_is_alive: bool  # whether _is_alive is the user's own
+    checks_on_checkout: bool  # whether a hand-out takes more than a probe
+    has_reset: bool
+
+    def _all_buckets(self) -> Sequence[PoolBucket]: ...
+    def _new_connection(self, *key: Any) -> Any: ...
+    def _keepalive(self, *key_and_conn: Any) -> object: ...
+    def _close_connection(self, *key_and_conn: Any) -> object: ...
+    def _is_alive(self, *key_and_conn: Any) -> bool: ...
+    def _fileno(self, *key_and_conn: Any) -> int | None: ...
+    def _reset_connection(self, *key_and_conn: Any) -> object: ...
+    def _is_socket(self, conn: Any) -> bool: ...
+    def _make_probe(self, conn: Any) -> Callable[[], object] | None: ...
+    def _make_descriptor_probe(self, descriptor: int) -> Callable[[], object]: ...

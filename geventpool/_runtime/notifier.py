@@ -1,0 +1,83 @@
+"""Tells the listeners of a pool and its log; whatever they do, the pool is whole."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from gevent import getcurrent
+from gevent.hub import Hub
+
+from geventpool import events
+from geventpool._runtime.hooks import PoolHooks
+from geventpool._runtime.slots import PoolBucket
+from geventpool._runtime.workers import WorkerGroup
+from geventpool._util.log import log_safely
+from geventpool.events import Reason
+
+__all__ = ["Notifier"]
+
+# A program that has set up no logging gets no lines of ours on its stderr.
+logging.getLogger("geventpool").addHandler(logging.NullHandler())
+
+
+class Notifier:
+    """Calls listeners and log handlers: both may switch, so the books come first."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.make_workers()
+
+    def make_workers(self) -> None:
+        """Begin with none, as in a forked child."""
+        self.workers = WorkerGroup(self._notify_now, 1)
+
+    def notify(self, owner: PoolHooks, what: str, event: Any) -> None:
+        """Notify the listeners of *owner* (from the hub: later); what they raise is logged."""
+        if what not in owner.listening:
+            return
+        if getcurrent() is self._hub:
+            self.workers.put((owner, what, event))
+            return
+        for listener in owner.listening.get(what, ()):
+            try:
+                listener(event)
+            except Exception:
+                self.log(owner, logging.ERROR, "%r failed", listener, exc_info=True)
+
+    def disposed(
+        self,
+        owner: PoolHooks,
+        bucket: PoolBucket,
+        conn: Any,
+        reason: Reason,
+        error: BaseException | None = None,
+    ) -> None:
+        """A connection is not the pool's any more."""
+        if "connection_disposed" in owner.listening:
+            event = events.ConnectionDisposed(owner, conn, reason, error, endpoint=bucket.endpoint)
+            self.notify(owner, "connection_disposed", event)
+
+    def lost(self, owner: PoolHooks, event: events.ConnectionLost) -> None:
+        """Say, a little later, that a connection was collected and never released."""
+        self.workers.put((owner, "connection_lost", event))
+
+    def log(
+        self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
+    ) -> None:
+        """Log a line that begins with the name of the pool."""
+        if owner.log.isEnabledFor(level):
+            log_safely(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
+
+    def _notify_now(self, item: tuple[PoolHooks, str, Any]) -> None:
+        owner, what, event = item
+        if what == "connection_lost":
+            self.log(
+                owner,
+                logging.WARNING,
+                "a connection was never released and has been garbage collected, %.3f s after it"
+                " was acquired%s",
+                event.used,
+                f" at\n{event.where}" if event.where else " (track=True tells where)",
+            )
+        self.notify(owner, what, event)

@@ -1,0 +1,158 @@
+"""What a slot and a bucket are to the runtime: a place with its connection, and the pool's part.
+
+The scheduler decides about ``Slot`` and ``Bucket`` and knows nothing of what stands here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from geventpool._scheduler.model import Bucket, Slot
+from geventpool._scheduler.state import IN_USE
+from geventpool.events import Reason
+
+__all__ = ["ConnectionSlot", "Hold", "PoolBucket", "hold_of", "is_held"]
+
+
+class ConnectionSlot(Slot):
+    """A slot and the connection in it."""
+
+    __slots__ = (
+        "broken_by",
+        "conn",
+        "fd",
+        "forked",
+        "ident",
+        "identity",
+        "ref",
+        "where",
+        "why_unusable",
+    )
+    bucket: PoolBucket
+
+    def __init__(self, bucket: Bucket, now: float) -> None:
+        super().__init__(bucket, now)
+        # The connection, while the pool has it.  While a caller has it the slot must not keep it
+        # alive: if the caller forgets it, its collection gives the slot back.
+        self.conn: Any = None
+        self.ref: Any = None  # callable -> the connection wherever it is, None once collected
+        self.where: Any = None  # the stack that acquired it, when the pool tracks
+        self.ident = 0  # id() of the connection
+        self.why_unusable: Callable[[], object] | None = None  # truthy: unread bytes, or dead
+        self.fd: int | None = None
+        self.identity: tuple[int, int] | None = None  # of the file behind fd, if it is no socket
+        self.broken_by: BaseException | None = None  # what broke it, for the listeners
+        self.forked = False  # left behind by a fork: it is the parent's
+
+
+#: One use of a slot: which, and its how-many-eth.  A state is no identity: whatever may have
+#: switched meanwhile, the slot may be another caller's by now, and IN_USE all the same.
+Hold: TypeAlias = tuple[ConnectionSlot, int]
+
+
+def hold_of(slot: ConnectionSlot) -> Hold:
+    """Its present use."""
+    return slot, slot.uses
+
+
+def is_held(hold: Hold) -> bool:
+    """Whether that use still lasts."""
+    slot, use = hold
+    return slot.state is IN_USE and slot.uses == use
+
+
+_COUNTERS = (
+    *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
+    *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "checked"),
+)
+_LONGEST = ("use_max", "wait_max", "connect_max")
+
+
+class PoolBucket(Bucket):
+    """A bucket and the pool's part in it: whose hooks, timers and greenlets serve it."""
+
+    slot_type = ConnectionSlot
+    slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
+    _idle: deque[ConnectionSlot]  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+
+        def idle_slots(self) -> Iterator[ConnectionSlot]: ...
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self.owner: Callable[[], Any] = _nobody  # -> the pool whose hooks open and close, or None
+        self.kept_hooks: Any = None  # that pool once it was collected, as long as there are slots
+        self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
+        self.retry_timer: Any = None  # runs during a back-off
+        self.shorten_timer: Any = None  # runs while a caller waits for a check
+        self.changed: Any = None  # an Event, for those that wait for slots to come or go
+        self.pins = 0  # of one of many: callers that are about to wait or do
+        self.on_empty: Callable[[PoolBucket], object] | None = None  # called when it left, empty
+        self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
+        self.has_keepalive = True  # by the keepalive of its pool, if that has one
+        self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
+
+    def reset_counters(self) -> None:
+        """Start to count from zero."""
+        super().reset_counters()
+        self.use_count = self.wait_count = self.connect_count = 0
+        self.use_sum = self.wait_sum = self.connect_sum = 0.0
+        self.use_max = self.wait_max = self.connect_max = 0.0
+        self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
+        self.dialed = self.checked = 0
+
+    def absorb(self, other: Bucket) -> None:
+        """Add what *other* has counted."""
+        super().absorb(other)
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in _LONGEST:
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+
+    def count_use(self, used: float) -> None:
+        """Book the end of a use that was so long."""
+        self.use_count += 1
+        self.use_sum += used
+        if used > self.use_max:
+            self.use_max = used
+
+    def count_wait(self, waited: float) -> None:
+        """Book the end of a wait that was so long, with a connection at its end."""
+        self.wait_count += 1
+        self.wait_sum += waited
+        if waited > self.wait_max:
+            self.wait_max = waited
+
+    def count_connect(self, seconds: float) -> None:
+        """Book a dial that succeeded and took so long."""
+        self.connect_count += 1
+        self.connect_sum += seconds
+        if seconds > self.connect_max:
+            self.connect_max = seconds
+
+    @property
+    def endpoint(self) -> Any:
+        """Where its connections lead; None where that goes without saying."""
+        return self.key[0] if self.key else None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has neither slots nor callers, nor has to remember a back-off."""
+        return not (self.slots or self.waiters or self.pins or self.retry_timer)
+
+    @property
+    def last_owner(self) -> Any:
+        """The pool, even if it was collected and its connections wait to be closed; or None."""
+        owner = self.owner()
+        return self.kept_hooks if owner is None else owner
+
+    def reason_counted(self, reason: Reason) -> int:
+        """How many connections were closed for *reason*."""
+        return self.reasons.get(reason, 0)
+
+
+def _nobody() -> None:
+    return None

@@ -1,0 +1,119 @@
+"""The wait of a caller that finds nothing at hand, in its own greenlet."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from geventpool import events
+from geventpool._runtime import refusals
+from geventpool._runtime.checker import Checker
+from geventpool._runtime.hooks import PoolHooks
+from geventpool._runtime.notifier import Notifier
+from geventpool._runtime.slots import ConnectionSlot, PoolBucket
+from geventpool._scheduler.model import Waiter
+
+if TYPE_CHECKING:
+    from geventpool._runtime.runtime import Runtime
+
+__all__ = ["WaitingLine"]
+
+
+class WaitingLine:
+    """Where callers stand; the scheduler says whose turn it is."""
+
+    def __init__(self, runtime: Runtime, checker: Checker, notifier: Notifier) -> None:
+        self._hub = runtime.hub
+        self._scheduler = runtime.scheduler
+        self._timers = runtime.timers
+        self._deadlines = runtime.deadlines
+        self._checker = checker
+        self._notifier = notifier
+
+    def wait(
+        self,
+        owner: PoolHooks,
+        waiter: Waiter,
+        began: float,
+        now: float,
+        timeout: float | None,
+        requeued: bool,
+    ) -> ConnectionSlot:
+        """Stand in line until there is a slot.  (Only ``wake`` switches here with the waiter.)"""
+        bucket: Any = waiter.bucket
+        deadline = waiter.deadline
+        late = deadline is not None and deadline <= now
+        if late or bucket.closed or owner.max_waiting is not None:
+            self._may_wait(owner, bucket, late, began, timeout)
+        self._scheduler.enqueue(waiter, now, requeued)
+        deadlines = self._deadlines
+        if deadline is not None and (deadline < deadlines.at or deadlines.idle):
+            deadlines.set(deadline)
+        if bucket.retry_timer is not None:
+            self._timers.keep_alive(bucket)
+        if bucket.checking and waiter.slot is None:
+            self._timers.shorten(bucket, self._checker.end_some)
+        try:
+            while self._hub.switch() is not waiter:
+                pass
+        except BaseException:
+            self._give_up(waiter)
+            raise
+        if not self._scheduler.with_waiters:
+            deadlines.relax()
+        slot: ConnectionSlot | None = waiter.slot
+        if slot is None:
+            self._raise(owner, waiter, began, timeout)
+        waited = slot.since - began
+        bucket.wait_count += 1
+        bucket.wait_sum += waited
+        if waited > bucket.wait_max:
+            bucket.wait_max = waited
+        return slot
+
+    def time_out(
+        self, owner: PoolHooks, bucket: PoolBucket, began: float, timeout: float | None
+    ) -> NoReturn:
+        """Raise the PoolTimeout of a caller that began to wait at *began*."""
+        bucket.timed_out += 1
+        now = monotonic()
+        error = refusals.no_connection(bucket, timeout, now)
+        if "acquire_timed_out" in owner.listening:
+            event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
+            self._notifier.notify(owner, "acquire_timed_out", event)
+        raise error from bucket.last_error
+
+    def _may_wait(
+        self, owner: PoolHooks, bucket: PoolBucket, late: bool, began: float, timeout: float | None
+    ) -> None:
+        if bucket.closed:
+            raise refusals.pool_closed(bucket)
+        if late:
+            self.time_out(owner, bucket, began, timeout)
+        if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:
+            bucket.refused += 1
+            raise refusals.pool_full(bucket, owner.max_waiting)
+
+    def _give_up(self, waiter: Waiter) -> None:
+        """Leave the line after a Timeout or a kill.
+
+        The caller may have been served in this very loop pass (50 of 50 times, with 5 ms of
+        callbacks queued before its wake-up): look, rather than trust how the wait ended.
+        """
+        bucket: Any = waiter.bucket
+        if waiter.wake_handle is not None:
+            waiter.wake_handle.stop()
+        bucket.abandoned += 1
+        self._scheduler.cancel(waiter, monotonic())
+        self._deadlines.relax()
+
+    def _raise(
+        self, owner: PoolHooks, waiter: Waiter, began: float, timeout: float | None
+    ) -> NoReturn:
+        """Raise what the wait has ended in."""
+        bucket: Any = waiter.bucket
+        if bucket.closed:
+            raise refusals.pool_closed(bucket)
+        if waiter.error is not None:
+            raise waiter.error
+        self.time_out(owner, bucket, began, timeout)
