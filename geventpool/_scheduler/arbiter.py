@@ -216,7 +216,10 @@ class Arbiter:
         barrier = None
         if bucket.connecting < wanted and now >= bucket.retry_at:
             while bucket.connecting < wanted and not bucket.own.full:
-                barrier = next((limit for limit in bucket.shared if limit.reserved), None)
+                for limit in bucket.shared:
+                    if limit.reserved:
+                        barrier = limit
+                        break
                 if barrier is not None:
                     break
                 self._ledger.begin_dial(bucket, now)

@@ -237,10 +237,12 @@ class Scheduler:
         if bucket.waiters and not (bucket.shared and bucket.crowded):
             self.ledger.hand_over(slot, bucket.waiters.oldest, now)
             slot.idled = 0.0
-            if bucket.shared or bucket.coming:
+            if bucket.coming or (bucket.shared and not bucket.waiters):
                 self._reconcile(bucket, now)  # no place need be kept for it any more
             elif not bucket.waiters:
                 self.ledger.update_fast_path(bucket)
+            elif bucket.demand:
+                self.ledger.file(bucket)
             return
         if bucket.open > bucket.size and not bucket.waiters:
             self.discard(slot, Reason.SURPLUS, now)
