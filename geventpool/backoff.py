@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, field
+
+from geventpool._util.arguments import check_number, check_share
 
 __all__ = ["Backoff"]
 
@@ -32,21 +33,14 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name in ("first", "factor", "longest", "jitter"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, not {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, not {value!r}")
-        if self.first < 0:
-            raise ValueError(f"first must not be negative: {self.first!r} s")
+            check_number(name, getattr(self, name))
         if self.factor < 1:
             raise ValueError(f"factor must be at least 1, or waits would shrink: {self.factor!r}")
         if self.longest < self.first:
             raise ValueError(
                 f"longest ({self.longest!r} s) is shorter than first ({self.first!r} s)"
             )
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}")
+        check_share("jitter", self.jitter)
 
     def delay(self, failures: int) -> float:
         """The wait in seconds after *failures* failures in a row; 0.0 before the first."""

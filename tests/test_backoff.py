@@ -133,11 +133,11 @@ def test_what_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"first": -0.1}, "first must not be negative"),
+        ({"first": -0.1}, "first must be finite and not negative"),
         ({"factor": 0.9}, "factor must be at least 1"),
         ({"first": 2.0, "longest": 1.0}, "longest .* is shorter than first"),
-        ({"jitter": -0.1}, "jitter must be between 0 and 1"),
-        ({"jitter": 1.1}, "jitter must be between 0 and 1"),
+        ({"jitter": -0.1}, "jitter must be finite and not negative"),
+        ({"jitter": 1.1}, "jitter must be a share between 0 and 1"),
     ],
 )
 def test_waits_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:

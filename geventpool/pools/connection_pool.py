@@ -56,6 +56,30 @@ class ConnectionPool(BasePool[C]):
     - *listeners*: told what happens, see PoolListener; *track*: remember where each connection
       was acquired, for ``holders()``; *name*: for messages, metrics, and the log, whose logger is
       ``geventpool.pool.NAME`` (without a name ``geventpool.pool``).
+
+    Hooks to override: what the pool calls, and callers have no use for.  Whatever they raise, the
+    pool is whole; what is not an ``Exception`` (a kill, a Timeout from outside) also goes on its
+    way.
+
+    - ``_new_connection()``: opens a connection, for each dial.  Called in a greenlet of the pool;
+      may switch; bounded by *connect_timeout*.  What it raises, or None: a failed dial, with a
+      back-off after it; the cause of PoolTimeouts, or, with *fail_fast*, a caller's own error.
+    - ``_keepalive(conn)``: asks the server for a sign of life, see *keepalive* and *check_after*.
+      Called in a greenlet of the pool, and before a hand-out in the caller's; may switch; bounded
+      by *keepalive_timeout*, by the caller's *timeout*, and sooner where a caller waits in line.
+      What it raises: *conn* is closed, and a caller gets another one.
+    - ``_is_alive(conn)``: whether *conn* may be handed out, before each time; overridden, it takes
+      the place of the pool's own look at the socket.  Called in the caller's greenlet; must not
+      switch; bounded by nothing.  What it raises is logged: *conn* is closed, as for False.
+    - ``_reset_connection(conn)``: makes *conn* as good as new, on each return that does not close
+      it.  Called in the greenlet that gives it back; may switch; bounded by nothing.  What it
+      raises is logged, and *conn* is closed.
+    - ``_close_connection(conn)``: closes *conn*, which left the pool; by default ``conn.close()``.
+      Called in a greenlet of the pool; may switch; bounded by 5 s.  What it raises is logged, and
+      *conn* counts as closed.
+    - ``_fileno(conn)``: the descriptor whose hang-up is to be noticed (None: none), once after each
+      dial.  Called in a greenlet of the pool; must not switch; bounded by nothing.  What it raises
+      is logged, and *conn* is not watched.
     """
 
     def __init__(

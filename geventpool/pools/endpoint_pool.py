@@ -68,6 +68,11 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     All other arguments, the hooks and the verbs are those of ConnectionPool; hooks get the
     endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff* and
     *fail_fast* are for each endpoint.  Durations are seconds; None means no bound.
+
+    Hooks to override, which are called as those of ConnectionPool: ``_new_connection(endpoint)``,
+    ``_keepalive(endpoint, conn)``, ``_is_alive(endpoint, conn)``,
+    ``_reset_connection(endpoint, conn)``, ``_close_connection(endpoint, conn)``,
+    ``_fileno(endpoint, conn)``.
     """
 
     def __init__(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import signal
 import subprocess
 import sys
+from array import array
+from typing import Any
 
 import pytest
 
+from geventpool.demo.verdicts import Figures, judge
+from geventpool.errors import PoolTimeout
 from support import ROOT
 
 # The demo with a pool that keeps every connection, whatever has left its `with`.
 CARELESS = """
 import sys
-from geventpool.__main__ import Demo, main
+from geventpool.__main__ import main
+from geventpool.demo import Demo
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
@@ -64,10 +71,21 @@ def test_a_pool_that_keeps_spoiled_connections_fails_the_demo() -> None:
     assert "BROKEN" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["top", "check", "demp"])
+def test_a_command_that_is_not_there_is_refused_with_those_that_are(command: str) -> None:
+    done = run("-m", "geventpool", command)
+
+    assert done.returncode == 2
+    assert repr(command) in done.stderr
+    assert "demo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_a_command_it_shows_its_help() -> None:
     done = run("-m", "geventpool")
 
-    assert "demo" in done.stdout + done.stderr
+    assert "demo" in done.stdout
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("option", ["--seconds=-1", "--seconds=soon", "--port=0", "--port=99999"])
@@ -104,3 +122,70 @@ def test_ctrl_c_ends_it_with_the_table_and_leaves_no_server() -> None:
 
     assert "requests answered" in rest, errors
     assert "Traceback" not in errors
+
+
+# The verdicts, which are judged by the figures alone
+
+
+def figures_of_a_good_run() -> Figures:
+    return Figures(
+        connections=20,
+        own_server=True,
+        worked=True,
+        began_at=100.0,
+        ended_at=108.0,
+        answered=5000,
+        waits=array("d", [0.010, 0.010, 0.030]),
+        longest_hold=0.1,
+        cut_short=20,
+        died_at=103.0,
+        back_at=106.0,
+        first_reply_at=106.5,
+        last_reply_at=107.0,
+        failed_dials=12,
+    )
+
+
+def broken(figures: Figures) -> list[str]:
+    return [verdict.label for verdict in judge(figures) if verdict.kept is False]
+
+
+def test_a_run_that_kept_every_promise_has_nothing_broken() -> None:
+    rows = list(judge(figures_of_a_good_run()))
+
+    assert broken(figures_of_a_good_run()) == []
+    assert "1,111 a second" in rows[0].remark  # 5000 in the 4.5 s without the outage
+    assert all(row.kept is not None for row in rows[2:])
+
+
+@pytest.mark.parametrize(
+    ("label", "change"),
+    [
+        ("requests answered", {"answered": 0}),
+        ("wrong replies", {"wrong": 1}),
+        ("cut short by the server's end", {"cut_short": 21}),
+        ("slowest wait for a connection", {"waits": array("d", [0.010, 0.010, 0.151])}),
+        ("dials while the server was away", {"failed_dials": 13}),
+        ("time to recover: the first reply", {"first_reply_at": 107.21}),
+        ("a reply for everybody", {"last_reply_at": 107.51}),
+        ("a reply for everybody", {"unserved": {7}}),
+        ("callers sent away", {"refusals": [PoolTimeout("late")]}),
+    ],
+)
+def test_each_promise_that_was_broken_is_named(label: str, change: dict[str, Any]) -> None:
+    figures = dataclasses.replace(figures_of_a_good_run(), **change)
+
+    assert label in broken(figures)
+
+
+def test_what_a_busy_machine_delayed_is_no_fault_of_the_pool() -> None:
+    late = {"first_reply_at": 107.5, "last_reply_at": 107.8, "lag": 0.4}
+
+    assert broken(dataclasses.replace(figures_of_a_good_run(), **late)) == []
+
+
+def test_a_run_that_was_interrupted_in_the_outage_is_not_judged_by_its_end() -> None:
+    never = dict.fromkeys(("back_at", "first_reply_at", "last_reply_at"), math.inf)
+    figures = dataclasses.replace(figures_of_a_good_run(), interrupted=True, **never)
+
+    assert broken(figures) == []
