@@ -10,7 +10,7 @@ import gevent
 
 from geventpool._util.clock import part_of
 from geventpool._util.errors import about
-from geventpool.addresses import AnyAddress
+from geventpool.addresses import AddressGroup, AnyAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, OutOfSockets, PoolTimeout
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import Attempt
@@ -35,11 +35,14 @@ class AddressWalk:
         endpoint_at: Callable[[AnyAddress], Endpoint],
         ends_at: float,
         read_timeout: float | None,
+        refresh: Callable[[], AddressGroup | None],
     ) -> None:
         self.servers, self.pool = servers, pool
         self.name, self.group, _, self.info = found
         self.endpoint_at = endpoint_at
         self.ends_at, self.read_timeout = ends_at, read_timeout
+        self.refresh = refresh
+        self.failed = False  # a server could not be connected to
         self.tried: set[AnyAddress] = set()
         self.errors: list[tuple[AnyAddress, BaseException]] = []
 
@@ -49,11 +52,29 @@ class AddressWalk:
             if again and not self._pause(again):
                 break
             self.tried.clear()
-            for attempt in self._attempts():
-                conn = self._try_address(attempt)
-                if conn is not None:
-                    return conn
+            conn = self._try_all()
+            if conn is None and self._have_moved():
+                conn = self._try_all()
+            if conn is not None:
+                return conn
         raise self._failure()
+
+    def _try_all(self) -> Any:
+        for attempt in self._attempts():
+            conn = self._try_address(attempt)
+            if conn is not None:
+                return conn
+        return None
+
+    def _have_moved(self) -> bool:
+        """Whether the name leads to other addresses by now, none of those known being of use."""
+        if not self.failed:
+            return False
+        group = self.refresh()
+        if group is None or group.addresses <= self.group.addresses:
+            return False
+        self.group = group
+        return True
 
     def _attempts(self) -> Iterator[Attempt]:
         """One at each address, the best of those left first.
@@ -124,6 +145,7 @@ class AddressWalk:
         else:
             self._hand_out(conn, use, fresh=slot.uses == 1)
             return conn
+        self.failed |= not isinstance(failed, OutOfSockets)
         self.errors.append((attempt.address, failed.with_traceback(None)))
         if blamed:
             attempt.failed(monotonic(), failed)
