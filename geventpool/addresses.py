@@ -164,18 +164,23 @@ class AddressGroup:
 
     Iterating gives all of them in the order in which to try them, a new one each time.  Groups
     are equal if their tiers have the same addresses with the same weights, in whatever order.
-    They never change.
+    They never change.  *raced*: they are those of one host, of which the first to answer is as good
+    as any other, and they are tried as such (RFC 8305); else each is tried in its turn.
 
     Raises ValueError if there is no tier, a tier is empty or a weight is negative or not finite,
     and TypeError if *tiers* has another shape; the error says where in *tiers*.
     """
 
-    __slots__ = ("addresses", "tiers")
+    __slots__ = ("addresses", "raced", "tiers")
 
     tiers: tuple[Tier, ...]
     addresses: frozenset[AnyAddress]
+    raced: bool
 
-    def __init__(self, tiers: Iterable[Iterable[tuple[float, object]]]) -> None:
+    def __init__(
+        self, tiers: Iterable[Iterable[tuple[float, object]]], *, raced: bool = False
+    ) -> None:
+        self.raced = raced
         self.tiers = tuple(
             tuple(_weighted(item, f"{place}[{number}]") for number, item in enumerate(tier))
             for place, tier in _named(tiers)
@@ -188,11 +193,11 @@ class AddressGroup:
         self.addresses = frozenset(each for tier in self.tiers for _, each in tier)
 
     @classmethod
-    def of(cls, *targets: object) -> AddressGroup:
+    def of(cls, *targets: object, raced: bool = False) -> AddressGroup:
         """A group of one tier of equal weights: ``AddressGroup.of("a:80", ("b", 80))``."""
         if not targets:
             raise ValueError("targets must be at least one address, and there is none")
-        return cls([[(1.0, target) for target in targets]])
+        return cls([[(1.0, target) for target in targets]], raced=raced)
 
     def connect_ordering(
         self, draw: Callable[[float], float] = random.expovariate

@@ -26,7 +26,8 @@ class DnsResolver(LookupCache):
     """The A and AAAA records of a host, by way of gevent's resolver: hosts file, search list, all.
 
     A name is ``"host:port"``, or ``"host"`` if there is a default *port*.  All its addresses make
-    one tier, with equal weights.  Numeric addresses and ``"unix:/path"`` cost no look-up.
+    one tier, with equal weights, and are raced when they are connected to.  Numeric addresses and
+    ``"unix:/path"`` cost no look-up.
 
     As getaddrinfo does not tell how long an answer is good for, *ttl* says so, in seconds.  A stale
     answer is still given out at once for as long again, while one look-up in the background brings
@@ -132,7 +133,8 @@ class _AddressLookup:
         hosts = dict.fromkeys(_host(info[4]) for info in infos)
         if not hosts:
             raise Absent("no address", tried)
-        return Answer(AddressGroup.of(*[Address(host, target.port) for host in hosts]), self.ttl)
+        targets = [Address(host, target.port) for host in hosts]
+        return Answer(AddressGroup.of(*targets, raced=True), self.ttl)
 
     def _split(self, name: str) -> AnyAddress:
         """The host and port that *name* spells.  Raises ValueError if it does not."""

@@ -19,11 +19,14 @@ from gevent.event import Event
 
 from geventpool._util.arguments import check_seconds, check_text
 from geventpool._util.log import log_safely
-from geventpool.addresses import AddressGroup, AnyAddress, Resolver
+from geventpool.addresses import AddressGroup, AnyAddress, Resolver, described, resolve_by
 
 __all__ = ["Watcher"]
 
 _log = logging.getLogger("geventpool.watcher")
+
+#: Seconds that a look-up may hold up those of other names.
+_PATIENCE = 1.0
 
 Placement = tuple[tuple[int, float], ...]  # the tiers that an address is in, and its weight there
 OnChange = Callable[[str, frozenset[AnyAddress], frozenset[AnyAddress], AddressGroup], object]
@@ -39,7 +42,8 @@ class Watcher:
     look-up that fails, or finds no such name, says nothing and removes nothing.
 
     It is called in the watcher's own greenlet, one for all names, which looks at one after the
-    other; while *on_change*, or a look-up, blocks, no other is looked at.  What it raises is
+    other; while *on_change* blocks, no other is looked at.  A look-up that takes longer than a
+    second goes on by itself, and the others are looked at meanwhile.  What *on_change* raises is
     logged.  If it is a method, its object is held weakly.  When that is gone, or the watcher is,
     or on ``close()``, the greenlet ends.
     """
@@ -91,10 +95,13 @@ class Watcher:
 
     def discard(self, name: str) -> None:
         """Watch *name* no longer, if it was watched; nothing more is told of it."""
-        self._names.pop(name, None)
+        watched = self._names.pop(name, None)
+        if watched is not None:
+            watched.stop()
 
     def look(self) -> None:
-        """Look at every name now, not only when the interval is over; blocks until that is done."""
+        """Look at every name now, not only when the interval is over; blocks until that is done,
+        for a second at most for each name."""
         if gevent.getcurrent() is self._greenlet:
             raise RuntimeError("on_change must not wait for the next look: it is in the way")
         if self.closed or not self._names:
@@ -107,7 +114,8 @@ class Watcher:
     def close(self) -> None:
         """Tell nothing more.  Does not block; a call of *on_change* under way is not cut short."""
         self.closed = True
-        self._names.clear()
+        for name in list(self._names):
+            self.discard(name)
         self._bell.event.set()
         # In the middle of a look-up it would go on for as long as that takes.
         if self._greenlet not in (None, gevent.getcurrent()) and not self._telling:
@@ -148,15 +156,10 @@ class Watcher:
         watched = self._names.get(name)
         if watched is None:
             return
-        try:
-            group = self.resolver.resolve(name)
-            if self._names.get(name) is not watched:
-                return  # discarded meanwhile
-            change = watched.changed(group, self._clock(), self.hold)
-        except (Exception, Timeout) as error:
-            # A Timeout, too: in this greenlet it can only be the resolver's.
-            log_safely(_log, logging.DEBUG, "watching %r: %r", name, error)
-            return
+        group = self._ask(name, watched)
+        if group is None or self._names.get(name) is not watched:
+            return  # discarded meanwhile
+        change = watched.changed(group, self._clock(), self.hold)
         on_change = self._on_change()
         if change is None or on_change is None:
             return
@@ -167,6 +170,35 @@ class Watcher:
             log_safely(_log, logging.ERROR, "on_change raised, told of %r", name, exc_info=True)
         finally:
             self._telling = False
+
+    def _ask(self, name: str, watched: _Watched) -> AddressGroup | None:
+        """What the resolver says of *name*; None if it does not say, or not yet."""
+        left_behind = not watched.is_late  # by a greenlet of ours that was killed
+        if watched.lookup is None or (left_behind and watched.lookup.ready()):
+            watched.lookup = gevent.spawn(_outcome_of, self.resolver, name)
+        if not watched.is_late:
+            watched.lookup.join(_PATIENCE)
+        if not watched.lookup.ready():
+            if not watched.is_late:
+                watched.is_late = True
+                who = described(self.resolver)
+                text = "%r is watched, and %s has not answered for %s s; it is waited for"
+                log_safely(_log, logging.WARNING, text, name, who, _PATIENCE)
+            return None
+        outcome = watched.lookup.value
+        watched.lookup, watched.is_late = None, False
+        if isinstance(outcome, AddressGroup):
+            return outcome
+        log_safely(_log, logging.DEBUG, "watching %r: %r", name, outcome)
+        return None
+
+
+def _outcome_of(resolver: Resolver, name: str) -> object:
+    """What a look-up brings, or raises: a Timeout, too, as in its greenlet it can be no other's."""
+    try:
+        return resolve_by(resolver, name)
+    except (Exception, Timeout) as error:
+        return error
 
 
 class _Bell:
@@ -200,6 +232,13 @@ class _Watched:
     def __init__(self, notified: dict[AnyAddress, Placement] | None) -> None:
         self.notified = notified
         self.since: dict[AnyAddress, tuple[Placement | None, float]] = {}
+        self.lookup: gevent.Greenlet[..., object] | None = None
+        self.is_late = False  # it is not waited for
+
+    def stop(self) -> None:
+        """Look no further."""
+        if self.lookup is not None:
+            self.lookup.kill(block=False)
 
     def changed(
         self, group: AddressGroup, now: float, hold: float

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 
 from geventpool._util.clock import part_of
 from geventpool._util.errors import about
-from geventpool.addresses import AnyAddress
+from geventpool.addresses import AddressGroup, AnyAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, OutOfSockets, PoolTimeout
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import Attempt
 from geventpool.manager.names import Target
 from geventpool.manager.socket_pool import DialError, Endpoint, SocketPool
 from geventpool.manager.use import Use
+from geventpool.sockets.happy_eyeballs import STAGGER
 
 __all__ = ["AddressWalk"]
 
 _IMPATIENT = 0.1  # a caller that waited less has learnt nothing about the server
 _FRESH = 0.05  # seconds for which a ranking of servers is good
+
+
+class _Turn(NamedTuple):
+    """An address has its turn, of so many *seconds*, until *ends_at*; a *brief* one decides
+    nothing."""
+
+    attempt: Attempt
+    seconds: float
+    ends_at: float
+    brief: bool
 
 
 class AddressWalk:
@@ -35,11 +47,15 @@ class AddressWalk:
         endpoint_at: Callable[[AnyAddress], Endpoint],
         ends_at: float,
         read_timeout: float | None,
+        refresh: Callable[[], AddressGroup | None],
     ) -> None:
         self.servers, self.pool = servers, pool
         self.name, self.group, _, self.info = found
         self.endpoint_at = endpoint_at
         self.ends_at, self.read_timeout = ends_at, read_timeout
+        self.refresh = refresh
+        self.racing: deque[_Turn] = deque()  # those that may yet win
+        self.failed = False  # a server could not be connected to
         self.tried: set[AnyAddress] = set()
         self.errors: list[tuple[AnyAddress, BaseException]] = []
 
@@ -49,14 +65,45 @@ class AddressWalk:
             if again and not self._pause(again):
                 break
             self.tried.clear()
-            for attempt in self._attempts():
-                conn = self._try_address(attempt)
-                if conn is not None:
-                    return conn
+            conn = self._try_all()
+            if conn is None and self._have_moved():
+                conn = self._try_all()
+            if conn is not None:
+                return conn
         raise self._failure()
 
-    def _attempts(self) -> Iterator[Attempt]:
-        """One at each address, the best of those left first.
+    def _try_all(self) -> Any:
+        try:
+            for turn in self._turns():
+                conn = self._try_address(turn)
+                if conn is not None:
+                    return conn
+            while self.racing:
+                conn = self._try_address(self.racing.popleft())
+                if conn is not None:
+                    return conn
+            return None
+        finally:
+            while self.racing:  # lost, which is no failure; the dials go on, and tell if they fail
+                self._leave(self.racing.popleft().attempt)
+
+    def _leave(self, attempt: Attempt) -> None:
+        """Wait no longer for a dial whose end is to decide."""
+        counts = self.info.transient_markdown_enabled
+        self.pool.leave_dial(self.endpoint_at(attempt.address), attempt if counts else None)
+
+    def _have_moved(self) -> bool:
+        """Whether the name leads to other addresses by now, none of those known being of use."""
+        if not self.failed:
+            return False
+        group = self.refresh()
+        if group is None or group.addresses <= self.group.addresses:
+            return False
+        self.group = group
+        return True
+
+    def _turns(self) -> Iterator[_Turn]:
+        """One for each address, the best of those left first.
 
         Which that is changes as others make attempts; but to rank them anew at each step would be a
         million looks at a thousand addresses of which none answers.
@@ -75,7 +122,7 @@ class AddressWalk:
                 attempt = server.admit(monotonic(), panic=True)
                 if attempt is not None:
                     self.tried.add(server.address)
-                    yield attempt
+                    yield self._turn(attempt, brief=usable and (attempt.panic or attempt.probe))
                     is_first = False
                     if monotonic() >= stale_at:
                         break
@@ -95,10 +142,14 @@ class AddressWalk:
                     error = server.marked_down_error(now)
                 self.errors.append((each, error))
 
-    def _try_address(self, attempt: Attempt) -> Any:
-        """A connection to one address; None if there is none, and ``errors`` says why."""
+    def _try_address(self, turn: _Turn) -> Any:
+        """A connection to one address; None if there is none, and ``errors`` says why, or if it is
+        still racing."""
+        attempt = turn.attempt
         endpoint = self.endpoint_at(attempt.address)
-        max_wait = self._max_wait()
+        patience = max_wait = round(max(turn.ends_at - monotonic(), 0.0), 3)
+        if self.group.raced and (self.racing or self._others):
+            max_wait = min(STAGGER, patience)
         failed: BaseException
         blamed = self.info.transient_markdown_enabled
         use = Use(attempt, blamed, self.pool.failed_dials(attempt.server))
@@ -108,11 +159,14 @@ class AddressWalk:
         except OutOfSockets as error:
             failed, blamed = error, False
         except PoolTimeout as error:
+            if max_wait < patience:
+                self.racing.append(turn)
+                return None
             failed = error
-            impatient = max_wait < min(_IMPATIENT, self._most)
-            if not blamed or not impatient:
-                self.pool.left_dial(endpoint)
-            blamed = blamed and not impatient
+            if turn.seconds < min(_IMPATIENT, self._most):
+                blamed = False
+            elif not turn.brief:
+                self.pool.leave_dial(endpoint, None)
         except DialError as error:
             failed = error.cause_for_caller()
             blamed = blamed and error.claim_blame()
@@ -124,12 +178,18 @@ class AddressWalk:
         else:
             self._hand_out(conn, use, fresh=slot.uses == 1)
             return conn
-        self.errors.append((attempt.address, failed.with_traceback(None)))
-        if blamed:
-            attempt.failed(monotonic(), failed)
-        else:
-            attempt.cancelled(monotonic())
+        self._note_failure(turn, failed, blamed)
         return None
+
+    def _note_failure(self, turn: _Turn, failed: BaseException, blamed: bool) -> None:
+        self.failed |= not isinstance(failed, OutOfSockets)
+        self.errors.append((turn.attempt.address, failed.with_traceback(None)))
+        if turn.brief and isinstance(failed, PoolTimeout):
+            self._leave(turn.attempt)
+        elif blamed:
+            turn.attempt.failed(monotonic(), failed)
+        else:
+            turn.attempt.cancelled(monotonic())
 
     def _acquire(self, endpoint: Endpoint, max_wait: float, use: Use) -> tuple[Any, Any]:
         """As the pool's; its listeners may say meanwhile how the *use* to come went."""
@@ -157,14 +217,24 @@ class AddressWalk:
         """Seconds for one address at most."""
         return self.info.connect_timeout_ms / 1000.0
 
-    def _max_wait(self) -> float:
-        """Seconds for this address: a part of what is left, so that there is some for the others.
+    @property
+    def _others(self) -> int:
+        """How many addresses were not tried yet."""
+        return max(len(self.group.addresses) - len(self.tried), 0)
+
+    def _turn(self, attempt: Attempt, brief: bool) -> _Turn:
+        """A part of what is left of the time, so that there is some for the others; *brief*: not
+        much of it, for one that is known to be down and used all the same.
 
         Once nothing is left, only what lies idle can be had.
         """
-        left = max(self.ends_at - monotonic(), 0.0)
-        others = max(len(self.group.addresses) - len(self.tried), 0)
-        return min(part_of(left, 1 + others), self._most)
+        now = monotonic()
+        left = max(self.ends_at - now, 0.0)
+        seconds = min(left if self.group.raced else part_of(left, 1 + self._others), self._most)
+        brief = brief and self._others > 0 and STAGGER < seconds
+        if brief:
+            seconds = STAGGER
+        return _Turn(attempt, seconds, now + seconds, brief)
 
     def _pause(self, again: int) -> bool:
         """Wait a moment before all are tried again; False if there is no time for that."""

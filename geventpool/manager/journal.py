@@ -1,15 +1,17 @@
 """What happens to servers: for the log, and for those that keep a ranking of them.
 
-No I/O: a log handler may switch, and the one that learns of a change is in the middle of something.
-So a change is noted here, and told later.
+A log handler may switch, and the one that learns of a change is in the middle of something.  So a
+change is noted here, and told later.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from logging import INFO, WARNING, Logger
 from typing import NamedTuple
 
+from geventpool._util.log import log_safely
 from geventpool.addresses import AnyAddress
 
 __all__ = ["Journal", "Transition"]
@@ -45,3 +47,9 @@ class Journal:
     def __init__(self) -> None:
         self.version = 0
         self.transitions: deque[Transition] = deque(maxlen=_MOST_UNTOLD)
+
+    def tell(self, log: Logger) -> None:
+        """Log what was not told yet.  May switch, if a handler does."""
+        while self.transitions:
+            each = self.transitions.popleft()
+            log_safely(log, INFO if each.is_up else WARNING, "%s", each)

@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Collection, Iterable, Mapping
-from logging import INFO, WARNING
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 
 from gevent import getcurrent
 
 from geventpool._util.arguments import check_seconds
-from geventpool._util.log import log_safely
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import (
     MarkedDownError,
@@ -31,7 +30,7 @@ from geventpool.events import PoolStats, Reason
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
-from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names
+from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, longest_connect
 from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
@@ -118,7 +117,7 @@ class ConnectionManager:
             self.servers,
             max_sockets=max_sockets,
             max_per_address=max_per_address,
-            connect_timeout=_longest(connect_timeout, self.connect_infos),
+            connect_timeout=longest_connect(connect_timeout, self.connect_infos),
             idle_timeout=idle_timeout,
             max_lifetime=max_lifetime,
             keepalive=keepalive,
@@ -135,6 +134,16 @@ class ConnectionManager:
         May block for *timeout* seconds of the manager, if the resolver does.
         """
         return self._names.find(name, self._ends_at(DEFAULT)).group.connect_ordering()
+
+    def refresh(self, name: str) -> list[AnyAddress]:
+        """The addresses of *name*, in an order drawn anew, after its resolver has asked anew.
+
+        That is done by itself when none of them can be connected to.  What the resolver has asked
+        within the last second, or just asks, counts as new; one that has no ``refresh(name)`` gives
+        what it has.  Blocks and raises as ``get_all_addrs``.
+        """
+        self._names.refresh(name, self._ends_at(DEFAULT))
+        return self.get_all_addrs(name)
 
     def get_addr(self, name: str) -> AnyAddress:
         """The first of ``get_all_addrs(name)``."""
@@ -194,7 +203,10 @@ class ConnectionManager:
         def endpoint_at(each: AnyAddress) -> Endpoint:
             return Endpoint(each, context, sock_type, server_hostname)
 
-        walk = AddressWalk(self.servers, self._pool, found, endpoint_at, ends_at, read_timeout)
+        refresh = partial(self._names.refresh, name_or_addr, ends_at)
+        walk = AddressWalk(
+            self.servers, self._pool, found, endpoint_at, ends_at, read_timeout, refresh
+        )
         try:
             conn = walk.run()
         except BaseException:
@@ -383,15 +395,4 @@ class ConnectionManager:
 
     def _log_transitions(self) -> None:
         """Say which servers have gone, and which are back.  May switch, if the log does."""
-        untold = self.servers.journal.transitions
-        while untold:
-            each = untold.popleft()
-            log_safely(self._pool.log, INFO if each.is_up else WARNING, "%s", each)
-
-
-def _longest(connect_timeout: float | None, infos: Mapping[str, ConnectInfo]) -> float | None:
-    """A bound for a connect that no name's own bound is longer than."""
-    check_seconds("connect_timeout", connect_timeout)
-    if connect_timeout is None:
-        return None
-    return max([connect_timeout, *(info.connect_timeout_ms / 1000.0 for info in infos.values())])
+        self.servers.journal.tell(self._pool.log)

@@ -18,18 +18,30 @@ from weakref import WeakMethod
 import gevent
 
 from geventpool._util.arguments import check_seconds, check_whole
-from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, address
+from geventpool.addresses import (
+    Address,
+    AddressGroup,
+    AnyAddress,
+    Resolver,
+    address,
+    described,
+    is_own,
+    resolve_by,
+)
 from geventpool.discovery.static import StaticResolver
 from geventpool.discovery.watcher import Watcher
 from geventpool.errors import ConnectError, NameNotFound
 
-__all__ = ["AddressGroupMap", "ConnectInfo", "Names", "Target"]
+__all__ = ["AddressGroupMap", "ConnectInfo", "Names", "Target", "longest_connect"]
 
 #: As many names are watched without asking whether anybody still wants them.
 _FEW = 64
 
 #: Seconds after which a name that was not asked for need not be watched.
 _KEPT = 600.0
+
+#: Seconds that a caller waits for names to be asked for anew.
+_REFRESH = 1.0
 
 
 class ConnectInfo(NamedTuple):
@@ -70,6 +82,11 @@ class AddressGroupMap(UserDict[str, AddressGroup]):
         self.missing = missing
         super().__init__({} if groups is None else groups)
 
+    @property
+    def _is_own(self) -> bool:
+        """What *missing* does is the program's."""
+        return self.missing is None
+
     def __setitem__(self, name: str, group: Any) -> None:
         self.data[name] = group if isinstance(group, AddressGroup) else AddressGroup(group)
 
@@ -81,7 +98,10 @@ class AddressGroupMap(UserDict[str, AddressGroup]):
 
     def resolve(self, name: str, /) -> AddressGroup:
         """The addresses of *name*.  Raises NameNotFound if there are none."""
-        return _lookup(self.__getitem__, name)
+        try:
+            return self[name]
+        except LookupError as error:
+            raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
 
 
 class Target(NamedTuple):
@@ -135,6 +155,7 @@ class Names:
         self._on_change = WeakMethod(on_change)
         self._watched: dict[str, _Watched] = {}
         self._tidy_at = _FEW
+        self._refreshing: set[str] = set()
         #: None: the program has said all that there is to be known.
         self._watcher: Watcher | None = None
         if not isinstance(self._resolver, StaticResolver):
@@ -156,6 +177,27 @@ class Names:
         end = self._aliases[target][-1] if target in self._aliases else target
         group, host = (end, None) if isinstance(end, AddressGroup) else self._look_up(end, ends_at)
         return Target(target, group, host, self._info(target))
+
+    def refresh(self, target: object, ends_at: float) -> AddressGroup | None:
+        """The addresses of *target* asked for anew, as none of those known is of use.
+
+        None if there is no resolver that could say more, or if another caller is asking.  Blocks
+        for a second at most, and not after *ends_at*; the look-up goes on, if the resolver's does.
+        """
+        if not isinstance(target, str) or not hasattr(self._resolver, "refresh"):
+            return None
+        end = self._aliases[target][-1] if target in self._aliases else target
+        if not isinstance(end, str):
+            return None
+        if end in self._refreshing or self._watcher is None:
+            return None
+        self._refreshing.add(end)
+        try:
+            return self._ask(end, min(ends_at, monotonic() + _REFRESH), "refresh")
+        except (ConnectError, ValueError, TypeError):
+            return None  # what all the addresses came to says more
+        finally:
+            self._refreshing.discard(end)
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -192,18 +234,26 @@ class Names:
     def _resolve(self, name: str, ends_at: float) -> AddressGroup:
         if self._watcher is None:
             return self._resolver.resolve(name)
+        group = self._ask(name, ends_at)
+        self._watch(self._watcher, name, group)
+        return group
+
+    def _ask(self, name: str, ends_at: float, method: str = "resolve") -> AddressGroup:
+        """What the resolver says; raises a ConnectError that names it if it does not, in time."""
         began = monotonic()
         timer = gevent.Timeout(None if ends_at == math.inf else max(ends_at - began, 0.0))
         try:
             with timer:
-                group = _lookup(self._resolver.resolve, name)
+                if is_own(self._resolver):
+                    return resolve_by(self._resolver, name, method)
+                return _ask_apart(self._resolver, name, method)
         except gevent.Timeout as expired:
             if expired is not timer:
                 raise
+            who = described(self._resolver)
             took = monotonic() - began
-            raise ConnectError(f"{name!r}: not resolved after {took:.3f} s") from None
-        self._watch(self._watcher, name, group)
-        return group
+            message = f"{name!r}: not resolved after {took:.3f} s by {who}"
+            raise ConnectError(message) from None
 
     def _spelled(self, text: str) -> AddressGroup | None:
         """The address that *text* spells, if it is no name; None if it must be one: that a resolver
@@ -275,12 +325,32 @@ def _chain(alias: str, aliases: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(chain)
 
 
-def _lookup(resolve: Callable[[str], AddressGroup], name: str) -> AddressGroup:
-    """The answer of a resolver; a KeyError, by which many say that they know nothing, is none."""
+def _ask_apart(resolver: Resolver, name: str, method: str) -> AddressGroup:
+    """What a program's own resolver says, asked by a greenlet of its own.
+
+    That is how one knows a Timeout that it lets out from one that is thrown at who waits for it.
+    """
+    asking = gevent.spawn(_outcome_of, resolver, name, method)
     try:
-        return resolve(name)
-    except LookupError as error:
-        raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
+        asking.join()
+    finally:
+        asking.kill(block=False)
+    outcome = asking.value
+    if isinstance(outcome, AddressGroup):
+        return outcome
+    if isinstance(outcome, ConnectError):
+        raise outcome
+    who, what = described(resolver), "was killed"
+    if isinstance(outcome, gevent.Timeout):
+        what = f"raised a Timeout of its own: {outcome}"
+    raise ConnectError(f"{name!r}: {who} {what}")
+
+
+def _outcome_of(resolver: Resolver, name: str, method: str) -> object:
+    try:
+        return resolve_by(resolver, name, method)
+    except (ConnectError, gevent.Timeout) as error:
+        return error
 
 
 def _checked(infos: Mapping[str, ConnectInfo] | None) -> dict[str, ConnectInfo]:
@@ -293,3 +363,13 @@ def _checked(infos: Mapping[str, ConnectInfo] | None) -> dict[str, ConnectInfo]:
         check_seconds(f"{place}response_timeout_ms", info.response_timeout_ms)
         check_whole(f"{place}max_connect_retry", info.max_connect_retry)
     return found
+
+
+def longest_connect(
+    connect_timeout: float | None, infos: Mapping[str, ConnectInfo]
+) -> float | None:
+    """A bound for a connect that no name's own bound is longer than."""
+    check_seconds("connect_timeout", connect_timeout)
+    if connect_timeout is None:
+        return None
+    return max([connect_timeout, *(info.connect_timeout_ms / 1000.0 for info in infos.values())])

@@ -23,7 +23,7 @@ from geventpool._util.errors import about, copy_of
 from geventpool.addresses import AnyAddress
 from geventpool.errors import ConnectError, MultiConnectFailure
 from geventpool.manager.balancing import ServerModelDirectory
-from geventpool.manager.health import ServerModel
+from geventpool.manager.health import Attempt, ServerModel
 from geventpool.manager.server_backoff import DialFailures, ServerBackoff
 from geventpool.manager.socket_index import SocketIndex
 from geventpool.pools import EndpointPool, Limit
@@ -112,8 +112,9 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         self._traffic: WeakKeyDictionary[ServerModel, Traffic] = WeakKeyDictionary()
         self._failed_dials: WeakKeyDictionary[ServerModel, DialFailures] = WeakKeyDictionary()
         self._factories: dict[object, SocketFactory] = {}
-        #: Dials whose failure was told to the server's model already, by a caller that left.
-        self._told: set[Endpoint] = set()
+        #: What callers that wait no longer have left for the end of a dial to decide; empty if they
+        #: have told the server's model themselves.
+        self._left: dict[Endpoint, list[Attempt]] = {}
         #: The use that a greenlet is about to get, for listeners that it calls before it has it.
         self.coming_uses: dict[Any, Any] = {}
         self._socket_index = SocketIndex()
@@ -137,12 +138,15 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         """Those to *server* in a row, by whichever endpoint."""
         return self._failed_dials.setdefault(server, DialFailures())
 
-    def left_dial(self, endpoint: Endpoint) -> None:
-        """A caller of a dial that is under way has left, and told what it made of that: the dial
-        has nothing to add if it fails."""
-        bucket = self._buckets.get(endpoint)
-        if bucket is not None and bucket.connecting:
-            self._told.add(endpoint)
+    def leave_dial(self, endpoint: Endpoint, attempt: Attempt | None) -> None:
+        """Its caller waits no longer for a dial that may be under way; how that ends decides the
+        *attempt*.  None: the caller has decided it, and the dial has nothing to add if it fails."""
+        if self._standing(endpoint).connecting:
+            left = self._left.setdefault(endpoint, [])
+            if attempt is not None:
+                left.append(attempt)
+        elif attempt is not None:
+            attempt.cancelled(monotonic())
 
     def drain_address(self, gone: AnyAddress, over: float = 0.0) -> None:
         """Close every connection to an address, those in use on return."""
@@ -183,32 +187,44 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             why = f": {expired.__cause__}" if expired.__cause__ is not None else ""
             text = f"{endpoint.address}: not open after {monotonic() - began:.3f} s{why}"
             failed_dials.error = error = DialError(text)
-            self._tell_if_nobody_else_does(endpoint, server, error)
+            self._tell_of_failure(endpoint, server, error)
             raise error from expired
         except Exception as raised:
             failed_dials.error = raised
-            self._tell_if_nobody_else_does(endpoint, server, raised)
+            self._tell_of_failure(endpoint, server, raised)
             raise
         except BaseException:
+            self._cancel_left(endpoint)
             # What those in line get: that this greenlet is killed is no failure of the server.
             text = f"{endpoint.address}: the dial was killed"
             self._dial_was_killed(DialError(text, blames=False), endpoint)
             raise
-        self._told.discard(endpoint)
-        failed_dials.opened(monotonic())
+        now = monotonic()
+        failed_dials.opened(now)
+        for attempt in self._left.pop(endpoint, ()):
+            attempt.connected(now)
+            attempt.cancelled(now)
         return conn
 
-    def _tell_if_nobody_else_does(
+    def _tell_of_failure(
         self, endpoint: Endpoint, server: ServerModel, error: BaseException
     ) -> None:
-        """Tell the server's model of a failed dial, if no caller waits for it that will."""
-        told = endpoint in self._told
-        self._told.discard(endpoint)
-        bucket = self._buckets.get(endpoint)
-        if told or bucket is None or bucket.waiters or not isinstance(error, DialError):
-            return
-        if error.claim_blame():
-            server.failed(monotonic(), error.cause_for_caller(), connecting=True, probe=False)
+        """Tell the server's model of a failed dial, unless a caller that waits for it will."""
+        left = self._left.pop(endpoint, None)
+        is_awaited = self._standing(endpoint).waiting > 0
+        now = monotonic()
+        if left:
+            if isinstance(error, DialError) and error.claim_blame():
+                decides = next((each for each in left if each.probe), left[0])
+                decides.failed(now, error.cause_for_caller())
+        elif left is None and not is_awaited:
+            if isinstance(error, DialError) and error.claim_blame():
+                server.failed(now, error.cause_for_caller(), connecting=True)
+        self._cancel_left(endpoint, left)
+
+    def _cancel_left(self, endpoint: Endpoint, left: list[Attempt] | None = None) -> None:
+        for attempt in self._left.pop(endpoint, ()) if left is None else left:
+            attempt.cancelled(monotonic())
 
     def _open(self, endpoint: Endpoint, server: ServerModel) -> Any:
         """Open a socket and make of it what is pooled."""
@@ -274,7 +290,8 @@ class SocketPool(EndpointPool[Endpoint, Any]):
 
     def _acquire(self, endpoint: Endpoint, timeout: float | None) -> tuple[Any, Any]:
         # A bucket knows its own back-off; one that is new has to be told.
-        if endpoint not in self._buckets:
+        if self._bucket_of(endpoint) is None:
+            self._cancel_left(endpoint)  # for a dial that never began
             failed_dials = self._failed_dials.get(self.servers[endpoint.address])
             if failed_dials is not None and monotonic() < failed_dials.retry_at:
                 raise _refusal(endpoint, failed_dials)

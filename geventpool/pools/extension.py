@@ -66,6 +66,7 @@ class Standing(NamedTuple):
     failing: bool = False  # the last dial failed, or its connection died unused
     retry_in: float = 0.0  # seconds until the next dial may begin
     last_error: BaseException | None = None  # None after a dial that succeeded
+    connecting: int = 0
 
 
 class PoolExtension(Generic[C]):
@@ -240,6 +241,7 @@ class PoolExtension(Generic[C]):
             failing,
             max(bucket.retry_at - monotonic(), 0.0) if failing else 0.0,
             bucket.last_error,
+            bucket.connecting,
         )
 
     def _fail_when_down(self, on: bool, *key: Any) -> None:

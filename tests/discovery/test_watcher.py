@@ -341,6 +341,7 @@ def test_a_dropped_owner_is_collected_and_the_greenlet_ends(clock: FakeClock) ->
 
 def test_a_dropped_watcher_is_collected_and_its_greenlet_ends(clock: FakeClock) -> None:
     stage = Stage(Names(web=[A]), clock)
+    stage.watcher.look()  # its greenlet is at rest then
     greenlet = stage.watcher._greenlet
     watcher = weakref.ref(stage.watcher)
     ear = stage.ear

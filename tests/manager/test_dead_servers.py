@@ -11,9 +11,13 @@ import gevent
 import gevent.server
 import pytest
 
+from geventpool.addresses import AddressGroup
 from geventpool.backoff import Backoff
-from geventpool.manager import ConnectionManager, HealthPolicy
+from geventpool.discovery import DnsResolver
+from geventpool.errors import MultiConnectFailure
+from geventpool.manager import ConnectInfo, ConnectionManager, HealthPolicy
 from support.managers import Hosts, group
+from support.servers import Pulse
 
 
 def accepts_and_closes(sock: Any, peer: Any) -> None:
@@ -155,3 +159,142 @@ def test_a_listener_may_report_of_the_connection_that_is_checked_out(
         assert model.reason == "OSError: I do not like it"
         assert model._failures == number
     assert server.opened == 1
+
+
+# Some addresses of several
+
+
+def seconds_of(manager: ConnectionManager, name: str) -> float:
+    began = time.monotonic()
+    with manager.connection(name) as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    return time.monotonic() - began
+
+
+def test_with_two_of_three_in_a_black_hole_few_requests_take_over_a_second_once_that_is_known(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+    manager = manage({"pay": group(hosts.silent(), hosts.silent(), server)}, idle_timeout=0.01)
+    until_known = time.monotonic() + 30
+    while sum(each.down_until is not None for each in manager.servers.values()) < 2:
+        seconds_of(manager, "pay")
+        assert time.monotonic() < until_known
+
+    took: list[float] = []
+
+    def ask_for(seconds: float) -> None:
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            took.append(seconds_of(manager, "pay"))
+            gevent.sleep(0.05)
+
+    with Pulse() as pulse:
+        gevent.joinall([gevent.spawn(ask_for, 10) for _ in range(5)], raise_error=True)
+    slow = sum(each > 1.0 + pulse.missed for each in took)
+    assert slow / len(took) < 0.05, sorted(took)[-20:]
+    assert len(took) > 100
+
+
+class Knows:
+    """A resolver with one answer."""
+
+    def __init__(self, found: AddressGroup) -> None:
+        self.found = found
+
+    def resolve(self, name: str, /) -> AddressGroup:
+        return self.found
+
+
+def raced(*servers: Any) -> Knows:
+    found = [getattr(each, "address", each) for each in servers]
+    return Knows(AddressGroup.of(*found, raced=True))
+
+
+def test_the_addresses_of_one_host_are_raced(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    resolver = raced(hosts.silent(), hosts.silent(), server)
+    with Pulse() as pulse:
+        for _ in range(8):  # in any order
+            assert seconds_of(manage(resolver), "web") < 0.8 + pulse.missed
+
+
+def test_what_a_dns_resolver_finds_is_raced() -> None:
+    assert DnsResolver().resolve("localhost:80").raced
+    assert not AddressGroup.of("10.0.0.1:80").raced
+
+
+def test_the_one_that_loses_a_race_for_good_is_marked_down(hosts: Hosts, manage: Any) -> None:
+    silent, server = hosts.silent(), hosts.server()
+    policy = HealthPolicy(failures=1, backoff=Backoff(first=600.0, longest=600.0, jitter=0))
+    manager = manage(raced(silent, server), health=policy, connect_timeout=0.4, idle_timeout=0.01)
+    with gevent.Timeout(20):
+        while manager.servers[silent].down_until is None:
+            seconds_of(manager, "web")
+            gevent.sleep(0.02)
+    assert manager.servers[server.address].down_until is None
+    assert all(seconds_of(manager, "web") < 0.25 for _ in range(10))
+
+
+def test_one_that_is_slow_to_connect_wins_the_race_if_no_other_does(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+
+    def slow(sock: Any) -> Any:
+        gevent.sleep(0.6)
+        return sock
+
+    manager = manage(raced(hosts.silent(), server))
+    with manager.connection("web", sock_type=slow) as sock:
+        assert sock.address == server.address
+    assert manager.stats().dialed == 2
+    assert manager.servers[server.address].last_error is None
+
+
+def test_a_race_that_nobody_wins_tells_of_each(hosts: Hosts, manage: Any) -> None:
+    silent, refused = hosts.silent(), hosts.address()
+    infos = {"web": ConnectInfo(connect_timeout_ms=600)}
+    manager = manage(raced(silent, refused), connect_infos=infos)
+    with pytest.raises(MultiConnectFailure) as caught:
+        manager.get_connection("web")
+    assert {each for each, _ in caught.value.errors} == {silent, refused}
+    assert "no connection came free in 0." in str(caught.value)
+
+
+def test_a_caller_killed_in_a_race_leaves_nothing_outstanding(hosts: Hosts, manage: Any) -> None:
+    silents = [hosts.silent() for _ in range(3)]
+    manager = manage(raced(*silents), connect_timeout=1.0)
+    caller = gevent.spawn(manager.get_connection, "web")
+    while manager.stats().connecting < 3:
+        gevent.sleep(0.01)
+    caller.kill()
+    while manager.stats().connecting:
+        gevent.sleep(0.01)
+    assert [manager.servers[each].outstanding for each in silents] == [0, 0, 0]
+
+
+def test_a_server_that_connects_slowly_comes_back_though_no_caller_waits_so_long(
+    hosts: Hosts, manage: Any
+) -> None:
+    slow_one, server = hosts.servers(2)
+
+    def login(sock: Any) -> Any:
+        if sock.address == slow_one.address:
+            gevent.sleep(0.6)
+        return sock
+
+    policy = HealthPolicy(backoff=Backoff(first=0.1, longest=0.1, jitter=0), slow_start=0)
+    tiers = [[(1, slow_one.address)], [(1, server.address)]]
+    manager = manage({"pay": tiers}, health=policy)
+    model = manager.servers[slow_one.address]
+    for _ in range(3):
+        model.failed(time.monotonic(), OSError("it was away"), connecting=True)
+    with gevent.Timeout(10):
+        while model.down_until is not None:
+            with manager.connection("pay", sock_type=login):
+                pass
+            gevent.sleep(0.02)
+    with manager.connection("pay", sock_type=login) as sock:
+        assert sock.address == slow_one.address
