@@ -43,7 +43,7 @@ class SocketFactory:
     which encrypts without asking who is at the other end.  The certificate must be that of
     *server_hostname*, by default the host of the address.  There is no default for a Unix socket,
     nor for what a *resolver* answers, which may come from anybody.  TLS sessions are resumed where
-    server and context allow it.
+    server and context allow it, as long as the peer would pass: see ``forget_sessions``.
 
     *connect_timeout* bounds resolving, connecting and the TLS handshake together, in seconds
     (None: no bound but *user_timeout* and the system's).  It is shared out among several servers,
@@ -111,6 +111,16 @@ class SocketFactory:
         sock = Dial(self._name, self.connect_timeout).run(self._open)
         sock.settimeout(self.read_timeout)
         return sock
+
+    def forget_sessions(self) -> None:
+        """Have every TLS handshake from now on be a full one: the peer is verified anew.
+
+        A session is resumed for an hour at most, never past the end of the peer's certificates, nor
+        after a change of the context (*verify_mode*, *verify_flags*, authorities, revocation lists,
+        the client's certificate).  What cannot be seen, such as a certificate that was revoked
+        elsewhere, takes this.
+        """
+        self._tls_sessions.forget()
 
     def __repr__(self) -> str:
         tls = ""
@@ -202,8 +212,9 @@ class SocketFactory:
         """Whose certificate *server* must have."""
         if self.server_hostname is not None or isinstance(server, UnixAddress):
             return self.server_hostname
-        # No certificate names a host with the dot that makes it absolute.
-        return server.ip.removesuffix(".")
+        # No certificate names a host with the dot that makes it absolute, or a link-local address
+        # with the interface that leads to it.
+        return server.ip.removesuffix(".").partition("%")[0]
 
     def _tls_session(self, server: AnyAddress) -> TLSSession:
         return self._tls_sessions.of(self.context, server, self._hostname(server))

@@ -7,6 +7,7 @@ import ssl
 import weakref
 from collections.abc import Callable
 from time import monotonic
+from time import time as wall_clock
 from typing import Any
 
 from gevent.monkey import get_original
@@ -24,6 +25,7 @@ _SSLContext = get_original("ssl", "SSLContext")
 
 _MOST_TLS_SESSIONS = 64  # servers whose TLS session a factory remembers
 _SESSION_AGE = 10.0  # seconds that one is new enough: to ask for another one takes 0.15 ms
+_LONGEST_LINEAGE = 3600.0  # seconds after which a peer is verified anew, whatever it resumes
 
 
 def make_context(tls: object) -> ssl.SSLContext | None:
@@ -125,15 +127,12 @@ class _TLSSocket(GuardedTLSSocket):
     """Leaves its session to the next one when it is closed."""
 
     tls_session: TLSSession | None = None
+    lineage: Lineage  # how it was verified
 
     def close(self) -> None:
         if self.tls_session is not None:
             self.tls_session.store(self)
         super().close()
-
-
-def _nobody() -> None:
-    return None
 
 
 class TLSSessions:
@@ -148,12 +147,71 @@ class TLSSessions:
         A resumed session is not verified again: what was lax once must not count as strict.  And
         to ask a socket for its session while another thread reads from it is not safe.
         """
-        terms = (context.verify_mode, context.check_hostname)
-        key = (server, server_hostname, terms, _thread_id())
+        key = (server, server_hostname, _terms(context), _thread_id())
         if key not in self._sessions and len(self._sessions) >= _MOST_TLS_SESSIONS:
             # A resolver may name ever new servers
             del self._sessions[next(iter(self._sessions))]
         return self._sessions.setdefault(key, TLSSession())
+
+    def forget(self) -> None:
+        """Resume none of those that there are, nor what open sockets still leave behind."""
+        self._sessions.clear()
+
+
+def _terms(context: Any) -> tuple[object, ...]:
+    """Under which conditions *context* trusts a peer, and as what it comes itself."""
+    _count_certificates(context)
+    return (
+        context.verify_mode,
+        context.check_hostname,
+        context.verify_flags,
+        context.minimum_version,
+        *context.cert_store_stats().values(),  # authorities and revocation lists
+        context._certificates_loaded,
+    )
+
+
+def _count_certificates(context: Any) -> None:
+    """Have *context* count the certificates that it is given for itself: it does not tell them."""
+    if "_certificates_loaded" in vars(context):
+        return
+    load, itself = type(context).load_cert_chain, weakref.ref(context)
+
+    def load_cert_chain(*args: Any, **kwargs: Any) -> None:
+        one: Any = itself()
+        one._certificates_loaded += 1
+        load(one, *args, **kwargs)
+
+    context._certificates_loaded = 0
+    context.load_cert_chain = load_cert_chain
+
+
+class Lineage:
+    """One full handshake, and the sessions that come of it, each by resuming the one before."""
+
+    __slots__ = ("_expires_at", "_until")
+
+    def __init__(self, secured: Any) -> None:
+        self._until = monotonic() + _LONGEST_LINEAGE
+        self._expires_at = _expiry(secured)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the peer has to be verified anew."""
+        return monotonic() >= self._until or wall_clock() >= self._expires_at
+
+
+def _expiry(secured: Any) -> float:
+    """When the first of the certificates ends that the peer was verified by."""
+    if secured.context.verify_mode == ssl.CERT_NONE:
+        return math.inf
+    chain = [certificate.get_info() for certificate in secured._sslobj.get_verified_chain() or ()]
+    ends = [each["notAfter"] for each in (*chain, secured.getpeercert()) if "notAfter" in each]
+    return min(map(ssl.cert_time_to_seconds, ends), default=math.inf)
+
+
+def _nobody() -> None:
+    return None
 
 
 class TLSSession:
@@ -161,15 +219,19 @@ class TLSSession:
 
     TLS 1.3 sends after the handshake what is needed to resume it, and it has come when the socket
     has been read from: so sockets are asked late, when the next one opens or when they close.
+
+    A session that is resumed has no certificate shown to it, and leaves another one behind: it
+    would go on for ever, long after the certificate.  So each knows of the handshake it comes from.
     """
 
-    __slots__ = ("_latest", "_session", "_stored_at")
+    __slots__ = ("_latest", "_lineage", "_session", "_stored_at")
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
         self._session: ssl.SSLSession | None = None
+        self._lineage: Lineage | None = None
         self._stored_at = -math.inf
         self._latest: Callable[[], _TLSSocket | None] = _nobody
 
@@ -177,24 +239,32 @@ class TLSSession:
         """Offer the server to resume; if it does not want to, it is a full handshake."""
         if (latest := self._latest()) is not None:
             self.store(latest)
-        if self._session is not None:
-            try:
-                secured.session = self._session
-            except (ValueError, ssl.SSLError):  # the factory has another context now
-                self.forget()
+        if self._lineage is None:
+            return
+        if self._lineage.is_over:
+            self.forget()
+            return
+        try:
+            secured.session = self._session
+        except (ValueError, ssl.SSLError):  # the factory has another context now
+            self.forget()
+        else:
+            secured.lineage = self._lineage
 
     def keep(self, secured: _TLSSocket) -> None:
         """The handshake is done: have the next one resume that, once it can be."""
         if not secured.session_reused:
             self.forget()  # what was offered, the server does not know any more
+            secured.lineage = Lineage(secured)
         secured.tls_session = self
         self._latest = weakref.ref(secured)
 
     def store(self, secured: _TLSSocket) -> None:
         now = monotonic()
-        if now - self._stored_at < _SESSION_AGE:
+        if now - self._stored_at < _SESSION_AGE or secured.lineage.is_over:
             return
         session = secured.session  # None if it is closed
         if session is not None and session.id:  # without one it cannot be resumed, or not yet
             self._session = session
+            self._lineage = secured.lineage
             self._stored_at = now

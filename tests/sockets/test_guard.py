@@ -20,7 +20,6 @@ from gevent.monkey import get_original
 from geventpool import ConnectionManager
 from geventpool.sockets import Guard, SocketFactory, guard
 from geventpool.sockets.guard import forgive, was_cut_short
-from support.certificates import make_certificates
 from support.servers import EchoServer, IdServer, ask
 
 
@@ -76,11 +75,6 @@ CUTS = [
     give_up_a_line,
     give_up_sending,
 ]
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory):
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 class Mute(EchoServer):

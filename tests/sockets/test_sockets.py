@@ -35,7 +35,7 @@ from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, make_probe
 from geventpool.sockets import factory as factory_module
 from geventpool.sockets.dial import Dial
-from support.certificates import make_expired
+from support.certificates import make_certificates, make_expired, make_revocation_list
 from support.descriptors import (
     LINGER_0,
     Servers,
@@ -1153,6 +1153,167 @@ def test_while_a_session_is_new_no_other_one_is_asked_for(tls_server, keep, trus
         monkeypatch.setattr("geventpool.sockets.tls._SESSION_AGE", 0.0)
         factory().close()
         assert len(asked) > 1
+
+
+DAY = 86400.0
+
+
+def resumes(factory):
+    """Whether the next socket resumes a session; it has read what it takes for another one."""
+    with factory() as sock:
+        talk(sock)
+        return sock.session_reused
+
+
+@pytest.mark.parametrize("authority_days", [1, 30], ids=["authority", "server"])
+@pytest.mark.parametrize("version", TLS_VERSIONS)
+def test_no_session_is_resumed_once_a_certificate_it_was_verified_by_has_ended(
+    tmp_path, monkeypatch, version, authority_days
+):
+    made = make_certificates(tmp_path, authority_days)
+    served = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(str(made.certificate), str(made.key))
+    served.minimum_version = served.maximum_version = TLS_VERSIONS[version]
+    context = gevent.ssl.create_default_context(cafile=str(made.authority))
+    now, end = time.time(), min(2, authority_days) * DAY
+    monkeypatch.setattr("geventpool.sockets.tls._SESSION_AGE", 0.0)
+    monkeypatch.setattr("geventpool.sockets.tls.wall_clock", lambda: now)
+    with EchoServer(ssl_context=served) as server:
+        factory = SocketFactory(server.address, tls=context, server_hostname="localhost")
+        assert not resumes(factory)
+        now += end - 60
+        assert [resumes(factory) for _ in range(3)] == [True] * 3
+        now += 120
+
+        # Really it has not ended yet: else this would be refused
+        assert [resumes(factory) for _ in range(3)] == [False] * 3
+
+
+def test_a_socket_opened_before_leaves_no_session_when_the_certificate_has_ended(
+    tls_server, trusting, monkeypatch
+):
+    monkeypatch.setattr("geventpool.sockets.tls._SESSION_AGE", 0.0)
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        old = factory()
+        talk(old)
+        with monkeypatch.context() as later:
+            later.setattr("geventpool.sockets.tls.wall_clock", lambda: time.time() + 3 * DAY)
+            old.close()
+
+        assert not resumes(factory)
+
+
+def test_what_is_not_verified_does_not_end_with_a_certificate(
+    certificates, tls_server, monkeypatch
+):
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls="unverified")
+        assert not resumes(factory)
+        monkeypatch.setattr("geventpool.sockets.tls.wall_clock", lambda: time.time() + 3 * DAY)
+
+        assert resumes(factory)
+
+
+def test_an_hour_after_it_was_verified_a_peer_is_verified_anew_however_often_it_was_resumed(
+    tls_server, trusting, monkeypatch
+):
+    now = 1000.0
+    monkeypatch.setattr("geventpool.sockets.tls.monotonic", lambda: now)
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        reused = []
+        for _ in range(9):  # every ten minutes
+            reused.append(resumes(factory))
+            now += 600
+
+        assert reused == [False, *[True] * 5, False, True, True]
+
+
+def load_the_clients_certificate_anew(context, certificates):
+    context.load_cert_chain(str(certificates.certificate), str(certificates.key))
+
+
+def be_strict_or_lax(context, certificates):
+    context.verify_flags ^= ssl.VERIFY_X509_STRICT  # set by default from Python 3.13 on
+
+
+def load_a_revocation_list(context, certificates):
+    context.load_verify_locations(str(make_revocation_list(certificates)))
+
+
+def load_and_ask_for_revocation_lists(context, certificates):
+    load_a_revocation_list(context, certificates)
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        load_the_clients_certificate_anew,
+        be_strict_or_lax,
+        load_a_revocation_list,
+        load_and_ask_for_revocation_lists,
+    ],
+)
+@pytest.mark.parametrize("module", [gevent.ssl, ssl])
+def test_no_session_is_resumed_across_a_change_of_its_context(
+    tls_server, trusting, tmp_path, change, module
+):
+    made = make_certificates(tmp_path)
+    context = trusting(module)
+    context.load_verify_locations(str(made.authority))
+    load_the_clients_certificate_anew(context, made)
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=context, server_hostname="localhost")
+        assert [resumes(factory) for _ in range(2)] == [False, True]
+
+        change(context, made)
+
+        if change is load_and_ask_for_revocation_lists:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                factory()  # of the server's own authority there is none
+        else:
+            assert [resumes(factory) for _ in range(2)] == [False, True]
+
+
+def test_a_context_that_counts_its_certificates_is_what_it_was(trusting, certificates):
+    context = trusting()
+    address = ("localhost", 443)
+    with contextlib.suppress(OSError):
+        SocketFactory(address, tls=context, connect_timeout=1)()
+    factory = SocketFactory(address, tls=context)
+    for _ in range(3):
+        factory._tls_session(Address(*address))
+    with pytest.raises(OSError):
+        context.load_cert_chain("/nowhere")
+    context.load_cert_chain(certfile=str(certificates.certificate), keyfile=str(certificates.key))
+    gone = weakref.ref(context)
+
+    del context, factory
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_sessions_are_forgotten_when_asked_to(tls_server, keep, trusting):
+    with tls_server() as server:
+        factory = SocketFactory(server.address, tls=trusting(), server_hostname="localhost")
+        still_open = keep(factory())
+        talk(still_open)
+        assert resumes(factory)
+
+        factory.forget_sessions()
+        still_open.close()
+
+        assert not resumes(factory)
+        assert resumes(factory)
+
+
+def test_the_certificate_of_a_link_local_address_is_that_of_the_address(keep, trusting):
+    factory = SocketFactory(("fe80::1%lo", 443), tls=trusting())
+
+    assert factory._hostname(Address("fe80::1%lo", 443)) == "fe80::1"
 
 
 def test_a_session_of_another_context_is_forgotten(tls_server, keep, trusting):

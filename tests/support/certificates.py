@@ -33,18 +33,37 @@ class Certificates:
     key: Path
 
 
-def make_certificates(directory: Path) -> Certificates:
-    """Make an authority in *directory*, and a certificate for "localhost" and no other name."""
+def make_certificates(directory: Path, authority_days: int = 2) -> Certificates:
+    """Make an authority in *directory*, and a certificate for "localhost" and no other name.
+
+    That is good for two days, and the authority for *authority_days*.
+    """
     config = directory / "openssl.cnf"
     config.write_text(CONFIG)
     made = Certificates(directory / "ca.pem", directory / "server.pem", directory / "server.key")
-    new = ["req", "-x509", "-config", config, "-days", 2, "-nodes"]
+    new = ["req", "-x509", "-config", config, "-nodes"]
     new += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     authority_key = directory / "ca.key"
-    _openssl(*new, "-extensions", "authority", "-keyout", authority_key, "-out", made.authority)
-    signed = ["-CA", made.authority, "-CAkey", authority_key]
+    end = ["-days", authority_days]
+    authority = ["-extensions", "authority", "-keyout", authority_key, "-out", made.authority]
+    _openssl(*new, *end, *authority)
+    signed = ["-CA", made.authority, "-CAkey", authority_key, "-days", 2]
     _openssl(*new, "-extensions", "server", *signed, "-keyout", made.key, "-out", made.certificate)
     return made
+
+
+def make_revocation_list(made: Certificates) -> Path:
+    """Make a list of the same authority, on which nothing stands."""
+    directory = made.key.parent
+    config, out = directory / "ca.cnf", directory / "crl.pem"
+    (directory / "index.txt").touch()
+    config.write_text(
+        f"[ca]\ndefault_ca = it\n[it]\ndatabase = {directory}/index.txt\n"
+        "default_md = sha256\ndefault_crl_days = 1\n"
+    )
+    signed = ["-cert", made.authority, "-keyfile", directory / "ca.key"]
+    _openssl("ca", "-config", config, "-gencrl", *signed, "-out", out)
+    return out
 
 
 def make_expired(made: Certificates) -> Path:
