@@ -47,6 +47,7 @@ def dials_by_then(manager: ConnectionManager, calls: Callable[[int], Any], secon
     return manager.stats().dialed - before_last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serve", [None, accepts_and_closes, says_that_it_is_busy])
 def test_the_only_server_of_a_name_is_dialed_once_per_back_off_while_it_is_away(
     hosts: Hosts, manage: Any, serve: Any
@@ -61,6 +62,7 @@ def test_the_only_server_of_a_name_is_dialed_once_per_back_off_while_it_is_away(
     assert dials <= 4  # the longest pause is 0.5 to 1 s
 
 
+@pytest.mark.slow
 def test_all_who_dial_one_address_have_one_back_off(hosts: Hosts, manage: Any) -> None:
     address = hosts.address()
     manager = manage()
@@ -73,6 +75,7 @@ def test_all_who_dial_one_address_have_one_back_off(hosts: Hosts, manage: Any) -
     assert dials <= 4
 
 
+@pytest.mark.slow
 def test_a_server_that_serves_again_has_no_back_off_left(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     server.stop()
@@ -94,6 +97,7 @@ def test_a_server_that_serves_again_has_no_back_off_left(hosts: Hosts, manage: A
     assert failed_dials.retry_at < time.monotonic()
 
 
+@pytest.mark.slow
 def test_the_log_says_once_that_a_server_went_and_once_that_it_is_back(
     hosts: Hosts, manage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,13 +83,13 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 @pytest.fixture
 def rankings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When servers were ranked."""
+    """When servers were ranked, by the time of the caller: a busy machine records it late."""
     found = []
     original = ServerModelDirectory.ranked
 
-    def ranked(self: Any, *args: Any) -> Any:
-        found.append(time.monotonic())
-        return original(self, *args)
+    def ranked(self: Any, group: Any, now: float, *others: Any) -> Any:
+        found.append(now)
+        return original(self, group, now, *others)
 
     monkeypatch.setattr(ServerModelDirectory, "ranked", ranked)
     return found

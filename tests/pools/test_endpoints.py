@@ -1258,6 +1258,7 @@ def test_an_endpoint_that_is_away_stays_until_its_back_off_is_over(places: Place
         assert places.dials == 2
 
 
+@pytest.mark.slow
 def test_ten_thousand_endpoints_that_come_and_go_leave_nothing(places: Places) -> None:
     with EndpointPool(connect=places, total_max_size=20) as pool:
         used(pool, *range(200))

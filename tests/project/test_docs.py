@@ -10,6 +10,7 @@ The command lines of README's sections "Run it" and "Test it" are run by .ci/run
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gevent
 import pytest
 
 from support import ROOT, TESTS
@@ -195,6 +197,34 @@ def test_a_file_that_a_page_names_in_its_text_is_there(page: str) -> None:
     text = (ROOT / page).read_text()
     named = re.findall(r"`((?:geventpool|tests|benchmarks|docs|examples|\.ci)/[\w./-]*)`", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+PACKAGE = "\n".join(path.read_text() for path in sorted((ROOT / "geventpool").rglob("*.py")))
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/glossary.md"])
+def test_the_files_and_classes_that_the_map_names_are_there(page: str) -> None:
+    """``_scheduler/line.py``, ``Line`` and ``Scheduler.cancel``, in backquotes."""
+    text = (ROOT / page).read_text()
+    files = re.findall(r"`((?:_?[a-z]+/)+\w*(?:\.py)?)`", text)
+    classes = re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)*)(?:\.(\w+))?[`(]", text)
+    missing = [
+        name
+        for name in files
+        if not (ROOT / name).exists() and not (ROOT / "geventpool" / name).exists()
+    ]
+    missing += [
+        name
+        for name, _ in classes
+        if not hasattr(builtins, name)
+        and name not in vars(gevent)
+        and not re.search(rf"^class {name}\b", PACKAGE, re.MULTILINE)
+    ]
+    missing += [
+        verb for _, verb in classes if verb and not re.search(rf"\b{verb}\b", PACKAGE)
+    ]
+
+    assert missing == []
 
 
 @pytest.mark.parametrize("section", ["Run it", "Test it"])
