@@ -380,7 +380,7 @@ class _ManagedLease(_EndpointLease):
             raise ConnectionPoolClosedError(str(error), pool=error.pool) from None
         pool: Any = self._pool
         try:
-            pool._connection_manager.on_acquire(self._bucket.endpoint, conn)
+            pool._connection_manager.on_acquire(self._slot.bucket.endpoint, conn)
         except BaseException as exc:
             if self._slot.state is IN_USE and self._slot.uses == self._use:
                 pool._runtime.discard(pool, self._slot, conn, Reason.ERROR, exc)

@@ -8,6 +8,7 @@ and close are in ``_runtime``.
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import logging
 import weakref
@@ -25,13 +26,14 @@ from geventpool._util.arguments import check_seconds, check_text, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
-from geventpool.pools.lease import DEFAULT, LocalLease
+from geventpool.pools.lease import DEFAULT, SharedConnection
 
 __all__ = ["BasePool", "stats_of"]
 
 C = TypeVar("C")
 R = TypeVar("R")
 _numbers = itertools.count(1)
+_GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 
@@ -136,7 +138,7 @@ class BasePool(Generic[C]):
         self.has_reset = self._overrides("_reset_connection")
         self._connect = connect
         self._greenlet_local = greenlet_local
-        self._leases: weakref.WeakKeyDictionary[Any, dict[Any, LocalLease[C]]]
+        self._leases: weakref.WeakKeyDictionary[Any, dict[Any, SharedConnection[C]]]
         self._leases = weakref.WeakKeyDictionary()
         self._limits = limits
         self._bucket_settings: dict[str, Any] = {
@@ -237,14 +239,18 @@ class BasePool(Generic[C]):
         check_seconds("timeout", timeout, zero=True)
         return timeout
 
-    def _leases_of_this_greenlet(self) -> dict[Any, LocalLease[C]]:
+    def _leases_of_this_greenlet(self) -> dict[Any, SharedConnection[C]]:
         return self._leases.setdefault(getcurrent(), {})
 
     def _breaks_connection(self, exc: BaseException) -> bool:
         """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
         if self.strict or not isinstance(exc, Exception):
             return True
-        return isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError)
+        if isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError):
+            return True
+        # A group has them in itself.
+        within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
+        return any(self._breaks_connection(each) for each in within)
 
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)
