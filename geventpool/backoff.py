@@ -51,4 +51,14 @@ class Backoff:
             delay = min(self.longest, self.first * float(self.factor) ** (failures - 1))
         except OverflowError:
             delay = self.longest if self.first else 0.0
-        return delay * (1.0 - self.jitter * (self.rng or random).random())
+        return delay * (1.0 - self.jitter * self._draw())
+
+    def _draw(self) -> float:
+        """A number from 0 to 1; of an *rng* that fails or answers something else, 0."""
+        if self.rng is None:
+            return random.random()
+        try:
+            drawn = float(self.rng.random())
+        except Exception:
+            return 0.0
+        return drawn if 0.0 <= drawn <= 1.0 else 0.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import getcurrent
 
+from geventpool._runtime.calls import call_bounded
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
@@ -50,18 +51,7 @@ class Checker:
         Returns what it raised, its time limit included; a kill, and the Timeout of a caller that
         is asking, pass.
         """
-        timer = gevent.Timeout.start_new(bound)
-        try:
-            owner._keepalive(*bucket.key, conn)
-        except Exception as exc:
-            return exc
-        except gevent.Timeout as exc:
-            if exc is not timer:
-                raise
-            return exc
-        finally:
-            timer.close()
-        return None
+        return call_bounded(bound, owner._keepalive, *bucket.key, conn)
 
     def _check(self, item: tuple[ConnectionSlot, PoolHooks | None]) -> Callable[[], object] | None:
         slot, owner = item
@@ -97,7 +87,7 @@ class Checker:
 
     def _stop_one(self, greenlet: Any, item: tuple[ConnectionSlot, PoolHooks]) -> None:
         # It may be at another check by now.
-        if self.workers.active.get(greenlet) is item and item[0].state is CHECKING:
+        if self.workers.active.get(greenlet) is item:
             greenlet.throw(PoolClosed("the pool was closed"))
 
     def end_some(self, bucket: PoolBucket) -> None:

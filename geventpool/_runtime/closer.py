@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from geventpool._runtime.calls import call_bounded
 from geventpool._runtime.connections import ConnectionIndex
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
@@ -54,14 +55,10 @@ class Closer:
 
     def hang_up(self, owner: PoolHooks, bucket: PoolBucket, conn: Any) -> BaseException | None:
         """Call the hook, within its time limit; returns what it raised, but lets a kill pass."""
-        timer = gevent.Timeout.start_new(CLOSE_TIMEOUT)
         try:
-            owner._close_connection(*bucket.key, conn)
-        except (Exception, gevent.Timeout) as exc:
-            return exc
-        finally:
-            timer.close()
-        return None
+            return call_bounded(CLOSE_TIMEOUT, owner._close_connection, *bucket.key, conn)
+        except gevent.Timeout as exc:
+            return exc  # the hook's own
 
     def _close(
         self, item: tuple[ConnectionSlot, Reason, PoolHooks | None]

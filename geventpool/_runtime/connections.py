@@ -91,7 +91,7 @@ class ConnectionIndex:
 def _has_out(slot: ConnectionSlot, conn: Any) -> bool:
     """Whether a caller has *conn* of *slot*; perhaps since before a fork, as a copy."""
     if slot.state is IN_USE:
-        return slot.conn is None and slot.ref.is_for(conn)
+        return slot.conn is None and not slot.returning and slot.ref.is_for(conn)
     return slot.state is CLOSED and slot.forked and slot.ref.is_for(conn)
 
 

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from gevent import getcurrent
 
 from geventpool import events
+from geventpool._runtime.calls import call_bounded
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.connections import ConnectionIndex
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.introspection import callers_stack
 from geventpool._runtime.notifier import Notifier
-from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, hold_of, is_held
+from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, hold_of, is_held, is_quiet
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.model import Waiter
 from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Desk:
         self._index = index
         self._checker = checker
         self._notifier = notifier
+        self._asking: dict[Any, Hold] = {}  # greenlet -> what it has checked before it gets it
 
     # Lend
 
@@ -61,8 +64,7 @@ class Desk:
         if listening and timeout != 0 and bucket.own.full:
             self._say_at_max(owner, bucket)
         deadline = None if timeout is None else began + timeout
-        ticket = self._scheduler.next_ticket()
-        requeued = False
+        ticket, requeued = self._scheduler.next_ticket(), False
         while True:
             slot: Any = None
             if bucket._idle and not bucket.waiters:
@@ -73,8 +75,7 @@ class Desk:
                 waiter = Waiter(bucket, ticket, deadline, me.switch)
                 slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
-                why_unusable = slot.why_unusable
-                if why_unusable is None or (slot.uses > 1 and not why_unusable()):
+                if slot.why_unusable is None or (slot.uses > 1 and is_quiet(slot)):
                     break  # the plain case of what follows
             if self._passes_checks(owner, slot, began, deadline, timeout):
                 break
@@ -103,6 +104,13 @@ class Desk:
         except BaseException:
             self.checkin(owner, hold, conn)
             raise
+        if not is_held(hold):
+            raise NotInUse(
+                f"pool {owner.name!r}: a listener gave the connection back before the caller had"
+                " it, or it was closed by force meanwhile",
+                pool=owner.name,
+                connection=conn,
+            )
 
     # Look at it before it goes out
 
@@ -122,9 +130,19 @@ class Desk:
         if slot.state is not IN_USE:
             return False  # handed over in the very loop pass of a fork: it is the parent's
         hold = hold_of(slot)
-        reason = self._reason_to_close(owner, hold)
+        conn = slot.conn
+        try:
+            reason = self._reason_to_close(owner, hold)
+        except BaseException as exc:
+            self._end(hold, conn, Reason.DEAD, exc)
+            if not isinstance(exc, Exception):
+                raise
+            hook = "_is_alive" if owner.has_is_alive else "a probe"
+            self._notifier.log(owner, logging.WARNING, hook + " raised %r", exc)
+            return False
         if reason is not None:
-            self._end(hold, slot.conn, reason)
+            self._end(hold, conn, reason)
+        if not is_held(hold):
             return False
         if owner.check_after is None or slot.idled <= owner.check_after:
             return True
@@ -142,16 +160,7 @@ class Desk:
         if slot.close_reason is not None:
             return slot.close_reason
         if owner.has_is_alive:
-            conn = slot.conn
-            try:
-                alive = owner._is_alive(*slot.bucket.key, conn)
-            except BaseException as exc:
-                self._end(hold, conn, Reason.DEAD, exc)
-                if not isinstance(exc, Exception):
-                    raise
-                self._notifier.log(owner, logging.WARNING, "_is_alive raised %r", exc)
-                return Reason.DEAD
-            return None if alive else Reason.DEAD
+            return None if owner._is_alive(*slot.bucket.key, slot.conn) else Reason.DEAD
         if slot.uses > 1:
             return self._probe_reason(slot)
         # No caller has used it yet, so what lies unread is a server's greeting.  A hang-up is not,
@@ -170,22 +179,36 @@ class Desk:
     def _answers(self, owner: PoolHooks, hold: Hold, bound: float) -> bool:
         """Whether the server answers within *bound* seconds; if not, the slot is gone."""
         slot = hold[0]
-        conn = slot.conn
+        conn, me = slot.conn, getcurrent()
+        self._asking[me] = hold
         try:
             raised = self._checker.ask(owner, slot.bucket, conn, bound)
         except BaseException as exc:
             self._end(hold, conn, Reason.KEEPALIVE, exc)
             raise
+        finally:
+            del self._asking[me]
         if raised is not None:
             self._end(hold, conn, Reason.KEEPALIVE, raised)
             text = "the check before hand-out failed: %r"
             self._notifier.log(owner, logging.INFO, text, raised)
             return False
         slot.check_begins(monotonic())
-        if slot.close_reason is not None:
+        if slot.bucket.closed:
+            self._end(hold, conn, Reason.POOL_CLOSED)
+        elif slot.close_reason is not None:
             self._end(hold, conn, slot.close_reason)
-            return False
-        return True
+        return is_held(hold)
+
+    def stop(self, bucket: PoolBucket) -> None:
+        """The bucket was closed: end the checks that callers wait for, a little later."""
+        for greenlet, hold in self._asking.items():
+            if hold[0].bucket is bucket and greenlet is not getcurrent():
+                self._runtime.loop.run_callback(self._stop_asking, greenlet, hold)
+
+    def _stop_asking(self, greenlet: Any, hold: Hold) -> None:
+        if self._asking.get(greenlet) is hold:
+            greenlet.throw(PoolClosed("the pool was closed"))
 
     # Take back
 
@@ -196,46 +219,68 @@ class Desk:
         """
         slot = hold[0]
         bucket = slot.bucket
-        self._runtime.assert_usable_here(bucket)
-        back_at = now = monotonic()
+        self._runtime.assert_own_thread(bucket)
+        if not is_held(hold) or slot.returning:
+            return
+        used = monotonic() - slot.since
         if owner.has_reset and slot.close_reason is None and not bucket.closed:
             if not self._reset(owner, hold, conn):
                 return
-            now = monotonic()
-        used = back_at - slot.since
         bucket.count_use(used)
-        if suspect:
-            if slot.why_unusable is None and slot.fd is not None:
-                # No socket we know, but from now on it must be quiet too.
-                slot.why_unusable = owner._make_descriptor_probe(slot.fd)
-            reason = self._probe_reason(slot)
-            if reason is not None:
-                bucket.lost_uses += 1
-                self._end(hold, conn, reason)
-                return
-        elif slot.unverified:
+        reason, error = self._reason_to_refuse(owner, slot) if suspect else (None, None)
+        if reason is not None:
+            bucket.lost_uses += 1
+            self._end(hold, conn, reason, error)
+            return
+        if slot.unverified and not suspect:
             self._scheduler.verified(slot)
         slot.conn = conn
         slot.where = None
         slot.held_by(None)
-        self._scheduler.release(slot, now)
+        self._scheduler.release(slot, monotonic())
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_checked_in", event)
 
+    def _reason_to_refuse(
+        self, owner: PoolHooks, slot: ConnectionSlot
+    ) -> tuple[Reason | None, BaseException | None]:
+        """Why a connection whose ``with`` was left by an exception must not be used again."""
+        try:
+            if slot.why_unusable is None and slot.fd is not None:
+                # No socket we know, but from now on it must be quiet too.
+                slot.why_unusable = owner._make_descriptor_probe(slot.fd)
+            return self._probe_reason(slot), None
+        except Exception as exc:
+            return Reason.DEAD, exc
+
     def _reset(self, owner: PoolHooks, hold: Hold, conn: Any) -> bool:
         """Call the hook; whether the connection is as good as new, and still this caller's."""
-        try:
-            owner._reset_connection(*hold[0].bucket.key, conn)
-        except BaseException as exc:
-            if is_held(hold):
-                self._count_lost_use(hold[0])
-            self._end(hold, conn, Reason.RESET, exc)
-            if not isinstance(exc, Exception):
-                raise
-            self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", exc)
+        slot = hold[0]
+        if getcurrent() is self._hub:  # where nothing may wait
+            self._count_lost_use(slot)
+            self._end(hold, conn, Reason.RESET)
             return False
-        return is_held(hold)  # else closed by force meanwhile
+        bound = owner.keepalive_timeout
+        slot.returning = True  # released a second time, it is not in use
+        try:
+            raised = call_bounded(bound, owner._reset_connection, *slot.bucket.key, conn)
+        except BaseException as exc:
+            self._end_lost(hold, conn, exc)
+            raise
+        finally:
+            slot.returning = False
+        if raised is None:
+            return is_held(hold)  # else closed by force meanwhile
+        self._end_lost(hold, conn, raised)
+        self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", raised)
+        return False
+
+    def _end_lost(self, hold: Hold, conn: Any, error: BaseException) -> None:
+        """The reset failed, and nobody knows what state it has left."""
+        if is_held(hold):
+            self._count_lost_use(hold[0])
+            self._end(hold, conn, Reason.RESET, error)
 
     def return_unused(self, hold: Hold, conn: Any) -> None:
         """Take back a connection that its holder has not used: it has been idle all the while."""
@@ -255,23 +300,33 @@ class Desk:
     ) -> None:
         """Take back a connection that must not be used again."""
         bucket = hold[0].bucket
-        self._runtime.assert_usable_here(bucket)
+        self._runtime.assert_own_thread(bucket)
+        if not is_held(hold):
+            return
         self._count_lost_use(hold[0])
         self._end(hold, conn, reason, error)
         if error is not None and "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, conn, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)
 
-    def take_away(self, slot: ConnectionSlot, conn: Any) -> None:
-        """Close a connection under its holder."""
-        self._count_lost_use(slot)
-        self._end(hold_of(slot), conn, Reason.POOL_CLOSED)
+    def take_away(self, slot: ConnectionSlot) -> None:
+        """The pool is closed: close a connection under its holder, or before it has one."""
+        if slot.state is not IN_USE:
+            return
+        conn = slot.conn
+        if conn is None:
+            conn = slot.ref()
+            self._count_lost_use(slot)
+        if conn is not None:  # else its collection is being booked
+            self._end(hold_of(slot), conn, Reason.POOL_CLOSED)
 
     def detach(self, owner: PoolHooks, hold: Hold) -> None:
         """Let the holder keep the connection: it is not the pool's any more."""
         slot = hold[0]
         bucket = slot.bucket
-        self._runtime.assert_usable_here(bucket)
+        self._runtime.assert_own_thread(bucket)
+        if not is_held(hold):
+            return
         conn = slot.ref()
         self._count_lost_use(slot)
         self._index.forget(owner, slot)
@@ -286,7 +341,7 @@ class Desk:
         """
         slot = self._index.find(owner, conn)
         if slot is None:
-            self._runtime.assert_usable_here(owner)
+            self._runtime.assert_own_thread(owner)
             slot = self._index.search(owner, conn)
         return hold_of(slot)
 

@@ -6,12 +6,20 @@ What is collected without having been given back is noticed, and its place is fr
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
+from geventpool._runtime.introspection import where_acquired
 from geventpool._runtime.slots import ConnectionSlot
+from geventpool._scheduler.state import IN_USE
+from geventpool.events import ConnectionLost, Reason
 
-__all__ = ["connection_ref"]
+if TYPE_CHECKING:
+    from geventpool._runtime.runtime import Runtime
+
+__all__ = ["Leaks", "connection_ref"]
 
 
 def connection_ref(slot: ConnectionSlot, conn: Any, when_collected: Callable[[Any], object]) -> Any:
@@ -91,3 +99,35 @@ class PartsRef:
                 for part, each in zip(self._parts, conn, strict=True)
             )
         )
+
+
+class Leaks:
+    """Gives back the places of connections that were collected while callers had them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lost: deque[ConnectionSlot] = deque()
+
+    def collected(self, ref: ConnectionRef) -> None:
+        """A connection was garbage collected.  This may run anywhere: only take a note."""
+        slot = ref.slot
+        if slot.state is IN_USE and slot.conn is None and not self._runtime.dead:
+            self._lost.append(slot)
+            self._runtime.loop.run_callback_threadsafe(self._take_back)
+
+    def _take_back(self) -> None:
+        runtime = self._runtime
+        while self._lost:
+            slot = self._lost.popleft()
+            if slot.state is not IN_USE or slot.ref() is not None or slot.conn is not None:
+                continue
+            bucket = slot.bucket
+            owner = bucket.owner()
+            now = monotonic()
+            used = now - slot.since
+            runtime.index.forget(owner, slot)
+            runtime.scheduler.detach(slot, Reason.LOST, now)
+            runtime.changed(bucket)
+            if owner is not None:
+                where, endpoint = where_acquired(slot), bucket.endpoint
+                runtime.notifier.lost(owner, ConnectionLost(owner, used, where, endpoint=endpoint))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from geventpool._runtime.slots import PoolBucket
+from collections import Counter
+from time import perf_counter
+
+from gevent import getcurrent
+
+from geventpool._runtime.introspection import holder_of
+from geventpool._runtime.slots import Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import text_of
 from geventpool.errors import PoolClosed, PoolFull, PoolTimeout
@@ -26,7 +32,7 @@ def pool_full(bucket: PoolBucket, max_waiting: int) -> PoolFull:
 
 def no_connection(bucket: PoolBucket, timeout: float | None, now: float) -> PoolTimeout:
     """None came free in time."""
-    held_for = sorted((now - s.since for s in bucket.slots if s.state is IN_USE), reverse=True)
+    held_for, own = _look_at_holders(bucket, now)
     in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
     text = (
         f"pool {bucket.name!r}: no connection came free in {timeout} s ({in_use} in use,"
@@ -34,6 +40,8 @@ def no_connection(bucket: PoolBucket, timeout: float | None, now: float) -> Pool
     )
     if held_for:
         text += f"; held for up to {held_for[0]:.3f} s"
+    if own:
+        text += f"; the caller itself holds {own}, which it cannot give back while it waits"
     if (last := bucket.last_error) is not None:
         text += f"; last dial: {type(last).__name__}: {text_of(last)}"
     return PoolTimeout(
@@ -46,6 +54,28 @@ def no_connection(bucket: PoolBucket, timeout: float | None, now: float) -> Pool
         waiting=len(bucket.waiters),
         held_for=held_for,
     )
+
+
+_MANY = 100
+_SHARE = 0.01  # of the time, at most, is spent on looking at the holders of many connections
+
+
+def _look_at_holders(bucket: PoolBucket, now: float) -> tuple[tuple[float, ...], int]:
+    """For how long each connection is held, the longest first; how many of them by the caller.
+
+    To look at 10,000 takes milliseconds.  Callers that time out by the hundred are told what was
+    seen a moment ago.
+    """
+    seen = bucket.last_look
+    if seen is None or now >= seen.until:
+        began = perf_counter()
+        in_use = [slot for slot in bucket.slots if slot.state is IN_USE]
+        held_for = tuple(sorted((now - slot.since for slot in in_use), reverse=True))
+        holders = Counter(id(greenlet) for slot in in_use if (greenlet := holder_of(slot)))
+        valid_for = (perf_counter() - began) / _SHARE if len(in_use) > _MANY else 0.0
+        seen = Look(now + valid_for, held_for, holders)
+        bucket.last_look = seen if valid_for else None
+    return seen.held_for, seen.holders[id(getcurrent())]
 
 
 def not_full(bucket: PoolBucket, timeout: float | None) -> PoolTimeout:

@@ -13,7 +13,6 @@ nothing.  And nothing that may switch is ever called from a hub callback.
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, cast
@@ -24,7 +23,7 @@ from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub, get_hub
 
 from geventpool import events
-from geventpool._runtime import fork, refusals
+from geventpool._runtime import fork, refusals, shutdown
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
@@ -32,7 +31,7 @@ from geventpool._runtime.desk import Desk
 from geventpool._runtime.dialer import Dialer
 from geventpool._runtime.hangups import HangupWatcher
 from geventpool._runtime.hooks import PoolHooks
-from geventpool._runtime.introspection import holder_of, where_acquired
+from geventpool._runtime.leaks import Leaks
 from geventpool._runtime.maintenance import Maintenance
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
@@ -63,13 +62,13 @@ class Runtime:
         self.timers = Timers(hub.loop)
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
-        self.index = ConnectionIndex(HangupWatcher(hub, self._peer_closed), self._collected)
+        leaks = Leaks(self)
+        self.index = ConnectionIndex(HangupWatcher(hub, self._peer_closed), leaks.collected)
         self.closer = Closer(self, self.index, self.notifier)
         self.dialer = Dialer(self, self.index, self.closer, self.notifier)
         self.checker = Checker(self, self.notifier)
         self.maintenance = Maintenance(self.scheduler)
         self.desk = Desk(self, self.index, self.checker, self.notifier)
-        self._lost: deque[ConnectionSlot] = deque()
         _runtimes.add(self)
 
     @classmethod
@@ -86,6 +85,10 @@ class Runtime:
 
     def add(self, bucket: PoolBucket) -> None:
         """Take in the bucket of a new pool.  Its minimum is opened as soon as the hub runs."""
+        for limit in bucket.shared:
+            runtime = limit.effects
+            if runtime is not None and runtime.dead:
+                limit.abandon()  # it outlives the hub that used it
         self.scheduler.add(bucket, monotonic())
         self.buckets.add(bucket)
         self.maintenance.schedule(bucket)
@@ -105,6 +108,7 @@ class Runtime:
         self.maintenance.stop(bucket)
         self.dialer.stop(bucket)
         self.checker.stop(bucket)
+        self.desk.stop(bucket)
         self.timers.stop(bucket)
         self.forget_if_empty(bucket)
 
@@ -127,15 +131,18 @@ class Runtime:
 
     def assert_usable_here(self, pool: PoolBucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
-        hub = self.hub
-        if get_ident() != self.ident or hub.dead:
+        self.assert_own_thread(pool)
+        if getcurrent() is self.hub:
+            raise BlockingSwitchOutError(f"pool {pool.name!r} was used in a hub callback")
+
+    def assert_own_thread(self, pool: PoolBucket | PoolHooks) -> None:
+        """See to it that this is the thread of *pool*: what gives back may be in the hub."""
+        if get_ident() != self.ident or self.hub.dead:
             raise WrongHub(
                 f"pool {pool.name!r} belongs to the gevent hub of another thread;"
                 " make one pool per thread",
                 pool=pool.name,
             )
-        if getcurrent() is hub:
-            raise BlockingSwitchOutError(f"pool {pool.name!r} was used in a hub callback")
 
     # Verbs of the whole pool
 
@@ -182,38 +189,7 @@ class Runtime:
     def close(self, owner: PoolHooks, buckets: Sequence[PoolBucket], timeout: float | None) -> None:
         """Close all the *buckets* of a pool for good and wait for the last connection to go."""
         self.assert_usable_here(owner)
-        deadline = None if timeout is None else monotonic() + timeout
-        first = not owner.closed
-        owner.closed = True
-        for bucket in buckets:
-            self.shut(bucket)
-        if first:
-            event = events.PoolDisposed(owner, closed=True)
-            self.notifier.notify(owner, "pool_disposed", event)
-        if self._wait_until_gone(buckets, deadline):
-            return
-        for slot in [slot for bucket in buckets for slot in bucket.slots]:
-            if slot.state is IN_USE and slot.conn is None and (conn := slot.ref()) is not None:
-                self.desk.take_away(slot, conn)
-        self._wait_until_gone(buckets, monotonic() + CLOSE_TIMEOUT)
-
-    def _wait_until_gone(self, buckets: Sequence[PoolBucket], deadline: float | None) -> bool:
-        while (late := self._not_gone(buckets)) is not None:
-            if not self.wait_for_change(late, deadline):
-                return False
-        return True
-
-    def _not_gone(self, buckets: Sequence[PoolBucket]) -> PoolBucket | None:
-        """One that has a slot left that does not wait for this very greenlet to go on."""
-        me = getcurrent()
-        mine = {self.dialer.workers.active.get(me)}
-        others = (self.closer.workers, self.checker.workers)
-        mine.update(group.active.get(me, (None,))[0] for group in others)
-        for bucket in buckets:
-            for slot in bucket.slots:
-                if slot not in mine and not (slot.state is IN_USE and holder_of(slot) is me):
-                    return bucket
-        return None
+        shutdown.close(self, owner, buckets, timeout)
 
     def wait_for_change(self, bucket: PoolBucket, deadline: float | None) -> bool:
         """Wait until a slot of *bucket* was opened or closed; False once *deadline* is past."""
@@ -260,6 +236,8 @@ class Runtime:
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Reconcile what *limit* touches, soon."""
+        if self.dead:
+            return  # nothing of what it touched lives
         self.loop.run_callback_threadsafe(self._reconcile_limit, limit)
 
     def _reconcile_limit(self, limit: Limit) -> None:
@@ -277,31 +255,6 @@ class Runtime:
                 event = events.PeerClosed(owner, conn, in_use, endpoint=bucket.endpoint)
                 self.notifier.workers.put((owner, "peer_closed", event))
             self.scheduler.peer_closed(slot, monotonic())
-
-    def _collected(self, ref: Any) -> None:
-        """A connection was garbage collected.  This may run anywhere: only take a note."""
-        slot = ref.slot
-        if slot.state is IN_USE and slot.conn is None and not self.dead:
-            self._lost.append(slot)
-            self.loop.run_callback_threadsafe(self._take_back_lost)
-
-    def _take_back_lost(self) -> None:
-        while self._lost:
-            slot = self._lost.popleft()
-            if slot.state is not IN_USE or slot.ref() is not None or slot.conn is not None:
-                continue
-            bucket = slot.bucket
-            owner = bucket.owner()
-            now = monotonic()
-            used = now - slot.since
-            self.index.forget(owner, slot)
-            self.scheduler.detach(slot, Reason.LOST, now)
-            self.changed(bucket)
-            if owner is not None:
-                where, endpoint = where_acquired(slot), bucket.endpoint
-                self.notifier.lost(
-                    owner, events.ConnectionLost(owner, used, where, endpoint=endpoint)
-                )
 
     # Fork
 

@@ -5,15 +5,15 @@ The scheduler decides about ``Slot`` and ``Bucket`` and knows nothing of what st
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import IN_USE
 from geventpool.events import Reason
 
-__all__ = ["ConnectionSlot", "Hold", "PoolBucket", "hold_of", "is_held"]
+__all__ = ["ConnectionSlot", "Hold", "Look", "PoolBucket", "hold_of", "is_held", "is_quiet"]
 
 
 class ConnectionSlot(Slot):
@@ -27,6 +27,7 @@ class ConnectionSlot(Slot):
         "ident",
         "identity",
         "ref",
+        "returning",
         "where",
         "why_unusable",
     )
@@ -38,6 +39,7 @@ class ConnectionSlot(Slot):
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None
         self.ref: Any = None  # callable -> the connection wherever it is, None once collected
+        self.returning = False  # a caller has released it, and its reset is under way
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.why_unusable: Callable[[], object] | None = None  # truthy: unread bytes, or dead
@@ -63,6 +65,23 @@ def is_held(hold: Hold) -> bool:
     return slot.state is IN_USE and slot.uses == use
 
 
+def is_quiet(slot: ConnectionSlot) -> bool:
+    """Whether its probe, which it has, finds nothing.  What it finds is looked at more closely,
+    and so is one that fails: it may be a user's."""
+    try:
+        return not slot.why_unusable()  # type: ignore[misc]
+    except Exception:
+        return False
+
+
+class Look(NamedTuple):
+    """What the holders of a bucket's connections looked like a moment ago."""
+
+    until: float  # good enough until then
+    held_for: tuple[float, ...]  # the longest first
+    holders: Counter[int]  # id(greenlet) -> how many it has
+
+
 _COUNTERS = (
     *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
     *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "checked"),
@@ -73,6 +92,7 @@ _LONGEST = ("use_max", "wait_max", "connect_max")
 class PoolBucket(Bucket):
     """A bucket and the pool's part in it: whose hooks, timers and greenlets serve it."""
 
+    __slots__ = ("use_count", "use_max", "use_sum")  # as in Bucket
     slot_type = ConnectionSlot
     slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
     _idle: deque[ConnectionSlot]  # type: ignore[assignment]
@@ -93,6 +113,7 @@ class PoolBucket(Bucket):
         self.on_empty: Callable[[PoolBucket], object] | None = None  # called when it left, empty
         self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
         self.has_keepalive = True  # by the keepalive of its pool, if that has one
+        self.last_look: Look | None = None  # at the holders of many connections
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
 
     def reset_counters(self) -> None:

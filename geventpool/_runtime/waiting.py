@@ -12,6 +12,8 @@ from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.model import Waiter
+from geventpool._scheduler.state import IN_USE
+from geventpool._util.errors import copy_of
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -62,7 +64,7 @@ class WaitingLine:
         if not self._scheduler.with_waiters:
             deadlines.relax()
         slot: ConnectionSlot | None = waiter.slot
-        if slot is None:
+        if slot is None or bucket.closed:
             self._raise(owner, waiter, began, timeout)
         waited = slot.since - began
         bucket.wait_count += 1
@@ -112,8 +114,10 @@ class WaitingLine:
     ) -> NoReturn:
         """Raise what the wait has ended in."""
         bucket: Any = waiter.bucket
+        if waiter.slot is not None and waiter.slot.state is IN_USE:
+            self._scheduler.return_unused(waiter.slot, monotonic())
         if bucket.closed:
             raise refusals.pool_closed(bucket)
         if waiter.error is not None:
-            raise waiter.error
+            raise copy_of(waiter.error)  # the pool keeps its own: without this caller's frames
         self.time_out(owner, bucket, began, timeout)

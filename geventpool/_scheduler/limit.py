@@ -67,6 +67,15 @@ class Limit:
             self._scheduler.effects.reconcile_limit_later(self)
 
     @property
+    def effects(self) -> Any:
+        """Of the scheduler whose buckets share it, or shared it last; None before that."""
+        return None if self._scheduler is None else self._scheduler.effects
+
+    def abandon(self) -> None:
+        """Forget all that is counted here: the hub that it was counted for is gone."""
+        Limit.__init__(self, self._maximum, self.name)
+
+    @property
     def full(self) -> bool:
         """Whether no slot more may be counted."""
         return self.used >= self._maximum

@@ -16,13 +16,26 @@ def about(where: object, error: BaseException) -> str:
 def copy_of(error: BaseException) -> BaseException:
     """One for each caller: what is raised takes on the frames that it passes, and the original is
     kept by the pool."""
+    cls = type(error)
     try:
         own = copy.copy(error)
-    except Exception:
-        return error  # its class cannot be copied
-    if type(own) is not type(error):
-        return error
+    except Exception:  # its class takes other arguments than it keeps
+        own = _bare_copy(error)
+    if type(own) is not cls:
+        own = _bare_copy(error)
     own.__cause__, own.__context__ = error.__cause__, error.__context__
+    return own
+
+
+def _bare_copy(error: BaseException) -> BaseException:
+    """A copy made without the ``__init__`` of its class; *error* itself if even that fails."""
+    cls = type(error)
+    try:
+        own = cls.__new__(cls, *error.args)
+        own.args = error.args
+        own.__dict__.update(error.__dict__)
+    except Exception:
+        return error
     return own
 
 

@@ -7,6 +7,7 @@ and close are in ``_runtime``.
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import logging
 import weakref
@@ -23,7 +24,7 @@ from geventpool._util.arguments import check_seconds
 from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
-from geventpool.pools.lease import DEFAULT, LocalLease
+from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
 
 __all__ = ["BasePool", "stats_of"]
@@ -31,6 +32,7 @@ __all__ = ["BasePool", "stats_of"]
 C = TypeVar("C")
 _numbers = itertools.count(1)
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
+_GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 #: Those of the settings that are each bucket's own.
@@ -73,7 +75,7 @@ class BasePool(PoolExtension[C]):
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
         self._connect: Callable[..., C] | None = settings.connect
-        self._leases: weakref.WeakKeyDictionary[Any, dict[Any, LocalLease[C]]]
+        self._leases: weakref.WeakKeyDictionary[Any, dict[Any, SharedConnection[C]]]
         self._leases = weakref.WeakKeyDictionary()
         self._limits = settings.limits
         self._bucket_settings = {each: getattr(settings, each) for each in _OF_BUCKETS}
@@ -180,14 +182,18 @@ class BasePool(PoolExtension[C]):
         check_seconds("timeout", timeout, zero=True)
         return timeout
 
-    def _leases_of_this_greenlet(self) -> dict[Any, LocalLease[C]]:
+    def _leases_of_this_greenlet(self) -> dict[Any, SharedConnection[C]]:
         return self._leases.setdefault(getcurrent(), {})
 
     def _breaks_connection(self, exc: BaseException) -> bool:
         """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
         if self.strict or not isinstance(exc, Exception):
             return True
-        return isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError)
+        if isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError):
+            return True
+        # A group has them in itself.
+        within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
+        return any(self._breaks_connection(each) for each in within)
 
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)

@@ -18,7 +18,7 @@ from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
 from geventpool.pools.base import BasePool, stats_of
-from geventpool.pools.lease import DEFAULT, Lease, LocalLease
+from geventpool.pools.lease import DEFAULT, Lease, LocalLease, assert_not_entered
 from geventpool.pools.settings import PoolSettings
 
 __all__ = ["EndpointPool"]
@@ -35,6 +35,7 @@ class _AtEndpoint:
     __slots__ = ()
 
     def __enter__(self: Any) -> Any:
+        assert_not_entered(self)
         self._bucket = bucket = self._pool._expect(self._endpoint)
         try:
             return super().__enter__()  # type: ignore[misc]

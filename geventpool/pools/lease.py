@@ -13,7 +13,7 @@ from weakref import proxy
 
 from gevent import getcurrent
 
-from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket
+from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held, is_quiet
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER
 from geventpool.events import Reason
@@ -21,10 +21,20 @@ from geventpool.events import Reason
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
 
-__all__ = ["DEFAULT", "Lease", "LocalLease"]
+__all__ = ["DEFAULT", "ENTERED", "Lease", "LocalLease", "SharedConnection", "assert_not_entered"]
 
 C = TypeVar("C")
 DEFAULT: Any = object()  # "the pool's own timeout", as None means "no bound"
+
+
+class _Entered:
+    """Stands for the bucket of a lease that is in a ``with``: nothing is idle in it, so that the
+    fast path need not look whether it is."""
+
+    _idle = ()
+
+
+ENTERED: Any = _Entered()
 
 
 class Lease(Generic[C]):
@@ -34,6 +44,9 @@ class Lease(Generic[C]):
     not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
     a reply to the request that was cut short may still come.  Another ``Exception``, or a
     PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
+
+    One lease is for one ``with`` at a time: entered a second time meanwhile, it raises
+    RuntimeError.  Left in another thread than the pool's it raises WrongHub, and is not left.
     """
 
     __slots__ = ("_bucket", "_conn", "_pool", "_slot", "_timeout", "_use")
@@ -60,22 +73,29 @@ class Lease(Generic[C]):
                     bucket.fast_path_max_idle is NEVER
                     or now - slot.since < bucket.fast_path_max_idle
                 )
-                and (slot.why_unusable is None or not slot.why_unusable())
+                and (slot.why_unusable is None or is_quiet(slot))
             ):
                 slot.state = IN_USE
                 slot.since = now
                 slot.holder = proxy(getcurrent())
                 slot.uses = self._use = slot.uses + 1
                 self._slot = slot
+                self._bucket = ENTERED
                 conn: C = slot.conn
                 self._conn = conn
                 slot.conn = None
                 return conn
             self._pool._runtime.scheduler.put_back(slot)
+        assert_not_entered(self)
         pool, timeout = self._pool, self._timeout
         if timeout is DEFAULT:
             timeout = pool.timeout
-        (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)
+        self._bucket = ENTERED  # also while it waits
+        try:
+            (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)
+        except BaseException:
+            self._bucket = bucket
+            raise
         return self._conn
 
     def __exit__(
@@ -85,16 +105,13 @@ class Lease(Generic[C]):
         traceback: TracebackType | None,
     ) -> None:
         slot = self._slot
+        bucket = self._bucket = slot.bucket
         if slot.state is not IN_USE or slot.uses != self._use:
             return  # released, discarded or detached in the body; or left behind by a fork
         if exc is None:
-            bucket = slot.bucket
             now = monotonic()
-            # Plain: no caller waits (then it is left in the thread in which it was entered: no need
-            # to look again), or one does.
-            if now < slot.fast_path_until and (
-                bucket.fast_path_open or bucket.fast_path_thread == get_ident()
-            ):
+            # Plain: no caller waits, or one does.  (Any thread may leave a ``with``.)
+            if now < slot.fast_path_until and bucket.fast_path_thread == get_ident():
                 used = now - slot.since
                 bucket.use_count += 1
                 bucket.use_sum += used
@@ -109,29 +126,62 @@ class Lease(Generic[C]):
                     slot.holder = None
                     self._pool._runtime.scheduler.release(slot, now)
                 return
+        self._give_back(exc)
+
+    def _give_back(self, exc: BaseException | None, suspect: bool = False) -> None:
+        """End the ``with`` by the verb that fits what has left it."""
         pool = self._pool
-        hold: Hold = slot, self._use
-        if exc is None:
-            pool._desk.checkin(pool, hold, self._conn)
-        elif pool._breaks_connection(exc):
+        hold: Hold = self._slot, self._use
+        if not is_held(hold):
+            return
+        if get_ident() != pool._runtime.ident:
+            self._bucket = ENTERED  # it stays with its holder
+        if exc is not None and pool._breaks_connection(exc):
             pool._desk.discard(pool, hold, self._conn, Reason.ERROR, exc)
         else:
-            pool._desk.checkin(pool, hold, self._conn, suspect=True)
+            pool._desk.checkin(pool, hold, self._conn, suspect or exc is not None)
+
+
+def assert_not_entered(lease: Lease[Any]) -> None:
+    """Raise RuntimeError if *lease* is in a ``with``."""
+    if getattr(lease, "_bucket", None) is ENTERED:
+        raise RuntimeError(
+            f"pool {lease._pool.name!r}: this lease is in a with already; call get() for each with"
+        )
+
+
+class SharedConnection(Generic[C]):
+    """A connection that a greenlet has, and how many leases of it there are."""
+
+    __slots__ = ("lease", "leases", "suspect")
+
+    def __init__(self, lease: LocalLease[C]) -> None:
+        self.lease = lease  # by which the connection was acquired
+        self.leases = 1
+        self.suspect = False  # an exception has left one of them
 
 
 class LocalLease(Lease[C]):
-    """The lease of a ``greenlet_local`` pool: nested, it shares what the greenlet already has."""
+    """The lease of a ``greenlet_local`` pool: nested, it shares what the greenlet already has.
 
-    __slots__ = ("_outer",)
+    The connection goes back when the last of those that share it is left, in whatever order.
+    """
+
+    __slots__ = ("_leases", "_shared")
+
+    _shared: SharedConnection[C]
 
     def __enter__(self) -> C:
-        leases = self._pool._leases_of_this_greenlet()
-        outer = self._outer = leases.get(self._bucket.key)
-        if outer is not None and outer._slot.state is IN_USE and outer._slot.uses == outer._use:
-            return outer._conn
-        self._outer = None
+        assert_not_entered(self)
+        key, leases = self._bucket.key, self._pool._leases_of_this_greenlet()
+        shared = leases.get(key)
+        if shared is not None and is_held((shared.lease._slot, shared.lease._use)):
+            shared.leases += 1
+            self._shared, self._bucket = shared, ENTERED
+            return shared.lease._conn
         conn = super().__enter__()
-        leases[self._bucket.key] = self
+        self._shared = leases[key] = SharedConnection(self)
+        self._leases = leases  # those of the greenlet that entered it, whoever leaves it
         return conn
 
     def __exit__(
@@ -140,9 +190,19 @@ class LocalLease(Lease[C]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._outer is None:
-            self._pool._leases_of_this_greenlet().pop(self._bucket.key, None)
-            super().__exit__(exc_type, exc, traceback)
-        elif exc is not None and self._pool._breaks_connection(exc):
-            # The outer with may yet swallow it, but the connection is broken all the same.
-            self._pool._runtime.scheduler.mark_for_closing(self._outer._slot, Reason.ERROR)
+        shared = self._shared
+        lease, slot = shared.lease, shared.lease._slot
+        self._bucket = slot.bucket
+        shared.leases -= 1
+        if not shared.leases:
+            if lease._leases.get(slot.bucket.key) is shared:
+                del lease._leases[slot.bucket.key]
+            if shared.suspect or exc is not None:
+                lease._give_back(exc, suspect=True)
+            else:
+                Lease.__exit__(lease, None, None, None)
+        elif exc is not None:
+            shared.suspect = True
+            if self._pool._breaks_connection(exc) and is_held((slot, lease._use)):
+                # Another with may yet swallow it, but the connection is broken all the same.
+                self._pool._runtime.scheduler.mark_for_closing(slot, Reason.ERROR)

@@ -623,7 +623,7 @@ def test_falsy_connections_are_connections(falsy):
     pool.release(pool.acquire(timeout=0))
 
 
-def test_fail_fast_raises_the_very_error_of_the_dial_to_the_oldest_waiter(maker):
+def test_fail_fast_raises_a_copy_of_the_error_of_the_dial_to_the_oldest_waiter(maker):
     maker.slow = True
     maker.error = ConnectionRefusedError("nothing there")
     pool = ConnectionPool(1, connect=maker, fail_fast=True, backoff=SOON)
@@ -638,7 +638,10 @@ def test_fail_fast_raises_the_very_error_of_the_dial_to_the_oldest_waiter(maker)
     callers = [gevent.spawn(caller, number) for number in range(3)]
     gevent.idle()
     maker.let_in()
-    assert raised == [(0, maker.error)]
+    [(first, error)] = raised
+    assert first == 0
+    assert (type(error), error.args) == (ConnectionRefusedError, ("nothing there",))
+    assert error is not maker.error
     maker.slow = False
     maker.let_in()
     gevent.joinall(callers)

@@ -100,3 +100,78 @@ def test_the_pause_after_a_dial_that_computed_and_failed_is_not_shortened() -> N
 
     for end, next_begin in zip(ended, begun[1:], strict=False):
         assert next_begin - end >= 0.1
+
+
+class Pinged(ConnectionPool[Any]):
+    """Notes when it asks its server, and computes in between."""
+
+    def __init__(self, **options: Any) -> None:
+        self.asked: list[float] = []
+        super().__init__(1, connect=Maker(), **options)
+
+    def _keepalive(self, conn: Any) -> None:
+        self.asked.append(monotonic())
+        woken_by_a_timer()
+        compute()
+
+
+def test_the_keepalive_of_a_program_that_computes_is_not_early() -> None:
+    with Pinged(keepalive=0.2) as pool, gevent.Timeout(10):
+        pool.fill()
+        while len(pool.asked) < 3:
+            gevent.sleep(0.01)
+
+    for asked, next_asked in zip(pool.asked, pool.asked[1:], strict=False):
+        assert next_asked - asked >= BUSY + 0.2
+
+
+@pytest.mark.parametrize("setting", ["max_lifetime", "idle_timeout"])
+def test_the_reaper_of_a_program_that_computes_is_not_early(setting: str) -> None:
+    closed: list[float] = []
+
+    class Pool(ConnectionPool[Any]):
+        def _close_connection(self, conn: Any) -> None:
+            closed.append(monotonic())
+
+    options: dict[str, Any] = {setting: 0.4, "jitter": 0.0, "min_size": 0}
+    with Pool(1, connect=Maker(), **options) as pool:
+        woken_by_a_timer()
+        compute()
+        began = monotonic()
+        with pool.get():
+            pass
+        with gevent.Timeout(10):
+            while not closed:
+                woken_by_a_timer()
+
+        assert closed[0] - began >= 0.4
+
+
+def test_a_dial_a_check_and_a_close_of_a_program_that_computes_have_their_whole_time() -> None:
+    class Pool(ConnectionPool[Any]):
+        def _new_connection(self) -> Any:
+            self.hang()
+            return Maker()()
+
+        def _keepalive(self, conn: Any) -> None:
+            self.hang()
+
+        _reset_connection = _keepalive
+
+        def hang(self) -> None:
+            began = monotonic()
+            try:
+                gevent.sleep(60)
+            except gevent.Timeout:
+                took.append(monotonic() - began)
+
+    took: list[float] = []
+    with Pool(1, connect_timeout=0.2, keepalive_timeout=0.2, check_after=0) as pool:
+        pool.fill(timeout=10)
+        for verb in (pool.acquire, lambda: pool.release(pool.holders()[0].connection)):
+            woken_by_a_timer()
+            compute()
+            verb()
+
+    assert len(took) == 3
+    assert min(took) >= 0.2

@@ -1,0 +1,110 @@
+"""What a caller is told that gets no connection: what helps, at no cost to the others."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from time import perf_counter
+from typing import Any
+
+import gevent
+import pytest
+
+from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout
+from support.objects import Maker
+from support.threads import in_thread
+
+
+def cost_of_a_timeout(size: int) -> float:
+    """The least seconds for one, of a hundred."""
+    pool = ConnectionPool(size, connect=Maker(), max_connecting=64)
+    pool.fill()
+    held = [pool.acquire() for _ in range(size)]
+    costs = []
+    for _ in range(100):
+        began = perf_counter()
+        with pytest.raises(PoolTimeout) as caught:
+            pool.acquire(timeout=0)
+        costs.append(perf_counter() - began)
+        assert len(caught.value.held_for) == caught.value.in_use == size
+    for conn in held:
+        pool.release(conn)
+    pool.close()
+    return sorted(costs)[50]
+
+
+def test_a_pool_timeout_costs_the_same_with_many_connections() -> None:
+    assert cost_of_a_timeout(3000) < 3 * cost_of_a_timeout(10) + 50e-6
+
+
+def test_a_caller_that_holds_one_itself_is_told_so() -> None:
+    pool = ConnectionPool(1, connect=Maker())
+    with pool.get(), pytest.raises(PoolTimeout, match="the caller itself holds 1"):
+        pool.acquire(timeout=0.01)
+    holder = gevent.spawn(pool.acquire)
+    holder.join()
+    with pytest.raises(PoolTimeout) as caught:
+        pool.acquire(timeout=0.01)
+
+    assert "itself" not in str(caught.value)
+    pool.release(holder.get())
+
+
+class Odd(OSError):
+    """Its class takes other arguments than it keeps."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"{host}:{port} refused")
+        self.port = port
+
+
+@pytest.mark.parametrize("error", [OSError("refused"), Odd("localhost", 1)], ids=str)
+def test_fail_fast_keeps_nothing_of_a_caller_alive(error: OSError) -> None:
+    class Local:
+        pass
+
+    def connect() -> Any:
+        raise error
+
+    pool = ConnectionPool(
+        1, connect=connect, min_size=0, fail_fast=True, backoff=Backoff(first=10, longest=10)
+    )
+
+    def request() -> Any:
+        local = Local()
+        try:
+            pool.acquire(timeout=1)
+        except OSError as caught:
+            seen.append((type(caught), str(caught), getattr(caught, "port", None)))
+        return weakref.ref(local)
+
+    seen: list[Any] = []
+    alive = request()
+    gc.collect()
+
+    assert alive() is None
+    assert seen == [(type(error), str(error), getattr(error, "port", None))]
+    pool.close()
+
+
+def test_a_limit_outlives_the_hub_that_used_it() -> None:
+    limit = Limit(2)
+    kept: list[Any] = []
+
+    def use() -> None:
+        pool = ConnectionPool(2, connect=Maker(), min_size=0, limits=[limit])
+        kept.append(pool)
+        kept.append(pool.acquire())
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    in_thread(use)
+    assert limit.used == 1
+    limit.maximum = 1
+    with ConnectionPool(1, connect=Maker(), limits=[limit]) as pool, pool.get(timeout=5):
+        assert limit.used == 1
+    kept.clear()
+    gc.collect()
+    limit.maximum = 3
+    with ConnectionPool(3, connect=Maker(), limits=[limit]) as pool:
+        pool.fill(timeout=5)
+        assert limit.used == 3
