@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import inspect
 import logging
 import math
+import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import FrozenInstanceError
@@ -32,7 +32,7 @@ from geventpool.errors import (
 from geventpool.retry import RetryBudget, RetryDetails, retry
 
 # Not `import geventpool.retry as ...`: that takes the attribute of the package, the function.
-module = importlib.import_module("geventpool.retry")
+module = sys.modules[retry.__module__]
 DEFAULT_SLEEP, DEFAULT_CLOCK = module._sleep, module._clock
 
 

@@ -78,8 +78,8 @@ class ConnectionPool(BasePool[C]):
       Called in a greenlet of the pool; may switch; bounded by 5 s.  What it raises is logged, and
       *conn* counts as closed.
     - ``_fileno(conn)``: the descriptor whose hang-up is to be noticed (None: none), once after each
-      dial.  Called in a greenlet of the pool; must not switch; bounded by nothing.  What it raises
-      is logged, and *conn* is not watched.
+      dial.  Called in a greenlet of the pool; may switch; bounded by *connect_timeout*, with the
+      dial.  What it raises is logged, and *conn* is not watched.
     """
 
     def __init__(

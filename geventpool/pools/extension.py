@@ -62,11 +62,11 @@ class Standing(NamedTuple):
     open: int = 0
     in_use: int = 0
     idle: int = 0
+    connecting: int = 0
     waiting: int = 0
     failing: bool = False  # the last dial failed, or its connection died unused
     retry_in: float = 0.0  # seconds until the next dial may begin
     last_error: BaseException | None = None  # None after a dial that succeeded
-    connecting: int = 0
 
 
 class PoolExtension(Generic[C]):
@@ -237,11 +237,11 @@ class PoolExtension(Generic[C]):
             bucket.open,
             bucket.in_use,
             bucket.idle,
+            bucket.connecting,
             len(bucket.waiters),
             failing,
             max(bucket.retry_at - monotonic(), 0.0) if failing else 0.0,
             bucket.last_error,
-            bucket.connecting,
         )
 
     def _fail_when_down(self, on: bool, *key: Any) -> None:

@@ -147,22 +147,22 @@ class _Replaced:
 
     def __init__(self, find: Callable[[], Iterable[tuple[Any, str, object]]]) -> None:
         self._find = find
-        self._socket_index = 0
+        self._entered = 0
         self._originals: list[tuple[Any, str, object]] = []
         self._lock = get_original("_thread", "allocate_lock")()
 
     def __enter__(self) -> None:
         with self._lock:
-            self._socket_index += 1
-            if self._socket_index == 1:
+            self._entered += 1
+            if self._entered == 1:
                 for module, name, function in self._find():
                     self._originals.append((module, name, getattr(module, name)))
                     setattr(module, name, function)
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
-            self._socket_index -= 1
-            while self._originals and not self._socket_index:
+            self._entered -= 1
+            while self._originals and not self._entered:
                 setattr(*self._originals.pop())
 
 

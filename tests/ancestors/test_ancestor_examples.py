@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import imaplib
-import importlib
 import inspect
 import ipaddress
 import logging
@@ -611,7 +610,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         waits.append(seconds)
         gevent.sleep(0)
 
-    monkeypatch.setattr(importlib.import_module("geventpool.retry"), "_sleep", note)
+    monkeypatch.setattr(sys.modules[retry.__module__], "_sleep", note)
     return waits
 
 

@@ -166,6 +166,18 @@ def test_what_a_caller_got_while_they_were_chosen_is_left_alone(pool):
     pool.release(mine)
 
 
+def test_what_was_used_while_they_were_chosen_is_left_alone_though_it_is_idle_again(pool):
+    conn = pool.acquire()
+    pool.release(conn)
+
+    def where(conn: Conn) -> bool:
+        pool.release(pool.acquire())  # of this use nobody has asked
+        return True
+
+    assert pool._evict_idle(where, Reason.DISCARDED, CLOSE_TIMEOUT) == 0
+    assert not conn.closed
+
+
 def test_what_the_question_raises_is_raised_and_nothing_is_closed(pool, maker):
     pool.release(pool.acquire())
 
@@ -207,6 +219,16 @@ def test_a_prefill_has_one_deadline_for_all_and_gives_back_what_it_has(maker):
         with pytest.raises(PoolTimeout):
             pool._prefill(3, timeout=0.05)
         maker.wait_until(lambda: not maker.open)
+
+
+def test_a_prefill_does_not_begin_its_deadline_anew_for_each_connection():
+    def connect() -> object:
+        gevent.sleep(0.05)
+        return object()
+
+    with ConnectionPool(9, connect=connect, min_size=0) as pool:
+        with pytest.raises(PoolTimeout):
+            pool._prefill(9, timeout=0.2)
 
 
 # How it stands

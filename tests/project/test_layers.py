@@ -55,11 +55,6 @@ SEAM = "geventpool.pools.extension"
 #: The one thing in a private folder that ``geventpool.testing`` needs.
 CLOCK_JUMPED = "geventpool._runtime.jump.clock_jumped"
 
-#: What breaks a rule today, by file.  Nothing may be added; a test below fails for what is no
-#: longer needed.
-NOT_YET: dict[str, set[str]] = {
-}
-
 #: A file that is pure in a row that is not.
 PURE = {"demo/verdicts.py": GEVENT | {"time"}}
 
@@ -171,17 +166,9 @@ def all_that_is_imported(name: str, seen: set[str]) -> Iterator[tuple[str, str]]
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_imports_only_from_rows_above_it(name: str) -> None:
-    found = wrong_imports(name, (PACKAGE / name).read_text())
-    wrong = [line for module, line in found.items() if module not in NOT_YET.get(name, ())]
+    wrong = wrong_imports(name, (PACKAGE / name).read_text())
 
-    assert not wrong, "\n".join(wrong)
-
-
-@pytest.mark.parametrize("name", NOT_YET)
-def test_what_is_excused_is_still_there(name: str) -> None:
-    found = wrong_imports(name, (PACKAGE / name).read_text())
-
-    assert NOT_YET[name] == set(found) & NOT_YET[name]
+    assert not wrong, "\n".join(wrong.values())
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if never_in(name)])

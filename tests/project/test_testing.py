@@ -5,7 +5,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
-import importlib
 import re
 import socket as stdlib_socket
 import ssl
@@ -24,10 +23,11 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.server import StreamServer
 
+from geventpool._runtime import runtime
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolTimeout
 from geventpool.events import Reason
-from geventpool.pools import ConnectionPool
+from geventpool.pools import ConnectionPool, lease
 from geventpool.retry import RetryBudget, retry
 from geventpool.sockets import SocketFactory
 from geventpool.testing import ChaosProxy, EchoServer, FakeClock, closed_port, no_retry_delays
@@ -39,7 +39,7 @@ from support.waiting import until
 
 ProxyMaker = Callable[[object], ChaosProxy]
 
-retry_module = importlib.import_module("geventpool.retry")
+retry_module = sys.modules[retry.__module__]
 
 
 @pytest.fixture
@@ -1048,8 +1048,8 @@ def test_the_jumps_are_taken_back_at_the_end_of_the_with() -> None:
         raise KeyError
 
     assert (retry_module._clock, retry_module._sleep) == before
-    for name in ("geventpool._runtime.runtime", "geventpool.pools.lease"):
-        assert vars(importlib.import_module(name))["monotonic"] is time.monotonic
+    for module in (runtime, lease):
+        assert vars(module)["monotonic"] is time.monotonic
     with clock:  # a second time: from now on
         assert retry_module._clock() < time.monotonic() + 1e5
 
