@@ -12,6 +12,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar, Union
 
 from geventpool.errors import ConnectError, NameNotFound
@@ -25,6 +26,7 @@ __all__ = [
     "UnixAddress",
     "address",
     "described",
+    "is_host_name",
     "is_own",
     "resolve_by",
     "weighted_order",
@@ -74,6 +76,18 @@ class Resolver(Protocol):
     def resolve(self, name: str, /) -> AddressGroup:
         """The addresses of *name*.  Raises NameNotFound if it has none.  May block."""
         ...
+
+
+@lru_cache(maxsize=1024)
+def is_host_name(known: AnyAddress) -> bool:
+    """Whether its host is to be looked up."""
+    if not isinstance(known, Address):
+        return False
+    try:
+        ipaddress.ip_address(known.ip)
+    except ValueError:
+        return True
+    return False
 
 
 def is_own(resolver: object) -> bool:

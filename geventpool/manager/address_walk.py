@@ -11,7 +11,7 @@ import gevent
 
 from geventpool._util.clock import part_of
 from geventpool._util.errors import about
-from geventpool.addresses import AddressGroup, AnyAddress
+from geventpool.addresses import AddressGroup, AnyAddress, is_host_name
 from geventpool.errors import ConnectError, MultiConnectFailure, OutOfSockets, PoolTimeout
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import Attempt
@@ -27,13 +27,13 @@ _FRESH = 0.05  # seconds for which a ranking of servers is good
 
 
 class _Turn(NamedTuple):
-    """An address has its turn, of so many *seconds*, until *ends_at*; a *brief* one decides
-    nothing."""
+    """An address has its turn, of so many *seconds*, until *ends_at*.  One that *decides_nothing*
+    if it passes in vain leaves that to its dial."""
 
     attempt: Attempt
     seconds: float
     ends_at: float
-    brief: bool
+    decides_nothing: bool
 
 
 class AddressWalk:
@@ -165,7 +165,7 @@ class AddressWalk:
             failed = error
             if turn.seconds < min(_IMPATIENT, self._most):
                 blamed = False
-            elif not turn.brief:
+            elif not turn.decides_nothing:
                 self.pool.leave_dial(endpoint, None)
         except DialError as error:
             failed = error.cause_for_caller()
@@ -184,7 +184,7 @@ class AddressWalk:
     def _note_failure(self, turn: _Turn, failed: BaseException, blamed: bool) -> None:
         self.failed |= not isinstance(failed, OutOfSockets)
         self.errors.append((turn.attempt.address, failed.with_traceback(None)))
-        if turn.brief and isinstance(failed, PoolTimeout):
+        if turn.decides_nothing and isinstance(failed, PoolTimeout):
             self._leave(turn.attempt)
         elif blamed:
             turn.attempt.failed(monotonic(), failed)
@@ -234,7 +234,9 @@ class AddressWalk:
         brief = brief and self._others > 0 and STAGGER < seconds
         if brief:
             seconds = STAGGER
-        return _Turn(attempt, seconds, now + seconds, brief)
+        # Of a host that may yet have to be looked up, nothing was learnt either.
+        decides_nothing = brief or is_host_name(attempt.address)
+        return _Turn(attempt, seconds, now + seconds, decides_nothing)
 
     def _pause(self, again: int) -> bool:
         """Wait a moment before all are tried again; False if there is no time for that."""

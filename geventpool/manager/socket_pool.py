@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import socket
 import ssl
 from collections.abc import Callable
 from time import monotonic
@@ -40,6 +41,10 @@ _MOST_FACTORIES = 1024
 
 #: What a system call says if it is this machine that has no room for one more socket.
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+
+#: What a dial says that has not come so far as to ask the server: the host was not found in time,
+#: or its line of those to be accepted was full.
+_NOT_ASKED = {errno.EAGAIN, socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM}
 
 
 class Endpoint(NamedTuple):
@@ -186,7 +191,8 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         except gevent.Timeout as expired:  # the pool's own, or one that a sock_type let out
             why = f": {expired.__cause__}" if expired.__cause__ is not None else ""
             text = f"{endpoint.address}: not open after {monotonic() - began:.3f} s{why}"
-            failed_dials.error = error = DialError(text)
+            blames = expired.__cause__ is None or not _is_not_the_servers(expired.__cause__)
+            failed_dials.error = error = DialError(text, blames=blames)
             self._tell_of_failure(endpoint, server, error)
             raise error from expired
         except Exception as raised:
@@ -232,7 +238,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             sock = self.factory(endpoint)()
         except Exception as error:
             text = about(endpoint.address, error)
-            raise DialError(text, blames=not _is_for_want_of_room(error)) from error
+            raise DialError(text, blames=not _is_not_the_servers(error)) from error
         monitored = MonitoredSocket(sock, self.traffic_of(server), address=endpoint.address)
         try:
             conn = self._wrapped(endpoint, monitored)
@@ -331,11 +337,12 @@ def _most_sockets() -> int | None:
     return None if files == resource.RLIM_INFINITY else max(int(0.8 * files), 1)
 
 
-def _is_for_want_of_room(error: BaseException) -> bool:
-    """Whether it was this machine that had no room for one more socket, and not the server."""
+def _is_not_the_servers(error: BaseException) -> bool:
+    """Whether it was this machine that had no room for one more socket, or a look-up that did not
+    come to an end, and not the server."""
     if isinstance(error, MultiConnectFailure):  # a host with several addresses
-        return all(_is_for_want_of_room(each) for _, each in error.errors)
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
+        return all(_is_not_the_servers(each) for _, each in error.errors)
+    return isinstance(error, OSError) and error.errno in (_NO_ROOM | _NOT_ASKED)
 
 
 def _refusal(endpoint: Endpoint, failed_dials: DialFailures) -> BaseException:

@@ -8,24 +8,28 @@ addresses of one host are raced in ``happy_eyeballs.py``, and how TLS is put on 
 
 from __future__ import annotations
 
-import itertools
-import random
 import ssl
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
+from typing import cast
 
+from gevent import Timeout
 from gevent.socket import AF_UNIX, SOCK_STREAM, socket
 
 from geventpool._util.arguments import check_seconds
-from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
+from geventpool.addresses import Address, AnyAddress, Resolver, UnixAddress
 from geventpool.errors import NameNotFound
 from geventpool.sockets.dial import Dial, look_up, numeric
 from geventpool.sockets.guard import GuardedSocket
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
 from geventpool.sockets.options import Option, check_options, check_source, tcp_options
+from geventpool.sockets.server_list import ServerList, Turn
 from geventpool.sockets.tls import TLSSession, TLSSessions, make_context, secure, try_out
 
 __all__ = ["SocketFactory"]
+
+_PATIENT = 1.0  # seconds after which a caller that goes has learnt something about a server
 
 
 class SocketFactory:
@@ -36,7 +40,8 @@ class SocketFactory:
     ``pathlib.Path``.  Or it is several: a list of these, of which each call starts with the next
     one, so that a pool spreads over them; or an AddressGroup, in its order.  Or, with a
     *resolver*, it is a name to ask for at each call: ``resolver.resolve(name)``.  If a server
-    cannot be reached, the next one is tried.
+    cannot be reached, the next one is tried, and it comes last for a while; if none can, the
+    resolver is asked anew, if it has a ``refresh(name)``.
 
     *tls* is False, True (TLS 1.2 or later, certificate and host name verified against the system's
     roots), an SSLContext (which may bring a client's certificate, or ALPN), or ``"unverified"``,
@@ -74,7 +79,8 @@ class SocketFactory:
         keepalive: tuple[int, int, int] | None = (15, 5, 3),
         user_timeout: float | None = 30.0,
     ) -> None:
-        self._servers, known, self._name = _servers(target, resolver)
+        self._servers = ServerList(target, resolver)
+        known, self._name = self._servers.known, self._servers.name
         self._asks = known is None
         self.context = make_context(tls)
         self.server_hostname = server_hostname
@@ -108,7 +114,14 @@ class SocketFactory:
         of a Timeout that is not ours, the caller's or a pool's, which goes on.  Whatever is
         raised, nothing stays open.
         """
-        sock = Dial(self._name, self.connect_timeout).run(self._open)
+        dial = Dial(self._name, self.connect_timeout)
+        try:
+            sock = dial.run(self._open)
+        except (OSError, Timeout):
+            self._servers.refresh_later()
+            raise
+        with _closed_on_failure(sock):
+            self._servers.tell()
         sock.settimeout(self.read_timeout)
         return sock
 
@@ -135,17 +148,33 @@ class SocketFactory:
     def _open(self, dial: Dial) -> socket | None:
         if self._asks:
             dial.enter("resolving", self._name)
-        servers = self._servers()
-        for number, server in enumerate(servers):
-            dial.server = server
-            with dial.part(server, len(servers) - number, dial.ends_at) as its_end:
-                sock = self._open_server(server, dial, its_end)
-                if sock is not None:
-                    return sock
+        turns = self._servers.turns()
+        sock = self._try_each(turns, dial)
+        if sock is None and self._asks:
+            dial.enter("resolving", self._name)
+            sock = self._try_each(self._servers.new_turns(turns), dial)
+        return sock
+
+    def _try_each(self, turns: list[Turn], dial: Dial) -> socket | None:
+        for number, turn in enumerate(turns):
+            dial.server = turn.name
+            sock, began = None, monotonic()
+            try:
+                with dial.part(turn.name, len(turns) - number, dial.ends_at) as its_end:
+                    sock = self._open_turn(turn, dial, its_end)
+            except Timeout:
+                if monotonic() - began >= _PATIENT:
+                    self._servers.failed(turn, None)
+                raise
+            if sock is not None:
+                self._servers.connected(turn)
+                return sock
+            self._servers.failed(turn, dial.failed[-1][1])
         return None
 
-    def _open_server(self, server: AnyAddress, dial: Dial, ends_at: float) -> socket | None:
-        candidates = self._candidates(server, dial)
+    def _open_turn(self, turn: Turn, dial: Dial, ends_at: float) -> socket | None:
+        found = [each for server in turn.addresses for each in self._candidates(server, dial)]
+        candidates = interleaved(found)
         while candidates:
             dial.enter("connecting to", *candidates)
             connected = connect(candidates, self._make, dial.failed)
@@ -157,6 +186,9 @@ class SocketFactory:
             # The others are tried if this one does not speak TLS, or not with us.
             with dial.part(candidate.name, 1 + len(candidates), ends_at):
                 dial.enter("TLS handshake with", candidate)
+                server = turn.addresses[0]
+                if len(turn.addresses) > 1:
+                    server = cast("AnyAddress", candidate.name)
                 secured = self._secure(sock, server, candidate, dial)
                 if secured is not None:
                     return secured
@@ -175,10 +207,10 @@ class SocketFactory:
         if isinstance(answer, Exception):
             dial.failed.append((server, answer))
             return []
-        return interleaved(
+        return [
             Candidate(family, sockaddr, Address(*sockaddr[:2]))
             for family, _, _, _, sockaddr in answer
-        )
+        ]
 
     def _make(self, candidate: Candidate) -> socket:
         """A new socket for *candidate*, not connected yet."""
@@ -218,49 +250,6 @@ class SocketFactory:
 
     def _tls_session(self, server: AnyAddress) -> TLSSession:
         return self._tls_sessions.of(self.context, server, self._hostname(server))
-
-
-# What the arguments of a SocketFactory mean.
-
-
-def _servers(
-    target: object, resolver: Resolver | None
-) -> tuple[Callable[[], Sequence[AnyAddress]], Collection[AnyAddress] | None, str]:
-    """What returns the servers to try, in order; all there are, if known; and what to call them."""
-    if resolver is not None:
-        if not callable(getattr(resolver, "resolve", None)):
-            raise TypeError(f"resolver must have a method resolve(name), {resolver!r} has none")
-        if not isinstance(target, str) or not target:
-            raise TypeError(f"target must be a name for the resolver, not {target!r}")
-        return lambda: resolver.resolve(target).connect_ordering(), None, target
-    if isinstance(target, AddressGroup):
-        known = sorted(target.addresses, key=str)
-        return target.connect_ordering, known, _listed(known)
-    if isinstance(target, list):
-        if not target:
-            raise ValueError("target must be at least one address, not an empty list")
-        known = [address(each) for each in target]
-    else:
-        known = [address(target)]
-    return _Rotation(known), known, _listed(known)
-
-
-class _Rotation:
-    """The same addresses again and again, beginning with the next one each time."""
-
-    def __init__(self, addresses: list[AnyAddress]) -> None:
-        self._addresses = addresses
-        # Not every program that starts now shall start with the same server.
-        self._turns = itertools.count(random.randrange(len(addresses)))
-
-    def __call__(self) -> list[AnyAddress]:
-        first = next(self._turns) % len(self._addresses)
-        return self._addresses[first:] + self._addresses[:first]
-
-
-def _listed(addresses: list[AnyAddress]) -> str:
-    shown = ", ".join(map(str, addresses[:3]))
-    return shown if len(addresses) <= 3 else f"{shown} and {len(addresses) - 3} more"
 
 
 @contextmanager

@@ -540,7 +540,7 @@ def test_down_fails_a_kill_says_nothing_about_the_server(world: World) -> None:
     assert bucket.last_error is None
 
 
-def test_down_fails_each_gets_a_copy_of_the_error_even_of_one_that_refuses_to_be_copied(world: World) -> None:
+def test_down_fails_a_copy_is_made_of_an_error_that_refuses_to_be_copied(world: World) -> None:
     class Stubborn(OSError):
         def __copy__(self) -> Any:
             raise TypeError("there can be only one")
