@@ -19,7 +19,14 @@ from gevent.socket import AF_UNIX, SOCK_STREAM, socket
 from geventpool._util.arguments import check_seconds
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Resolver, UnixAddress, address
 from geventpool.errors import NameNotFound
-from geventpool.sockets.dial import Dial, look_up, numeric
+from geventpool.sockets.dial import (
+    CONNECTING,
+    RESOLVING,
+    SHAKING_HANDS,
+    Dial,
+    look_up,
+    numeric,
+)
 from geventpool.sockets.guard import GuardedSocket
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
 from geventpool.sockets.options import Option, check_options, check_source, tcp_options
@@ -134,7 +141,7 @@ class SocketFactory:
 
     def _open(self, dial: Dial) -> socket | None:
         if self._asks:
-            dial.enter("resolving", self._name)
+            dial.enter(RESOLVING, self._name)
         servers = self._servers()
         for number, server in enumerate(servers):
             dial.server = server
@@ -147,8 +154,8 @@ class SocketFactory:
     def _open_server(self, server: AnyAddress, dial: Dial, ends_at: float) -> socket | None:
         candidates = self._candidates(server, dial)
         while candidates:
-            dial.enter("connecting to", *candidates)
-            connected = connect(candidates, self._make, dial.failed)
+            dial.enter(CONNECTING, *candidates)
+            connected = connect(candidates, self._make, dial.failed, queued=dial.wait_for_room)
             if connected is None:
                 break
             sock, candidate = connected
@@ -156,7 +163,7 @@ class SocketFactory:
                 return sock
             # The others are tried if this one does not speak TLS, or not with us.
             with dial.part(candidate.name, 1 + len(candidates), ends_at):
-                dial.enter("TLS handshake with", candidate)
+                dial.enter(SHAKING_HANDS, candidate)
                 secured = self._secure(sock, server, candidate, dial)
                 if secured is not None:
                     return secured
@@ -168,12 +175,12 @@ class SocketFactory:
             return [Candidate(AF_UNIX, server.path, server)]
         answer = numeric(server, self._family)
         if answer is None:
-            dial.enter("resolving", server.ip)
+            dial.enter(RESOLVING, server.ip)
             answer = look_up(server, self._family)
         if not answer:
             answer = NameNotFound(f"{server.ip} has no address", name=server.ip)
         if isinstance(answer, Exception):
-            dial.failed.append((server, answer))
+            dial.fail(server, answer)
             return []
         return interleaved(
             Candidate(family, sockaddr, Address(*sockaddr[:2]))
@@ -204,7 +211,7 @@ class SocketFactory:
         tls_session = self._tls_session(server)
         secured = secure(sock, self.context, self._hostname(server), tls_session)
         if isinstance(secured, OSError):
-            dial.failed.append((candidate.name, secured))
+            dial.fail(candidate.name, secured)
             return None
         return secured
 
