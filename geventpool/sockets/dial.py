@@ -5,7 +5,10 @@ What is wrong is booked, and not raised: see ``SocketFactory``.
 
 from __future__ import annotations
 
+import errno
+import importlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -25,6 +28,19 @@ __all__ = ["Dial", "look_up", "numeric"]
 
 # The standard library's own, also in a patched program.
 _own_getaddrinfo = get_original("socket", "getaddrinfo")
+_own_close = get_original("os", "close")
+
+# What a look-up, and what gevent makes of the error of one, would import when it is needed: with no
+# descriptor left that fails, and who waits for the answer is never told.
+for _name in ("encodings.idna", "pickle"):
+    importlib.import_module(_name)
+
+
+# What a dial may be at.
+RESOLVING = "resolving"
+CONNECTING = "connecting to"
+QUEUED = "accept queue full:"
+SHAKING_HANDS = "TLS handshake with"
 
 
 class Dial:
@@ -58,6 +74,14 @@ class Dial:
         if sock is None:
             raise self._failure()
         return sock
+
+    def fail(self, name: object, error: Exception) -> None:
+        """Book that *name* failed; what the system, a resolver or TLS had to say says where."""
+        self.failed.append((name, _at(name, error)))
+
+    def wait_for_room(self, candidate: object) -> None:
+        """The accept queue of *candidate* is full: nobody is to blame, and it is tried again."""
+        self.enter(QUEUED, candidate)
 
     @contextmanager
     def part(self, name: object, share: int, ends_at: float) -> Iterator[float]:
@@ -101,7 +125,26 @@ class Dial:
             f"{phase} {' and '.join(map(str, what))} {end - began:.3f} s"
             for (began, phase, what), end in zip(phases, ends, strict=True)
         )
-        return ConnectError(f"{name}: not open after {seconds:.4g} s: {spent}")
+        late = ConnectError(f"{name}: not open after {_to_ms(seconds)} s: {spent}")
+        if phases and phases[-1][1] in (RESOLVING, QUEUED):
+            late.errno = errno.EAGAIN  # the server has not seen us: it is not to blame
+        return late
+
+
+def _at(where: object, error: Exception) -> Exception:
+    """*error*, which says *where* it was; of the system's it is the text that says so."""
+    if isinstance(error, OSError) and str(where) not in str(error):
+        if error.strerror is not None:
+            error.strerror = f"{error.strerror} ({where})"
+            error.args = (error.errno, error.strerror)
+        else:
+            error.args = (f"{error} ({where})",)
+    return error
+
+
+def _to_ms(seconds: float) -> str:
+    """In digits, but none beyond a millisecond."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def numeric(server: Address, family: int) -> Any:
@@ -136,5 +179,17 @@ def look_up(server: Address, family: int) -> Any:
 def _ask_resolver(host: str, port: int, family: int) -> Any:
     try:
         return getaddrinfo(host, port, family, SOCK_STREAM)
+    except gaierror as error:
+        # The system says "not known" when it could not open the files in which it looks, too.
+        return _want_of_descriptors() or error.with_traceback(None)
     except Exception as error:
         return error.with_traceback(None)
+
+
+def _want_of_descriptors() -> OSError | None:
+    """What the system says if no descriptor is left, or None."""
+    try:
+        _own_close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return OSError(error.errno, error.strerror)
+    return None

@@ -20,7 +20,14 @@ from gevent.socket import AF_UNIX, SOCK_STREAM, socket
 from geventpool._util.arguments import check_seconds
 from geventpool.addresses import Address, AnyAddress, Resolver, UnixAddress
 from geventpool.errors import NameNotFound
-from geventpool.sockets.dial import Dial, look_up, numeric
+from geventpool.sockets.dial import (
+    CONNECTING,
+    RESOLVING,
+    SHAKING_HANDS,
+    Dial,
+    look_up,
+    numeric,
+)
 from geventpool.sockets.guard import GuardedSocket
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
 from geventpool.sockets.options import Option, check_options, check_source, tcp_options
@@ -147,11 +154,11 @@ class SocketFactory:
 
     def _open(self, dial: Dial) -> socket | None:
         if self._asks:
-            dial.enter("resolving", self._name)
+            dial.enter(RESOLVING, self._name)
         turns = self._servers.turns()
         sock = self._try_each(turns, dial)
         if sock is None and self._asks:
-            dial.enter("resolving", self._name)
+            dial.enter(RESOLVING, self._name)
             sock = self._try_each(self._servers.new_turns(turns), dial)
         return sock
 
@@ -176,8 +183,8 @@ class SocketFactory:
         found = [each for server in turn.addresses for each in self._candidates(server, dial)]
         candidates = interleaved(found)
         while candidates:
-            dial.enter("connecting to", *candidates)
-            connected = connect(candidates, self._make, dial.failed)
+            dial.enter(CONNECTING, *candidates)
+            connected = connect(candidates, self._make, dial.failed, queued=dial.wait_for_room)
             if connected is None:
                 break
             sock, candidate = connected
@@ -185,7 +192,7 @@ class SocketFactory:
                 return sock
             # The others are tried if this one does not speak TLS, or not with us.
             with dial.part(candidate.name, 1 + len(candidates), ends_at):
-                dial.enter("TLS handshake with", candidate)
+                dial.enter(SHAKING_HANDS, candidate)
                 server = turn.addresses[0]
                 if len(turn.addresses) > 1:
                     server = cast("AnyAddress", candidate.name)
@@ -200,12 +207,12 @@ class SocketFactory:
             return [Candidate(AF_UNIX, server.path, server)]
         answer = numeric(server, self._family)
         if answer is None:
-            dial.enter("resolving", server.ip)
+            dial.enter(RESOLVING, server.ip)
             answer = look_up(server, self._family)
         if not answer:
             answer = NameNotFound(f"{server.ip} has no address", name=server.ip)
         if isinstance(answer, Exception):
-            dial.failed.append((server, answer))
+            dial.fail(server, answer)
             return []
         return [
             Candidate(family, sockaddr, Address(*sockaddr[:2]))
@@ -236,7 +243,7 @@ class SocketFactory:
         tls_session = self._tls_session(server)
         secured = secure(sock, self.context, self._hostname(server), tls_session)
         if isinstance(secured, OSError):
-            dial.failed.append((candidate.name, secured))
+            dial.fail(candidate.name, secured)
             return None
         return secured
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from gevent import get_hub
 from gevent.event import Event
-from gevent.socket import SO_ERROR, SOL_SOCKET, socket
+from gevent.socket import AF_UNIX, SO_ERROR, SOL_SOCKET, socket
 
 __all__ = ["STAGGER", "Candidate", "connect", "interleaved"]
 
@@ -25,6 +25,8 @@ __all__ = ["STAGGER", "Candidate", "connect", "interleaved"]
 STAGGER = 0.25
 
 _WRITE = 2  # for loop.io
+_FIRST_PAUSE = 0.001  # seconds until a full accept queue is tried again, doubled each time
+_LONGEST_PAUSE = 0.05
 
 
 class Candidate(NamedTuple):
@@ -56,6 +58,7 @@ def connect(
     make: Callable[[Candidate], socket],
     failed: list[tuple[object, Exception]],
     stagger: float = STAGGER,
+    queued: Callable[[Candidate], object] = id,
 ) -> tuple[socket, Candidate] | None:
     """Return the first socket to connect, non-blocking, and its candidate; None if none does.
 
@@ -63,11 +66,13 @@ def connect(
     ``make(candidate)`` returns a new non-blocking socket and must not switch.  Each failure is
     appended to *failed* as (name, error), so that it is known even if the race is cut short.  What
     is decided is taken off *candidates*: left are those that lost, closed, and may be tried again.
+    ``queued(candidate)`` is called once if the accept queue of a Unix socket is full, which is no
+    failure: it is tried again and again.
 
     Whatever is raised is the caller's own, a kill or a Timeout of any class: what the system has
     to say is in *failed*.  Nothing stays open then.
     """
-    race = _Race()
+    race = _Race(queued)
     line = deque(candidates)
     try:
         while line or race.running:
@@ -90,14 +95,15 @@ def connect(
 class _Race:
     """The attempts under way, and those of them that have come to a decision."""
 
-    def __init__(self) -> None:
+    def __init__(self, queued: Callable[[Candidate], object]) -> None:
+        self._queued = queued
         self.running: set[_Attempt] = set()
         self.decided: deque[_Attempt] = deque()
         self._news = Event()
 
     def enter(self, attempt: _Attempt, make: Callable[[Candidate], socket]) -> None:
         self.running.add(attempt)
-        attempt.start(make, self._decide)
+        attempt.start(make, self._decide, self._queued)
 
     def next(self, max_wait: float | None) -> _Attempt | None:
         """Wait for a decision, at most *max_wait* seconds; None if there was none."""
@@ -127,9 +133,13 @@ class _Attempt:
         self._socket: Any = None
         self._watcher: Any = None
         self._failure: OSError | None = None
+        self._pause = 0.0  # before a full accept queue is tried again
 
     def start(
-        self, make: Callable[[Candidate], socket], decide: Callable[[_Attempt], None]
+        self,
+        make: Callable[[Candidate], socket],
+        decide: Callable[[_Attempt], None],
+        queued: Callable[[Candidate], object],
     ) -> None:
         """Begin to connect; *decide* is called with this attempt as soon as it is known how it
         went: at once, or by the hub."""
@@ -137,10 +147,29 @@ class _Attempt:
             # Neither of these switches: what they raise is the system's, a family that it does not
             # have, an address that is not ours, a path that is too long.
             self._socket = make(self.candidate)
+        except OSError as failure:
+            self._failure = failure.with_traceback(None)
+            decide(self)
+            return
+        self._connect(decide, queued)
+
+    def _connect(
+        self, decide: Callable[[_Attempt], None], queued: Callable[[Candidate], object]
+    ) -> None:
+        try:
             number = self._socket.connect_ex(self.candidate.sockaddr)
         except OSError as failure:
             self._failure = failure.with_traceback(None)
             decide(self)
+            return
+        if number == errno.EAGAIN and self.candidate.family == AF_UNIX:
+            # The server is behind with accepting.  Nothing tells when there is room.
+            if not self._pause:
+                queued(self.candidate)
+            self._pause = min(self._pause * 2 or _FIRST_PAUSE, _LONGEST_PAUSE)
+            self._stop_watching()
+            self._watcher = get_hub().loop.timer(self._pause)
+            self._watcher.start(self._connect, decide, queued, update=True)
             return
         if number == errno.EINPROGRESS:
             self._watcher = get_hub().loop.io(self._socket.fileno(), _WRITE)
@@ -170,11 +199,14 @@ class _Attempt:
         return sock  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        if self._watcher is not None:
-            self._watcher.close()  # before its descriptor can be another's
-            self._watcher = None
+        self._stop_watching()  # before its descriptor can be another's
         if self._socket is not None:
             self._socket.close()
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def _connected(self, decide: Callable[[_Attempt], None]) -> None:
         self._watcher.stop()

@@ -73,14 +73,15 @@ def watch(conn: Any, ask: Callable[[Any], Any] = carriers, *, guarded: bool = Tr
     """Return a probe of *conn*, just opened; None if there is nothing to look at.
 
     ``ask(conn)`` says what carries its bytes: a socket, a file descriptor, several of them, or
-    None; what it raises is raised.  It is asked again at each look, unless *conn* itself is the
-    socket, and the probe keeps it alive.  If *guarded*, sockets of gevent's get a guard, and a wait
-    that was cut short is remembered; without, it is not looked for.
+    None; what it raises is raised, and TypeError or ValueError if it says something else, or a
+    number that is no open file.  It is asked again at each look, unless *conn* itself is the
+    socket, and the probe keeps *ask* alive.  If *guarded*, sockets of gevent's get a guard, and a
+    wait that was cut short is remembered; without, it is not looked for.
     """
     found = ask(conn)
     if found is None:
         return None
-    parts = _parts(found, guarded)
+    parts = _open_parts(found, guarded)
     if found is conn:
         return parts[0]  # type: ignore[no-any-return]
     return _ObjectProbe(ask, parts, guarded)
@@ -112,6 +113,14 @@ _CLOSED_BEFORE = -2  # the number of no socket, nor of what has none
 
 def _parts(found: Any, guarded: bool) -> tuple[Any, ...]:
     return tuple(_part(each, guarded) for each in listed(found))
+
+
+def _open_parts(found: Any, guarded: bool) -> tuple[Any, ...]:
+    parts = _parts(found, guarded)
+    for part in parts:
+        if isinstance(part, _DescriptorProbe) and not part.descriptors:
+            raise ValueError(f"_socket returned {part.descriptor}, which is no open file")
+    return parts
 
 
 def _part(carrier: Any, guarded: bool) -> Any:
@@ -301,7 +310,7 @@ class _ObjectProbe:
 
     def rewatch(self, conn: Any) -> bool:
         try:
-            self._look_at(_parts(self._ask(conn), self._guarded))
+            self._look_at(_open_parts(self._ask(conn), self._guarded))
         except Exception:
             self._look_at(())
         return bool(self._parts)

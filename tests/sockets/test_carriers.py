@@ -541,7 +541,7 @@ def test_a_number_that_is_another_files_now_is_seen(pair):
     other.close()
     close_now(number)
     assert look(probe, conn) == REPLACED
-    assert probe.rewatch(conn)
+    assert not probe.rewatch(conn)
     assert look(probe, conn) == CLOSED
     assert probe.descriptors == ()
 
@@ -550,6 +550,12 @@ def test_a_number_that_is_another_files_now_is_seen(pair):
 def test_a_hook_that_answers_nonsense_is_told_so(nonsense):
     with pytest.raises(TypeError, match="_socket must return a socket, a file descriptor"):
         watch(object(), lambda conn: nonsense)
+
+
+@pytest.mark.parametrize("number", [-1, 10**6, 10**100])
+def test_a_hook_that_answers_with_no_open_file_is_told_so(number):
+    with pytest.raises(ValueError, match=f"_socket returned {number}, which is no open file"):
+        watch(object(), lambda conn: number)
 
 
 def test_a_hook_may_answer_with_what_has_the_socket(pair):

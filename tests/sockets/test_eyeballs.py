@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
+import os
 import socket
 import time
 
@@ -203,19 +205,87 @@ def test_what_fails_before_there_is_anything_to_wait_for_is_a_failure_too(hosts,
     assert isinstance(error, OSError)
 
 
-def test_a_unix_socket_whose_backlog_is_full_fails_at_once(tmp_path, keep):
+@pytest.fixture
+def full(tmp_path, keep):
+    """A listener on a Unix socket whose accept queue is full, and the candidate that it is."""
     listener = keep(gevent.socket.socket(socket.AF_UNIX))
     listener.bind(str(tmp_path / "sock"))
     listener.listen(0)
-    candidate = Candidate(socket.AF_UNIX, str(tmp_path / "sock"), "full")
-    failed = []
+    listener.setblocking(False)
+    filler = keep(gevent.socket.socket(socket.AF_UNIX))
+    filler.connect(str(tmp_path / "sock"))
+    return listener, Candidate(socket.AF_UNIX, str(tmp_path / "sock"), "full")
+
+
+def test_a_full_accept_queue_of_a_unix_socket_is_waited_out(full, keep):
+    listener, candidate = full
+    failed, queued = [], []
+
+    def connect_soon():
+        return connect([candidate], make, failed, queued=queued.append)
+
+    with gevent.Timeout(10):
+        dialer = gevent.spawn(connect_soon)
+        while not queued:
+            gevent.sleep(0)
+        for _ in range(3):
+            gevent.sleep(0.01)
+        assert not dialer.ready()
+        keep(listener.accept()[0])
+        sock, connected_to = dialer.get()
+
+    keep(sock).sendall(b"hello")
+    assert keep(listener.accept()[0]).recv(5) == b"hello"
+    assert connected_to is candidate
+    assert queued == [candidate]  # told once
+    assert failed == []
+
+
+@pytest.mark.parametrize("strike", STRIKES, ids=repr)
+def test_a_full_accept_queue_is_left_with_nothing_open(full, strike, keep):
+    listener, candidate = full
     before = open_sockets()
+    mine = set()
 
-    while found := connect([candidate], make, failed):
-        keep(found[0])
+    def make_and_note(candidate):
+        sock = make(candidate)
+        mine.add(f"socket:[{os.fstat(sock.fileno()).st_ino}]")
+        return sock
 
-    assert [error.errno for _, error in failed] == [errno.EAGAIN]
-    assert len(open_sockets() - before) == 1
+    def accept():
+        with contextlib.suppress(BlockingIOError):
+            keep(listener.accept()[0])
+
+    def wait_for_room():
+        filler = gevent.socket.socket(socket.AF_UNIX)
+        filler.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            filler.connect(candidate.sockaddr)  # full it was, and full it is
+        timer = gevent.get_hub().loop.timer(0.005)
+        timer.start(accept)
+        try:
+            return connect([candidate], make_and_note, [])[0]
+        finally:
+            timer.close()
+            filler.close()
+
+    def mine_open():
+        return len((open_sockets() - before) & mine)
+
+    assert strike_everywhere(strike, wait_for_room, mine_open) >= 1
+
+
+def test_a_listener_that_goes_while_its_queue_is_full_is_a_failure(full, tmp_path):
+    listener, candidate = full
+    failed, queued = [], []
+    dialer = gevent.spawn(connect, [candidate], make, failed, queued=queued.append)
+    while not queued:
+        gevent.sleep(0)
+
+    listener.close()
+
+    assert dialer.get(timeout=10) is None
+    assert [error.errno for _, error in failed] == [errno.ECONNREFUSED]
 
 
 def test_a_connection_to_itself_is_refused(hosts):

@@ -13,6 +13,8 @@ import resource
 import select
 import socket
 import ssl
+import subprocess
+import sys
 import time
 import warnings
 import weakref
@@ -35,6 +37,7 @@ from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
 from geventpool.sockets import SocketFactory, close, fileno, make_probe
 from geventpool.sockets import factory as factory_module
 from geventpool.sockets.dial import Dial
+from support import ROOT
 from support.certificates import make_certificates, make_expired, make_revocation_list
 from support.descriptors import (
     LINGER_0,
@@ -349,6 +352,64 @@ def test_a_look_up_that_was_killed_is_an_error(resolve):
 
     with pytest.raises(NameNotFound, match=r"look-up of host\.test was killed"):
         SocketFactory("host.test:80")()
+
+
+def test_what_the_resolver_says_is_said_of_the_address(resolve):
+    resolver = resolve()
+
+    def getaddrinfo(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    resolver.getaddrinfo = getaddrinfo
+
+    with pytest.raises(socket.gaierror) as caught:
+        SocketFactory(("nowhere.test", 8080))()
+
+    assert caught.value.errno == socket.EAI_NONAME
+    assert str(caught.value).endswith("Name or service not known (nowhere.test:8080)")
+
+
+FIRST_DIAL_WITHOUT_DESCRIPTORS = """
+import errno, os, resource, sys, time
+import gevent
+if sys.argv[1] == "patched":
+    from gevent import monkey
+    monkey.patch_all()
+from geventpool import SocketFactory
+factory = SocketFactory((sys.argv[3], 9), connect_timeout=5)
+gevent.sleep(0.001)
+if sys.argv[2] == "later":
+    try:
+        factory()
+    except OSError:
+        pass
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+lowest = os.dup(0)
+gevent.monkey.get_original("os", "close")(lowest)
+resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+began = time.monotonic()
+try:
+    factory()
+except BaseException as error:
+    failed = error
+took = time.monotonic() - began
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+number = errno.errorcode.get(failed.errno)
+print(type(failed).__name__, number, sys.argv[3] in str(failed), took < 3)
+"""
+
+
+@pytest.mark.parametrize("name", ["localhost", "no-such-host.invalid", "bücher.invalid"])
+@pytest.mark.parametrize("when", ["first", "later"])
+@pytest.mark.parametrize("patched", ["plain", "patched"])
+def test_without_a_descriptor_a_look_up_says_so_and_does_not_hang(name, when, patched):
+    """In a process of its own: what was imported once is there for ever."""
+    script = ["-W", "ignore", "-c", FIRST_DIAL_WITHOUT_DESCRIPTORS, patched, when, name]
+    ended = subprocess.run(
+        [sys.executable, *script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+
+    assert ended.stdout == "OSError EMFILE True True\n", ended.stderr
 
 
 def test_a_name_without_an_address_is_not_found(resolve):
@@ -942,8 +1003,8 @@ def test_after_a_connection_that_was_over_before_its_handshake_the_next_one_is_t
     connect = factory_module.connect
     is_connected = gevent.event.Event()
 
-    def connect_and_wait(*args):
-        connected = connect(*args)
+    def connect_and_wait(*args, **kwargs):
+        connected = connect(*args, **kwargs)
         if not is_connected.is_set():
             is_connected.set()
             peer.wait_opened(1)
@@ -1634,6 +1695,73 @@ def test_a_timeout_that_is_not_ours_learns_what_took_the_time(stuck):
     assert type(cause) is ConnectError
     assert re.search(rf"not open after \S+ s: .*{stuck.phase} [^,]* \d+\.\d+ s$", str(cause))
     assert cause.__traceback__ is None
+
+
+def test_what_tls_has_to_say_is_said_of_the_address(trusting):
+    with Peer(hang_up_after_the_hello) as peer:
+        factory = SocketFactory(peer.address, tls=trusting(), server_hostname="localhost")
+        with pytest.raises(OSError, match=re.escape(f"({peer.address[0]}:{peer.address[1]})")):
+            factory()
+
+    with EchoServer() as plain:
+        factory = SocketFactory(plain.address, tls=trusting(), server_hostname="localhost")
+        with pytest.raises(ssl.SSLError) as caught:
+            factory()
+        assert str(caught.value).endswith(f"({plain.address[0]}:{plain.address[1]})")
+        assert caught.value.library == "SSL"
+        assert caught.value.reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(5, "5"), (0.5, "0.5"), (0.0625, "0.062"), (1234.56789, "1234.568")]
+)
+def test_no_digit_beyond_a_millisecond_is_told(clock, servers, seconds, told):
+    dialer = gevent.spawn(outcome, SocketFactory(servers.silent(), connect_timeout=seconds))
+    until(lambda: clock.alarms)
+    clock.advance(seconds)
+
+    assert f"not open after {told} s: connecting to" in str(dialer.get(timeout=10))
+
+
+def test_a_full_accept_queue_is_waited_out_until_the_deadline(unix_listener, keep, clock):
+    path = unix_listener.getsockname()
+    unix_listener.listen(0)
+    keep(SocketFactory(f"unix:{path}")())
+    factory = SocketFactory(f"unix:{path}", connect_timeout=5)
+
+    dialer = gevent.spawn(outcome, factory)
+    until(lambda: clock.alarms)
+    clock.advance(4.9)
+    gevent.sleep(0.01)
+    assert not dialer.ready()
+    clock.advance(0.2)
+
+    error = dialer.get(timeout=10)
+    assert type(error) is ConnectError
+    assert error.errno == errno.EAGAIN  # so that no server is blamed
+    assert re.search(
+        rf"not open after 5 s: .*accept queue full: unix:{path} \d\.\d+ s$", str(error)
+    )
+
+    keep(unix_listener.accept()[0])
+    keep(factory())
+
+
+def test_who_is_still_looked_up_when_time_is_over_is_not_to_blame(resolve, clock):
+    resolver = resolve(hangs=True)
+    dialer = gevent.spawn(outcome, SocketFactory(("slow.test", 80), connect_timeout=5))
+    resolver.asked.wait()
+    clock.advance(5)
+
+    assert dialer.get(timeout=10).errno == errno.EAGAIN
+
+
+def test_who_does_not_answer_is_to_blame(servers, clock):
+    dialer = gevent.spawn(outcome, SocketFactory(servers.silent(), connect_timeout=5))
+    until(lambda: clock.alarms)
+    clock.advance(5)
+
+    assert dialer.get(timeout=10).errno is None
 
 
 @pytest.mark.parametrize("strike", STRIKES, ids=repr)
