@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("probes", nargs="*", metavar="probe", help=", ".join(PROBES))
     parser.add_argument("--rounds", type=int, default=15, help="of each (default: 15)")
     parser.add_argument("--allow", type=float, default=3.0, help="percent (default: 3)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     other = options.other.resolve()
     if not (other / "geventpool" / "__init__.py").exists():
         parser.error(f"no checkout of geventpool: {other}")
