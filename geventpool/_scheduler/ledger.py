@@ -62,7 +62,7 @@ class Ledger:
     def next_idle(self, bucket: Bucket, now: float) -> Slot | None:
         """Take the next idle slot that may still be handed out; it is IN_USE from now on."""
         while bucket._idle:
-            slot = bucket.pop_idle()
+            slot: Slot = bucket.pop_idle()
             if slot.state is not IDLE:
                 bucket._idle.tombstones -= 1
                 continue

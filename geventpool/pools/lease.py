@@ -63,9 +63,8 @@ class Lease(Generic[C]):
         # know how the scheduler moves a slot between IDLE and IN_USE, which is why those two states
         # are counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._bucket
-        idle = bucket._idle
-        if idle and bucket.fast_path_open == get_ident():
-            slot = idle.pop() if bucket.lifo else idle.popleft()
+        if bucket._idle and bucket.fast_path_open == get_ident():
+            slot: Any = bucket.pop_idle()
             now = monotonic()
             if (
                 now < slot.fast_path_until
@@ -121,7 +120,7 @@ class Lease(Generic[C]):
                 if bucket.fast_path_open:
                     slot.state = IDLE
                     slot.since = now
-                    bucket._idle.append(slot)
+                    bucket.push_idle(slot)
                 else:
                     slot.holder = None
                     self._pool._runtime.scheduler.release(slot, now)
