@@ -72,8 +72,9 @@ class ConnectionPool(BasePool[C]):
       the place of the pool's own look at the socket.  Called in the caller's greenlet; must not
       switch; bounded by nothing.  What it raises is logged: *conn* is closed, as for False.
     - ``_reset_connection(conn)``: makes *conn* as good as new, on each return that does not close
-      it.  Called in the greenlet that gives it back; may switch; bounded by nothing.  What it
-      raises is logged, and *conn* is closed.
+      it (nor comes in a hub callback, where it is closed).  Called in the greenlet that gives it
+      back; may switch; bounded by *keepalive_timeout*.  What it raises is logged, and *conn* is
+      closed.
     - ``_close_connection(conn)``: closes *conn*, which left the pool; by default ``conn.close()``.
       Called in a greenlet of the pool; may switch; bounded by 5 s.  What it raises is logged, and
       *conn* counts as closed.

@@ -471,6 +471,20 @@ def test_a_release_that_is_ended_as_it_disposes_leaves_the_pool_whole(
         assert pool.get_size() == 0
 
 
+def test_what_is_given_back_in_a_hub_callback_is_disposed_of_soon() -> None:
+    manager = Manager()
+
+    def use() -> Iterator[None]:
+        with pool.connection("a"):
+            yield
+
+    with ConnectionPool[str, Conn](manager, idle_timeout=0, min_idle=0) as pool:
+        using = use()
+        next(using)
+        gevent.get_hub().loop.run_callback(next, using, None)
+        until(lambda: not manager.open)
+
+
 def test_a_caller_in_line_gets_what_is_given_back_and_nothing_is_disposed_of() -> None:
     manager = Manager()
     with ConnectionPool[str, Conn](manager, idle_timeout=0, min_idle=0, max_size=1) as pool:

@@ -220,9 +220,7 @@ def test_the_files_and_classes_that_the_map_names_are_there(page: str) -> None:
         and name not in vars(gevent)
         and not re.search(rf"^class {name}\b", PACKAGE, re.MULTILINE)
     ]
-    missing += [
-        verb for _, verb in classes if verb and not re.search(rf"\b{verb}\b", PACKAGE)
-    ]
+    missing += [verb for _, verb in classes if verb and not re.search(rf"\b{verb}\b", PACKAGE)]
 
     assert missing == []
 

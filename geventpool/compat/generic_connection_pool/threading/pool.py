@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic
 
-from gevent import Timeout
+from gevent import Timeout, get_hub, getcurrent
 
 from geventpool import sockets
 from geventpool.backoff import Backoff
@@ -153,6 +153,8 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
 
     def _dispose_extra(self, endpoint: EndpointT) -> None:
         """Dispose now of what is idle beyond *min_idle*, the longest idle first."""
+        if getcurrent() is get_hub():  # where nothing may wait: soon, then
+            return
         now = self._standing(endpoint)
         extra = min(now.idle, now.open - self.min_idle)
         if extra > 0:
