@@ -153,7 +153,7 @@ class _SocketProbe(weakref.ref):  # type: ignore[type-arg]
     poller: Any
 
     def __call__(self, conn: Any = None) -> object:
-        sock = _dereference(self)
+        sock = _dereference(self) if conn is None else conn
         # gevent's close() lets go of the socket within; asking that one saves 0.14 us per probe.
         if sock is None or sock._sock.fileno() != self.descriptor:
             return CLOSED
