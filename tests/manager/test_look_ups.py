@@ -92,7 +92,9 @@ def no_descriptor_left() -> Iterator[None]:
             os.close(each)
 
 
-def test_nobody_is_marked_down_while_no_descriptor_is_left(hosts: Hosts, manage: Any) -> None:
+def test_nobody_is_marked_down_while_no_descriptor_is_left(
+    hosts: Hosts, manage: Any, hub_errors: list[Any]
+) -> None:
     server = hosts.server()
     targets = {"ip": group(server), "host": group(f"localhost:{server.address[1]}")}
     manager = manage(targets, health=STRICT)
@@ -100,10 +102,28 @@ def test_nobody_is_marked_down_while_no_descriptor_is_left(hosts: Hosts, manage:
         for name in ("ip", "host", "ip", "host"):
             with pytest.raises(OSError):
                 manager.get_connection(name, timeout=3.0)
+    hub_errors.clear()  # gevent tells of what fails in its threads
     assert all(each.down_until is None for each in manager.servers.values())
     with manager.connection("ip") as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
+
+
+def test_a_caller_is_told_what_the_dial_is_at_that_it_waited_for(
+    hosts: Hosts, manage: Any, resolve_by: Any
+) -> None:
+    silent = hosts.serve(lambda sock, peer: never.wait())
+    never = Event()
+    where = "{}:{}".format(*silent)
+    manager = manage(timeout=0.3, connect_timeout=1.0)
+    with pytest.raises(
+        OSError, match=rf"; connecting to {where} .* TLS handshake with {where} 0\."
+    ):
+        manager.get_connection(silent, ssl="unverified")
+    resolve_by(never.wait)
+    with pytest.raises(OSError, match=r"; resolving far\.test 0\.\d\d\d s"):
+        manager.get_connection("far.test:80")
+    never.set()
 
 
 def test_no_digits_beyond_a_millisecond_are_told(hosts: Hosts, manage: Any) -> None:
