@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket as constants
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -117,11 +118,14 @@ class _AddressLookup:
         tried = (f"{self} of {target.ip}",)
         resolver = gevent.get_hub().resolver if self.resolver is None else self.resolver
         key = os.getpid(), gevent.get_hub(), target
-        asking = self._asking.start_or_join(
-            key, lambda: gevent.spawn(_ask, resolver, target.ip, target.port, self.family)
-        )
+
+        def start() -> gevent.Greenlet[..., Any]:
+            asking = gevent.spawn(_ask, resolver, target.ip, target.port, self.family)
+            asking.rawlink(partial(self._asking.discard, key))
+            return asking
+
+        asking = self._asking.start_or_join(key, start)
         asking.join()
-        self._asking.discard(key, asking)
         infos: Any = asking.value
         if isinstance(infos, constants.gaierror):
             kind = Absent if infos.errno in _NO_SUCH_NAME else Failed

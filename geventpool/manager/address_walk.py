@@ -163,6 +163,8 @@ class AddressWalk:
                 self.racing.append(turn)
                 return None
             failed = error
+            if progress := self.pool.factory(endpoint).progress():
+                error.args = (f"{error}; {progress}",)
             if turn.seconds < min(_IMPATIENT, self._most):
                 blamed = False
             elif not turn.decides_nothing:

@@ -36,6 +36,7 @@ The machinery, and where it is from:
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import random
@@ -59,6 +60,12 @@ _CLEARLY = 1.5
 
 #: Weights may be so far apart that a quotient of them is 0.
 _LEAST_SHARE = 1e-9
+
+#: A tier of so many is not looked at as a whole for each attempt.
+_MANY = 32
+_FRESH = 0.05  # seconds for which it is known how such a tier stands
+_MOST_VIEWS = 64  # tiers of which that is kept
+_DRAWS = 8  # from such a tier, before all those left are put in order
 
 #: A directory that is smaller forgets no server by itself.
 _SMALL = 64
@@ -97,6 +104,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         # the same server would know half of it.
         self._alive: WeakValueDictionary[AnyAddress, ServerModel] = WeakValueDictionary()
         self._tidy_at = _SMALL
+        self._views: dict[int, _TierView] = {}
 
     def __missing__(self, key: object) -> ServerModel:
         known = address(key)
@@ -158,6 +166,14 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         seen = set(tried)
         last: list[ServerModel] = []
         for tier in group.tiers:
+            if len(tier) >= _MANY and not avoid:
+                view = self._view(tier, now)
+                for server in self._balanced_lazily(view, seen, now):
+                    seen.add(server.address)
+                    yield server, True
+                last += [server for server in view.down if server.address not in seen]
+                seen.update(server.address for server in view.down)
+                continue
             usable = []
             for share, server in self._shares(tier, now):
                 if server.address in seen:
@@ -201,6 +217,51 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
                 shares.append((None, server))
         return shares
 
+    def _view(self, tier: Tier, now: float) -> _TierView:
+        """How a tier of many stands: for a moment, or until something happens."""
+        view = self._views.get(id(tier))
+        if view is None or view.tier is not tier or not view.is_valid(self.journal.version, now):
+            shares = self._shares(tier, now)
+            self._views.pop(id(tier), None)
+            while len(self._views) >= _MOST_VIEWS:
+                del self._views[next(iter(self._views))]
+            view = self._views[id(tier)] = _TierView(tier, shares, self.journal.version, now)
+        return view
+
+    def _balanced_lazily(
+        self, view: _TierView, seen: Collection[AnyAddress], now: float
+    ) -> Iterator[ServerModel]:
+        """As ``_balanced`` of those in *view* that were not *seen*, in a time that does not grow
+        with how many there are, unless most of them are asked for."""
+        drawn = self._drawn(view, seen)
+        if self.balance == "weighted":
+            return (server for _, server in drawn)
+        without = (pair for pair in view.without_weight if pair[1].address not in seen)
+        return itertools.chain(
+            self._p2c_of(drawn, view.average, now), self._p2c(list(without), now)
+        )
+
+    def _drawn(
+        self, view: _TierView, seen: Collection[AnyAddress]
+    ) -> Iterator[tuple[float, ServerModel]]:
+        """Those with weight, drawn by it one after the other; then, if weights alone decide, those
+        without.
+
+        To draw again what was drawn before, and to draw once more, is a draw from those left.
+        """
+        had = set(seen)
+        for _ in range(_DRAWS if view.cumulative else 0):
+            # From a number drawn exponentially to one between 0 and 1.
+            point = (1.0 - math.exp(-self._draw(1.0))) * view.cumulative[-1]
+            found = bisect.bisect_right(view.cumulative, point)
+            pair = view.with_weight[min(found, len(view.with_weight) - 1)]
+            if pair[1].address not in had:
+                had.add(pair[1].address)
+                yield pair
+        left = view.with_weight if self.balance == "p2c" else view.usable
+        rest = [(pair[0], pair) for pair in left if pair[1].address not in had]
+        yield from weighted_order(rest, self._draw)
+
     def _spared(self, servers: Collection[ServerModel], now: float) -> Collection[ServerModel]:
         """Those that are down, and used all the same, as too many of their tier would be down."""
         if all(server._down_until is None for server in servers):
@@ -226,15 +287,62 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         if not usable:
             return
         average = sum(weight for weight, _ in usable) / len(usable)
+        order = weighted_order([(pair[0], pair) for pair in usable], self._draw)
+        yield from self._p2c_of(iter(order), average, now)
 
+    def _p2c_of(
+        self, drawn: Iterator[tuple[float, ServerModel]], average: float, now: float
+    ) -> Iterator[ServerModel]:
         def load(weight: float, server: ServerModel) -> float:
             return server.load(now, max(weight / average, _LEAST_SHARE))
 
-        waiting = weighted_order([(pair[0], pair) for pair in usable], self._draw)
-        while len(waiting) > 1:
-            better = load(*waiting[1]) * _CLEARLY < load(*waiting[0])
-            yield waiting.pop(1 if better else 0)[1]
-        yield waiting[0][1]
+        first = next(drawn, None)
+        for second in drawn:
+            assert first is not None
+            if load(*second) * _CLEARLY < load(*first):
+                yield second[1]
+            else:
+                yield first[1]
+                first = second
+        if first is not None:
+            yield first[1]
+
+
+class _TierView:
+    """How the servers of a tier stand, found out once for all that ask in the next moment."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        shares: Iterable[tuple[float | None, ServerModel]],
+        version: int,
+        now: float,
+    ) -> None:
+        self.tier = tier
+        self.usable: list[tuple[float, ServerModel]] = []
+        self.down: list[ServerModel] = []
+        known: set[ServerModel] = set()
+        self._version, self._at, self._ends_at = version, now, now + _FRESH
+        for share, server in shares:
+            if server in known:
+                continue
+            known.add(server)
+            self._ends_at = min(self._ends_at, server.changes_at(now))
+            if share is None:
+                self.down.append(server)
+            else:
+                self.usable.append((share, server))
+        self.with_weight = [pair for pair in self.usable if pair[0]]
+        self.without_weight = [(1.0, server) for weight, server in self.usable if not weight]
+        # As parts of the heaviest: the sum of weights may be more than a number can be.
+        heaviest = max((weight for weight, _ in self.with_weight), default=1.0)
+        parts = (weight / heaviest for weight, _ in self.with_weight)
+        self.cumulative = list(itertools.accumulate(parts))
+        count = len(self.cumulative)
+        self.average = heaviest * (self.cumulative[-1] / count) if count else 1.0
+
+    def is_valid(self, version: int, now: float) -> bool:
+        return version == self._version and self._at <= now < self._ends_at
 
 
 def _longest_ago(server: ServerModel) -> tuple[bool, float]:

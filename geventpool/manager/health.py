@@ -153,6 +153,11 @@ class ServerModel:
         message = f"{self.address} is marked down{why}{when}"
         return MarkedDownError(message, address=self.address, until=until)
 
+    def changes_at(self, now: float) -> float:
+        """When it may be due for a probe, without anything having happened to it."""
+        times = (self._down_until or 0.0, self._probe_ends)
+        return min((each for each in times if each > now), default=math.inf)
+
     # Who may use it.
 
     def admits(self, now: float) -> bool:

@@ -118,13 +118,18 @@ class Dial:
         message = f"{self.name}: {len(self.failed)} attempts to connect failed: {'; '.join(each)}"
         return MultiConnectFailure(message, errors=self.failed)
 
-    def _late(self, name: object, seconds: float, first_phase: int) -> ConnectError:
+    def spent(self, first_phase: int = 0) -> str:
+        """What its time was spent on so far."""
         phases = self._phases[first_phase:]
         ends = [began for began, _, _ in phases[1:]] + [monotonic()]
-        spent = ", ".join(
+        return ", ".join(
             f"{phase} {' and '.join(map(str, what))} {end - began:.3f} s"
             for (began, phase, what), end in zip(phases, ends, strict=True)
         )
+
+    def _late(self, name: object, seconds: float, first_phase: int) -> ConnectError:
+        phases = self._phases[first_phase:]
+        spent = self.spent(first_phase)
         late = ConnectError(f"{name}: not open after {_to_ms(seconds)} s: {spent}")
         if phases and phases[-1][1] in (RESOLVING, QUEUED):
             late.errno = errno.EAGAIN  # the server has not seen us: it is not to blame

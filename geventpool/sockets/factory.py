@@ -89,6 +89,7 @@ class SocketFactory:
         self._servers = ServerList(target, resolver)
         known, self._name = self._servers.known, self._servers.name
         self._asks = known is None
+        self._dials: set[Dial] = set()  # under way
         self.context = make_context(tls)
         self.server_hostname = server_hostname
         check_seconds("connect_timeout", connect_timeout)
@@ -122,11 +123,14 @@ class SocketFactory:
         raised, nothing stays open.
         """
         dial = Dial(self._name, self.connect_timeout)
+        self._dials.add(dial)
         try:
             sock = dial.run(self._open)
         except (OSError, Timeout):
             self._servers.refresh_later()
             raise
+        finally:
+            self._dials.discard(dial)
         with _closed_on_failure(sock):
             self._servers.tell()
         sock.settimeout(self.read_timeout)
@@ -141,6 +145,10 @@ class SocketFactory:
         elsewhere, takes this.
         """
         self._tls_sessions.forget()
+
+    def progress(self) -> str:
+        """What the calls under way have spent their time on; empty if there is none."""
+        return "; ".join(dial.spent() for dial in self._dials)
 
     def __repr__(self) -> str:
         tls = ""
