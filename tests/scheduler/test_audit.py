@@ -344,13 +344,16 @@ class Conn:
 
 
 class AtLine:
-    """Raises *error* at the n-th line that is run of the files between."""
+    """Raises *error* at the n-th line that is run of the files between; or calls *instead*."""
 
-    def __init__(self, nth: int, error: type[BaseException]) -> None:
+    def __init__(
+        self, nth: int, error: type[BaseException], instead: Callable[[], object] | None = None
+    ) -> None:
         self.count = 0
         self.where = ""
         self._nth = nth
         self._error = error
+        self._instead = instead
 
     def __enter__(self) -> AtLine:
         self._me = gevent.getcurrent()
@@ -369,7 +372,9 @@ class AtLine:
             if self.count == self._nth:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
                 sys.settrace(None)
-                raise self._error("cut short")
+                if self._instead is None:
+                    raise self._error("cut short")
+                self._instead()
         return self._trace
 
 
@@ -492,6 +497,16 @@ def test_cut_short_at_any_line_no_place_is_lost_and_no_connection_has_two_holder
 # The collector ends what holds a connection, wherever it runs
 
 
+def mendings_of(pool: Any) -> list[str]:
+    """What an audit finds wrong."""
+    mended: list[str] = []
+    pool._runtime.mended = lambda bucket, what: mended.append(what)
+    for bucket in pool._all_buckets():
+        pool._runtime.scheduler.audit(bucket, 1e9)
+    del pool._runtime.mended
+    return mended
+
+
 class Node:
     """Part of a cycle, which only the collector finds."""
 
@@ -552,12 +567,62 @@ def test_what_the_collector_ends_in_the_middle_of_anything_gives_its_place_back(
 
     stats = pool.stats()
     assert (stats.in_use, stats.waiting) == (0, 0)
-    scheduler = pool._runtime.scheduler
-    assert scheduler.busy == FREE
-    mended: list[str] = []
-    pool._runtime.mended = lambda bucket, what: mended.append(what)
-    for bucket in pool._all_buckets():
-        scheduler.audit(bucket, 1e9)
-    del pool._runtime.mended
-    assert mended == []
+    assert pool._runtime.scheduler.busy == FREE
+    assert mendings_of(pool) == []
     pool.close()
+
+
+def crowd_at_a_full_total() -> tuple[Any, Any, list[Any]]:
+    """A pool with four connections: two of a generator each that only the collector finds, one
+    of this greenlet; and callers of three endpoints, who wait."""
+    pool: Any = EndpointPool(
+        max_size=4,
+        total_max_size=4,
+        connect=lambda endpoint: Conn(),
+        idle_timeout=None,
+        max_lifetime=None,
+        timeout=5,
+    )
+    node = Node(None)
+    for endpoint in ("a", "b"):
+        generator = rows(pool, endpoint)
+        next(generator)
+        node = Node((node, generator))
+    mine = pool.get("a"), pool.get("b")
+    for lease in mine:
+        lease.__enter__()
+
+    def caller(endpoint: str) -> None:
+        with pool.get(endpoint):
+            gevent.sleep(0)
+
+    waiting = [gevent.spawn(caller, "abc"[n % 3]) for n in range(4)]
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert pool.stats().waiting == 4
+    return pool, mine, waiting
+
+
+def test_the_collector_may_end_a_generator_at_any_line_of_the_scheduler() -> None:
+    at = 0
+    gc.collect()
+    gc.disable()
+    try:
+        while True:
+            at += 1
+            pool, mine, waiting = crowd_at_a_full_total()
+            with AtLine(at, KeyboardInterrupt, gc.collect) as line:
+                mine[0].__exit__(None, None, None)
+            mine[1].__exit__(None, None, None)
+            gc.collect()
+            gevent.joinall(waiting, timeout=5)
+            stats = pool.stats()
+            found = sum(not each.successful() for each in waiting), stats.in_use, stats.waiting
+            assert found == (0, 0, 0), f"line {at}, {line.where}: {pool!r}"
+            assert mendings_of(pool) == [], line.where
+            pool.close()
+            if not line.where:
+                break
+    finally:
+        gc.enable()
+    assert at > 50
