@@ -4,11 +4,13 @@ hold.
 Nothing here switches, sleeps or reads a clock.  The machine plays everybody else: callers who come,
 release, discard or give up at any moment; dials, closes and checks that end when and how they like;
 peers that hang up; time that passes.  After each step it looks at everything (``Machine.books``,
-``line``, ``opportunities``); what must hold at the very moment of a decision is looked at in
-``Hub``, the effects.  And at the end of each run, if dials succeed and callers release, every
+``claims``, ``line``, ``opportunities``); what must hold at the very moment of a decision is looked
+at in ``Hub``, the effects.  And at the end of each run, if dials succeed and callers release, every
 waiter is served and every minimum reached (promise 10).
 
-How many examples are tried is set by GEVENTPOOL_MODEL_EXAMPLES.
+It damages the books, too, as a verb does that is cut short: then an audit has to set them right.
+
+How many examples are tried is set by GEVENTPOOL_MODEL_EXAMPLES: 75, but 2,000 at night.
 """
 
 from __future__ import annotations
@@ -813,10 +815,11 @@ class Machine(RuleBasedStateMachine):
 
 
 PARTS = 4  # so that each ends in time on a busy machine, too
-EXAMPLES = int(os.environ.get("GEVENTPOOL_MODEL_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("GEVENTPOOL_MODEL_EXAMPLES", "75"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150 + EXAMPLES)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_whatever_happens_in_whatever_order_the_scheduler_keeps_its_promises(part: int) -> None:
     # By another name its examples are others, where hypothesis does not draw them at random.
