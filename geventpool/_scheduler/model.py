@@ -125,7 +125,8 @@ class Bucket:
         "fast_path_max_idle",
         "fast_path_open",
         "fast_path_thread",
-        "lifo",
+        "pop_idle",
+        "push_idle",
         "scheduler",
         "waiters",
     )
@@ -200,6 +201,7 @@ class Bucket:
         # The fast path takes nothing that was idle longer (seconds)
         self.fast_path_max_idle = NEVER
         self.pop_idle = self._idle.pop if lifo else self._idle.popleft
+        self.push_idle = self._idle.append
 
         self.reset_counters()
 

@@ -58,6 +58,7 @@ class Scheduler:
         self._verbs = Verbs(self.ledger, self.arbiter)
         self._audit = Audit(self.ledger)
         self._wake = effects.wake
+        self._enqueue = self._verbs.enqueue
         self._buckets: WeakSet[Bucket] = WeakSet()
         self.with_waiters = self.ledger.with_waiters
         #: The ticket of a caller that comes now; which waiter is served first goes by it.
@@ -204,7 +205,19 @@ class Scheduler:
 
     def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
         """Put *waiter* in line: at the end, or *requeued* by the ticket it drew when it came."""
-        self._do(self._verbs.enqueue, waiter, now, requeued)
+        if self.busy:
+            self._do(self._verbs.enqueue, waiter, now, requeued)
+            return
+        try:
+            self.busy = AT_WORK
+            self._enqueue(waiter, now, requeued)
+            self.busy = FREE
+        except BaseException:
+            self.busy = CUT_SHORT
+            self._catch_up_soon()
+            raise
+        if self._put_aside:
+            self._work_off()
 
     def cancel(self, waiter: Waiter, now: float) -> None:
         """Let *waiter* go, however its wait ended: not yet served, it leaves the line; already
@@ -227,19 +240,19 @@ class Scheduler:
     def release(self, slot: Slot, now: float) -> None:
         """Take back a slot that is fit for use: it goes to the oldest waiter, or lies idle."""
         bucket = slot.bucket
-        if bucket.simple and bucket.waiters and now < slot.fast_path_until and not self.busy:
-            own = bucket.own
-            if slot.state is IN_USE and not own._closing and own.used <= own._maximum:
-                self._hand_on(slot, bucket, now)
-                return
-        self._do(self._verbs.release, slot, now)
-
-    def _hand_on(self, slot: Slot, bucket: Bucket, now: float) -> None:
-        """The crowd's case, in which ``Verbs.release`` comes to this: nothing is closing, so no
-        place is claimed."""
+        waiters = bucket.waiters
+        if (
+            not (waiters and bucket.simple and now < slot.fast_path_until)
+            or self.busy
+            or slot.state is not IN_USE
+            or bucket.closing
+            or bucket.own.used > bucket.own._maximum
+        ):
+            self._do(self._verbs.release, slot, now)
+            return
+        # The crowd's case, in which that comes to this: nothing closes, so no place is claimed.
         try:
             self.busy = AT_WORK
-            waiters = bucket.waiters
             waiter = next(iter(waiters))
             slot.idled = 0.0
             slot.since = now

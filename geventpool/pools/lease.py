@@ -66,7 +66,7 @@ class Lease(Generic[C]):
         bucket = self._bucket
         idle = bucket._idle
         if idle and bucket.fast_path_open == get_ident() and not bucket.scheduler.busy:
-            slot = idle.pop() if bucket.lifo else idle.popleft()
+            slot: Any = bucket.pop_idle()
             conn: C = slot.conn
             try:
                 now = monotonic()
@@ -132,7 +132,7 @@ class Lease(Generic[C]):
                     if bucket.fast_path_open and not bucket.scheduler.busy:
                         slot.state = IDLE
                         slot.since = now
-                        bucket._idle.append(slot)
+                        bucket.push_idle(slot)
                     else:
                         slot.holder = None
                         bucket.scheduler.release(slot, now)
