@@ -20,10 +20,17 @@ from geventpool._runtime.connections import ConnectionIndex
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.introspection import callers_stack
 from geventpool._runtime.notifier import Notifier
-from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, hold_of, is_held, is_quiet
+from geventpool._runtime.slots import (
+    Caller,
+    ConnectionSlot,
+    Hold,
+    PoolBucket,
+    hold_of,
+    is_held,
+    is_quiet,
+)
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
-from geventpool._scheduler.model import Waiter
 from geventpool._scheduler.state import IDLE, IN_USE
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
@@ -49,6 +56,8 @@ class Desk:
         self._checker = checker
         self._notifier = notifier
         self._asking: dict[Any, Hold] = {}  # greenlet -> what it has checked before it gets it
+        #: What callers have been given and are looking at before they take it.
+        self.looked_at: dict[ConnectionSlot, None] = {}
 
     # Lend
 
@@ -72,7 +81,8 @@ class Desk:
             if slot is not None:
                 slot.handed_out(now)
             else:
-                waiter = Waiter(bucket, ticket, deadline, me.switch)
+                waiter = Caller(bucket, ticket, deadline, me.switch)
+                waiter.gone = False
                 slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
                 if slot.why_unusable is None or (slot.uses > 1 and is_quiet(slot)):
@@ -129,6 +139,20 @@ class Desk:
         """
         if slot.state is not IN_USE:
             return False  # handed over in the very loop pass of a fork: it is the parent's
+        self.looked_at[slot] = None
+        try:
+            return self._is_fit(owner, slot, began, deadline, timeout)
+        finally:
+            del self.looked_at[slot]
+
+    def _is_fit(
+        self,
+        owner: PoolHooks,
+        slot: ConnectionSlot,
+        began: float,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> bool:
         hold = hold_of(slot)
         conn = slot.conn
         try:

@@ -62,6 +62,10 @@ class Notifier:
         """Say, a little later, that a connection was collected and never released."""
         self.workers.put((owner, "connection_lost", event))
 
+    def mended(self, owner: PoolHooks, what: str) -> None:
+        """Log, a little later, what was wrong with the books and has been set right."""
+        self.workers.put((owner, "mended", what))
+
     def log(
         self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
     ) -> None:
@@ -71,6 +75,9 @@ class Notifier:
 
     def _notify_now(self, item: tuple[PoolHooks, str, Any]) -> None:
         owner, what, event = item
+        if what == "mended":
+            text = "the books were wrong, as something was cut short, and are right again: %s"
+            self.log(owner, logging.WARNING, text, event)
         if what == "connection_lost":
             self.log(
                 owner,

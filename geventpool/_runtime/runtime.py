@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from gevent.hub import Hub, get_hub
 
 from geventpool import events
 from geventpool._runtime import fork, refusals, shutdown
+from geventpool._runtime.auditor import Auditor
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
@@ -57,8 +59,11 @@ class Runtime:
         #: The scheduler's way to have a waiter's greenlet run soon, ``wake(switch, waiter)``.
         self.wake = hub.loop.run_callback
         self.ident = get_ident()
+        #: Without a Python call: there may be no room on the stack for one.
+        self.catch_up_later = partial(hub.loop.run_callback, self._catch_up)
         self.scheduler = Scheduler(self)
         self.buckets: weakref.WeakSet[PoolBucket] = weakref.WeakSet()
+        self.auditor = Auditor(hub.loop, self.scheduler, self.buckets)
         self.timers = Timers(hub.loop)
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
@@ -91,6 +96,7 @@ class Runtime:
                 limit.abandon()  # it outlives the hub that used it
         self.scheduler.add(bucket, monotonic())
         self.buckets.add(bucket)
+        self.auditor.start()
         self.maintenance.schedule(bucket)
 
     def forget_if_empty(self, bucket: PoolBucket) -> None:
@@ -242,6 +248,31 @@ class Runtime:
 
     def _reconcile_limit(self, limit: Limit) -> None:
         self.scheduler.reconcile_limit(limit, monotonic())
+
+    def _catch_up(self) -> None:
+        self.scheduler.catch_up(monotonic())
+
+    def at_work_on(self) -> set[ConnectionSlot]:
+        """The slots that are being dialed, closed, checked or looked at, or are about to be."""
+        for part in (self.dialer, self.closer, self.checker, self.notifier):
+            part.workers.go_on()  # what was put in the queue may not have been seen to
+        slots = {*self.dialer.workers.things(), *self.desk.looked_at}
+        for group in (self.closer.workers, self.checker.workers):
+            slots.update(thing[0] for thing in group.things())
+        return slots
+
+    def has_out(self, slot: ConnectionSlot) -> bool:
+        """Whether a caller has the connection; that it lost it is noticed when it is collected."""
+        return slot.conn is None
+
+    def waits(self, waiter: Any) -> bool:
+        """Whether the greenlet of *waiter* still waits for what it gets."""
+        return not (waiter.gone or waiter.callback.__self__.dead)
+
+    def mended(self, bucket: PoolBucket, what: str) -> None:
+        """Log that the books were wrong, a little later: it may be the hub that calls."""
+        if (owner := bucket.last_owner) is not None:
+            self.notifier.mended(owner, what)
 
     # News from outside: the hub tells, so nothing here may switch
 

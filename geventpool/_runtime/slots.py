@@ -9,11 +9,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from geventpool._scheduler.model import Bucket, Slot
+from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.state import IN_USE
 from geventpool.events import Reason
 
-__all__ = ["ConnectionSlot", "Hold", "Look", "PoolBucket", "hold_of", "is_held", "is_quiet"]
+__all__ = [
+    "Caller",
+    "ConnectionSlot",
+    "Hold",
+    "Look",
+    "PoolBucket",
+    "hold_of",
+    "is_held",
+    "is_quiet",
+]
 
 
 class ConnectionSlot(Slot):
@@ -47,6 +56,13 @@ class ConnectionSlot(Slot):
         self.identity: tuple[int, int] | None = None  # of the file behind fd, if it is no socket
         self.broken_by: BaseException | None = None  # what broke it, for the listeners
         self.forked = False  # left behind by a fork: it is the parent's
+
+
+class Caller(Waiter):
+    """A waiter, as its greenlet sees it."""
+
+    __slots__ = ("gone",)  # whether it does not wait (any more) for what it gets
+    gone: bool
 
 
 #: One use of a slot: which, and its how-many-eth.  A state is no identity: whatever may have

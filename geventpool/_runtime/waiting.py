@@ -10,8 +10,8 @@ from geventpool._runtime import refusals
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
-from geventpool._runtime.slots import ConnectionSlot, PoolBucket
-from geventpool._scheduler.model import Waiter
+from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
+from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
 
@@ -35,7 +35,7 @@ class WaitingLine:
     def wait(
         self,
         owner: PoolHooks,
-        waiter: Waiter,
+        waiter: Caller,
         began: float,
         now: float,
         timeout: float | None,
@@ -47,19 +47,26 @@ class WaitingLine:
         late = deadline is not None and deadline <= now
         if late or bucket.closed or owner.max_waiting is not None:
             self._may_wait(owner, bucket, late, began, timeout)
-        self._scheduler.enqueue(waiter, now, requeued)
         deadlines = self._deadlines
-        if deadline is not None and (deadline < deadlines.at or deadlines.idle):
-            deadlines.set(deadline)
-        if bucket.retry_timer is not None:
-            self._timers.keep_alive(bucket)
-        if bucket.checking and waiter.slot is None:
-            self._timers.shorten(bucket, self._checker.end_some)
         try:
+            self._scheduler.enqueue(waiter, now, requeued)
+            if deadline is not None and (deadline < deadlines.at or deadlines.idle):
+                deadlines.set(deadline)
+            if bucket.retry_timer is not None:
+                self._timers.keep_alive(bucket)
+            if bucket.checking and waiter.slot is None:
+                self._timers.shorten(bucket, self._checker.end_some)
             while self._hub.switch() is not waiter:
                 pass
+            waiter.gone = True
         except BaseException:
-            self._give_up(waiter)
+            waiter.gone = True
+            try:
+                self._give_up(waiter)
+            except RecursionError:
+                # For more than this there is no room on the stack: an audit sees to the rest.
+                bucket.waiters.pop(waiter, None)
+                self._scheduler.busy = CUT_SHORT
             raise
         if not self._scheduler.with_waiters:
             deadlines.relax()
@@ -96,7 +103,7 @@ class WaitingLine:
             bucket.refused += 1
             raise refusals.pool_full(bucket, owner.max_waiting)
 
-    def _give_up(self, waiter: Waiter) -> None:
+    def _give_up(self, waiter: Caller) -> None:
         """Leave the line after a Timeout or a kill.
 
         The caller may have been served in this very loop pass (50 of 50 times, with 5 ms of
@@ -110,7 +117,7 @@ class WaitingLine:
         self._deadlines.relax()
 
     def _raise(
-        self, owner: PoolHooks, waiter: Waiter, began: float, timeout: float | None
+        self, owner: PoolHooks, waiter: Caller, began: float, timeout: float | None
     ) -> NoReturn:
         """Raise what the wait has ended in."""
         bucket: Any = waiter.bucket

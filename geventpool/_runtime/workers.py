@@ -63,6 +63,10 @@ class WorkerGroup:
         else:
             self._spawn_worker()
 
+    def things(self) -> list[Any]:
+        """What is queued or being worked on."""
+        return [*self.queue, *(thing for thing in self.active.values() if thing is not None)]
+
     def dismiss(self) -> list[Any]:
         """Drop what is queued; returns the greenlets there are."""
         self.queue.clear()
@@ -91,7 +95,7 @@ class WorkerGroup:
         del self.active[me]
         self._talking.add(me)
         try:
-            self._go_on()
+            self.go_on()
             words()
         finally:
             self._talking.discard(me)
@@ -99,10 +103,10 @@ class WorkerGroup:
     def _left(self, greenlet: Any) -> None:
         """One has ended; if it was killed, perhaps before it began, its work goes on."""
         self.active.pop(greenlet, None)
-        self._go_on()
+        self.go_on()
 
-    def _go_on(self) -> None:
-        """See to what is queued, now that one of them does not."""
+    def go_on(self) -> None:
+        """See to what is queued, if none of them does."""
         if self.queue:
             # Those that work may be long at it: only one that has not begun yet will take what is
             # left.

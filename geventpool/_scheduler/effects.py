@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, Protocol
 
 from geventpool.events import Reason
@@ -15,7 +16,7 @@ __all__ = ["Effects"]
 
 class Effects(Protocol):
     """What the scheduler asks for.  Each only schedules: it may neither switch nor call back.
-    A slot is of its bucket's kind."""
+    A slot is of its bucket's kind, and so is a bucket."""
 
     def start_dial(self, slot: Any) -> None:
         """Dial; then call ``opened`` or ``dial_failed``."""
@@ -35,3 +36,21 @@ class Effects(Protocol):
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Call ``reconcile_limit`` soon, with the time (this one from any thread)."""
+
+    @property
+    def catch_up_later(self) -> Callable[[], object]:
+        """Called, it has ``catch_up`` called soon, from the hub, with the time."""
+
+    # For an audit: what there is to be seen outside of the books.
+
+    def at_work_on(self) -> Container[Any]:
+        """The slots that are being dialed, closed, checked or looked at, or are about to be."""
+
+    def has_out(self, slot: Any) -> bool:
+        """Whether a caller has the connection of *slot*, or had it and has lost it."""
+
+    def waits(self, waiter: Waiter) -> bool:
+        """Whether the greenlet of *waiter* still waits for what it gets."""
+
+    def mended(self, bucket: Any, what: str) -> None:
+        """Say that the books of *bucket* were wrong and are right again."""

@@ -66,7 +66,7 @@ class Ledger:
             if slot.state is not IDLE:
                 bucket._idle.tombstones -= 1
                 continue
-            slot.holder = None
+            slot.waiter = None
             self.move(slot, IN_USE)
             reason = _reason_to_skip(slot, now)
             if reason is None:
@@ -235,6 +235,13 @@ class Ledger:
         bucket.fast_path_open = (
             bucket.fast_path_thread if bucket.fast_path_thread and bucket.quiet else 0
         )
+
+    def add(self, bucket: Bucket) -> None:
+        """Have its limits know *bucket*."""
+        for limit in bucket.limits:
+            limit._buckets[bucket] = None
+            if not bucket.transient or limit is bucket.own:
+                limit._few[bucket] = None
 
     def forget_if_gone(self, bucket: Bucket) -> None:
         """Leave no trace of a closed bucket in its limits once its last slot is closed."""

@@ -76,6 +76,15 @@ class Line(OrderedDict["Waiter", None]):
         self.latest = AT_ONCE
         self._early.clear()  # they would keep alive what is long gone
 
+    def set_right(self) -> None:
+        """Have it in order, and all deadlines noted, whatever was cut short."""
+        for waiter in sorted(self, key=lambda waiter: waiter.ticket):
+            self.move_to_end(waiter)
+        deadlines = [(deadline_of(waiter), next(_numbers), waiter) for waiter in self]
+        self.latest = max((entry[0] for entry in deadlines), default=AT_ONCE)
+        self._early = [entry for entry in deadlines if entry[0] < NEVER]
+        heapq.heapify(self._early)
+
     def due(self, now: float) -> list[Waiter]:
         """Those whose deadline has come."""
         due = []

@@ -125,7 +125,9 @@ class Bucket:
         "fast_path_max_idle",
         "fast_path_open",
         "fast_path_thread",
-        "lifo",
+        "pop_idle",
+        "push_idle",
+        "scheduler",
         "waiters",
     )
     slot_type: type[Slot] = Slot
@@ -177,6 +179,7 @@ class Bucket:
         #: comes before the next one, gets its error.
         self.fail_when_down = fail_when_down
         self.closed = False
+        self.scheduler: Any = None  # whose it is
         self.filling = 0  # callers of fill() that wait for *size* connections
 
         self.slots: dict[Slot, None] = {}

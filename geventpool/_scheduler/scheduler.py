@@ -1,10 +1,9 @@
-"""The verbs of the scheduler: what callers, pools and the runtime say, and what follows from it.
+"""Who gets which connection next: all that is decided about slots, buckets, limits and waiters.
 
 The scheduler decides and nothing else.  It does no I/O, starts no greenlet, reads no clock and
 calls no user code; time is passed in, and what it wants done it asks of its *effects* (the
-runtime), which only schedule.  So nothing in here can switch, which is why it needs no lock:
-between two switches of the caller every change is whole.  What it decides about stands in
-``model.py``, the greenlets that carry its decisions out are in ``_runtime``.
+runtime), which only schedule.  What it decides about stands in ``model.py``, the greenlets that
+carry its decisions out are in ``_runtime``.
 
                    dial ok           hand-over           release
     CONNECTING ----------> IDLE ---------------> IN_USE ---------> IDLE
@@ -14,35 +13,39 @@ between two switches of the caller every change is whole.  What it decides about
 
 (and IN_USE -> CLOSED, when a holder detaches a connection or loses it to the garbage collector).
 
-Each verb ends in ``Arbiter.reconcile``, which makes every decision about waiters: read that first.
-The ``Ledger`` is told what to change.
+*One at a time.*  Nothing in here switches, so between two switches of the caller every change is
+whole, and it needs no lock.  But a finalizer, a signal handler or the collector, as it ends a
+generator in a ``with``, may call a verb from within another, between any two lines: what comes
+while the scheduler is at work is put aside and done after that, and the fast path is shut meanwhile
+(``busy`` is its flag, too).
+
+*States are the truth.*  A KeyboardInterrupt or a RecursionError may cut a verb short, also between
+any two lines.  Before the next one the books are set right by an ``Audit``.
+
+Read ``Arbiter.reconcile`` next, which each of the verbs (``verbs.py``) ends in.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from geventpool._scheduler.arbiter import Arbiter
+from geventpool._scheduler.audit import AUDIT_EVERY, Audit
 from geventpool._scheduler.effects import Effects
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.line import deadline_of
 from geventpool._scheduler.model import Bucket, Slot, Waiter
-from geventpool._scheduler.state import (
-    CHECKING,
-    CLOSED,
-    CLOSING,
-    CONNECTING,
-    IDLE,
-    IN_USE,
-    NEVER,
-    OPEN,
-)
+from geventpool._scheduler.state import CONNECTING, IDLE, IN_USE, NEVER
+from geventpool._scheduler.verbs import Verbs
 from geventpool.events import Reason
 
-__all__ = ["Effects", "Scheduler"]
+__all__ = ["AUDIT_EVERY", "CUT_SHORT", "Effects", "Scheduler"]
+
+FREE, AT_WORK, CUT_SHORT = range(3)
 
 
 class Scheduler:
@@ -52,11 +55,84 @@ class Scheduler:
         self.effects = effects
         self.ledger = Ledger(effects)
         self.arbiter = Arbiter(self.ledger)
-        self._reconcile = self.arbiter.reconcile
+        self._verbs = Verbs(self.ledger, self.arbiter)
+        self._audit = Audit(self.ledger)
         self._wake = effects.wake
+        self._enqueue = self._verbs.enqueue
+        self._buckets: WeakSet[Bucket] = WeakSet()
         self.with_waiters = self.ledger.with_waiters
         #: The ticket of a caller that comes now; which waiter is served first goes by it.
         self.next_ticket: Callable[[], int] = itertools.count(1).__next__
+        self.busy = FREE
+        self._unsettled = False  # whether an audit was made and not all was reconciled after it
+        self._put_aside: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    # One at a time
+
+    def _do(self, verb: Callable[..., Any], *args: Any) -> Any:
+        """Carry out *verb* now; None if the scheduler is at work, and it is done after that (one
+        that has an answer is not: it says that there is nothing to be had now)."""
+        if self.busy and not self._is_free(args[0]):
+            self._put_aside.append((verb, args))
+            self._catch_up_soon()
+            return None
+        try:
+            self.busy = AT_WORK
+            result = verb(*args)
+            self.busy = FREE
+        except BaseException:
+            self.busy = CUT_SHORT
+            self._catch_up_soon()
+            raise
+        if self._put_aside:
+            self._work_off()
+        return result
+
+    def _is_free(self, thing: object) -> bool:
+        """Whether a verb about *thing* may begin: after an audit, if one was cut short."""
+        if self.busy == AT_WORK:
+            return False
+        self._audit.of(self._buckets, but=thing)
+        self._unsettled = True
+        self.busy = FREE
+        self._catch_up_soon()
+        return True
+
+    def _catch_up_soon(self) -> None:
+        try:
+            self.effects.catch_up_later()
+        except Exception:  # no room on the stack for that: then the next verb does
+            return
+
+    def _work_off(self) -> None:
+        """Do what came while the scheduler was at work."""
+        while self._put_aside and self.busy == FREE:
+            verb, args = self._put_aside.popleft()
+            try:
+                self._do(verb, *args)
+            except Exception:  # none of its business who is at work now; an audit follows
+                return
+
+    def catch_up(self, now: float) -> None:
+        """Do what was put aside, and set right what was cut short.  Called from the hub, where no
+        verb can be at work: one that seems to be has been cut short at its very end."""
+        if self.busy:
+            self.busy = CUT_SHORT
+            self._is_free(None)
+        if self._unsettled:
+            self._unsettled = False
+            for bucket in list(self._buckets):
+                self._do(self.arbiter.reconcile, bucket, now)
+        self._work_off()
+
+    def audit(self, bucket: Bucket, now: float) -> None:
+        """Recount *bucket* from its slots, and its limits from theirs, and set right what is wrong
+        (for once a minute)."""
+        self._do(self._recount, bucket, now)
+
+    def _recount(self, bucket: Bucket, now: float) -> None:
+        self._audit.of([bucket], now)
+        self.arbiter.reconcile(bucket, now)
 
     # Buckets
 
@@ -66,25 +142,20 @@ class Scheduler:
             if limit._scheduler is not None and limit._scheduler is not self and limit._buckets:
                 raise ValueError(f"limits: {limit!r} is shared by pools of another hub")
         _check_minimum(bucket, bucket.min_size)
+        bucket.scheduler = self
         for limit in bucket.limits:
             limit._scheduler = self
-            limit._buckets[bucket] = None
-            if not bucket.transient or limit is bucket.own:
-                limit._few[bucket] = None
-        if not bucket.transient or bucket.min_size:
-            self._reconcile(bucket, now)
+        self._buckets.add(bucket)
+        self._do(self._verbs.add, bucket, now)
 
     def remove(self, bucket: Bucket) -> None:
         """Forget *bucket*, which is empty."""
-        self.ledger.remove(bucket)
+        self._buckets.discard(bucket)
+        self._do(self.ledger.remove, bucket)
 
     def shut(self, bucket: Bucket, error: BaseException, now: float) -> None:
         """Close *bucket* for good: waiters get *error*, idle slots are closed, others on return."""
-        bucket.closed = True
-        for waiter in list(bucket.waiters):
-            self.ledger.fail(waiter, error)
-        self.dispose(bucket, Reason.POOL_CLOSED, now)
-        self.ledger.forget_if_gone(bucket)
+        self._do(self._verbs.shut, bucket, error, now)
 
     def resize(
         self,
@@ -99,30 +170,15 @@ class Scheduler:
         than before cannot fit."""
         if min_size > bucket.min_size:
             _check_minimum(bucket, min_size)
-        bucket.size, bucket.min_size = size, min_size
-        if max_overflow is not None:
-            bucket.max_overflow = max_overflow
-        bucket.own._maximum = size + bucket.max_overflow
-        self._reconcile(bucket, now)
+        self._do(self._verbs.resize, bucket, size, min_size, now, max_overflow)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
         """Close every idle slot, and the ones being checked when that is done."""
-        for slot in list(bucket.idle_slots()):
-            self.ledger.begin_close(slot, reason)
-        for slot in bucket.slots:
-            if slot.state is CHECKING:
-                self.ledger.mark_for_closing(slot, reason)
-        self._reconcile(bucket, now)
+        self._do(self._verbs.dispose, bucket, reason, now)
 
     def drain(self, bucket: Bucket, over: float, now: float) -> None:
         """Have every slot opened so far replaced at a random moment within *over* seconds."""
-        for slot in bucket.slots:
-            if slot.state is not CLOSING:
-                at = now + over * bucket.rng.random()
-                if at < slot.retire_at:
-                    slot.retire_at, slot.retire_for = at, Reason.DRAINED
-                    self.ledger.update_fast_path_until(slot)
-        self.reap(bucket, now)
+        self._do(self._verbs.drain, bucket, over, now)
 
     def forget_all(self, bucket: Bucket) -> None:
         """After a fork: let go of every slot without closing it, keep the waiters.
@@ -135,13 +191,9 @@ class Scheduler:
 
     def try_checkout(self, bucket: Bucket, now: float) -> Any:
         """An idle slot for a caller that has just come, now IN_USE; None if it must wait."""
-        if bucket.waiters:
+        if bucket.waiters or self.busy == AT_WORK:
             return None
-        closing = bucket.closing
-        slot = self.ledger.next_idle(bucket, now)
-        if bucket.closing > closing:
-            self._reconcile(bucket, now)  # stale ones were closed: the minimum may lack them
-        return slot
+        return self._do(self._verbs.try_checkout, bucket, now)
 
     def put_back(self, slot: Slot) -> None:
         """Put back a slot that the fast path has popped and does not want to judge."""
@@ -153,44 +205,28 @@ class Scheduler:
 
     def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
         """Put *waiter* in line: at the end, or *requeued* by the ticket it drew when it came."""
-        bucket = waiter.bucket
-        waiters = bucket.waiters
-        if not waiters:
-            self.with_waiters[bucket] = None
-        bucket.fast_path_open = 0
-        if requeued:
-            waiters.rejoin(waiter)
-        else:
-            waiters.join(waiter)
-            own = bucket.own
-            if not (bucket._idle or bucket.fail_when_full or bucket.fail_when_down):
-                if own.used - own._closing + own._coming >= own._maximum:
-                    return  # the crowd's case: only a release, or a close, can do anything for it
-                if bucket.blocked_at is not None:
-                    self.ledger.file(bucket)  # others came before it, and they wait as well
-                    return
-        self._reconcile(bucket, now)
+        if self.busy:
+            self._do(self._verbs.enqueue, waiter, now, requeued)
+            return
+        try:
+            self.busy = AT_WORK
+            self._enqueue(waiter, now, requeued)
+            self.busy = FREE
+        except BaseException:
+            self.busy = CUT_SHORT
+            self._catch_up_soon()
+            raise
+        if self._put_aside:
+            self._work_off()
 
     def cancel(self, waiter: Waiter, now: float) -> None:
         """Let *waiter* go, however its wait ended: not yet served, it leaves the line; already
         served, its slot goes back."""
-        slot, waiter.slot = waiter.slot, None
-        if slot is not None:
-            self.return_unused(slot, now)
-        elif waiter in waiter.bucket.waiters:
-            self.ledger.drop(waiter)
-            self._reconcile(waiter.bucket, now)
+        self._do(self._verbs.cancel, waiter, now)
 
     def expire(self, now: float) -> None:
         """End the wait of each waiter whose deadline has come."""
-        due: list[Waiter] = []
-        for bucket in self.with_waiters:
-            # All lines in one go: a thousand callers of a thousand buckets may be due together.
-            due += bucket.waiters.due(now)
-        for waiter in sorted(due, key=deadline_of):
-            if waiter in waiter.bucket.waiters:  # else it was served, as another one left
-                self.ledger.expire(waiter)
-                self._reconcile(waiter.bucket, now)
+        self._do(self._verbs.expire, now)
 
     def next_deadline(self) -> float | None:
         """When ``expire`` has work next; None if no waiter has a deadline."""
@@ -199,76 +235,51 @@ class Scheduler:
 
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
-        slot.uses -= 1
-        self.release(slot, now, now - slot.idled)
+        self._do(self._verbs.return_unused, slot, now)
 
-    def release(self, slot: Slot, now: float, idle_since: float | None = None) -> None:
+    def release(self, slot: Slot, now: float) -> None:
         """Take back a slot that is fit for use: it goes to the oldest waiter, or lies idle."""
         bucket = slot.bucket
-        if slot.state is not IN_USE:
+        waiters = bucket.waiters
+        if (
+            not (waiters and bucket.simple and now < slot.fast_path_until)
+            or self.busy
+            or slot.state is not IN_USE
+            or bucket.closing
+            or bucket.own.used > bucket.own._maximum
+        ):
+            self._do(self._verbs.release, slot, now)
             return
-        if bucket.simple and bucket.waiters and now < slot.fast_path_until and not bucket.coming:
-            own = bucket.own
-            if own.used - own._closing <= own._maximum:
-                # The crowd's case: what follows comes to this.
-                waiters = bucket.waiters
-                waiter = next(iter(waiters))
-                slot.idled = 0.0
-                slot.since = now
-                slot.uses += 1
-                slot.waiter = waiter
-                waiter.slot = slot
-                waiter.wake_handle = self._wake(waiter.callback, waiter)
-                del waiters[waiter]
-                if not waiters:
-                    waiters.ended()
-                    del self.with_waiters[bucket]
-                    self.ledger.update_fast_path(bucket)
-                return
-        self._take_back(slot, now, idle_since)
-
-    def _take_back(self, slot: Slot, now: float, idle_since: float | None) -> None:
-        bucket = slot.bucket
-        reason = self.arbiter.reason_to_close(slot, now)
-        if reason is not None:
-            self.ledger.begin_close(slot, reason)
-            self._reconcile(bucket, now)
-            return
-        if bucket.waiters and not (bucket.shared and bucket.crowded):
-            self.ledger.hand_over(slot, bucket.waiters.oldest, now)
+        # The crowd's case, in which that comes to this: nothing closes, so no place is claimed.
+        try:
+            self.busy = AT_WORK
+            waiter = next(iter(waiters))
             slot.idled = 0.0
-            if bucket.coming or (bucket.shared and not bucket.waiters):
-                self._reconcile(bucket, now)  # no place need be kept for it any more
-            elif not bucket.waiters:
+            slot.since = now
+            slot.uses += 1
+            slot.waiter = waiter
+            waiter.slot = slot
+            waiter.wake_handle = self._wake(waiter.callback, waiter)
+            del waiters[waiter]
+            if not waiters:
+                waiters.ended()
+                del self.with_waiters[bucket]
                 self.ledger.update_fast_path(bucket)
-            elif bucket.demand:
-                self.ledger.file(bucket)
-            return
-        if bucket.open > bucket.size and not bucket.waiters:
-            self.discard(slot, Reason.SURPLUS, now)
-            return
-        slot.since = now if idle_since is None else idle_since
-        self.ledger.make_idle(slot, now)
-        if not bucket.quiet or bucket.retiring:
-            self._reconcile(bucket, now)
-        else:
-            self.ledger.update_fast_path(bucket)
+            self.busy = FREE
+        except BaseException:
+            self.busy = CUT_SHORT
+            self._catch_up_soon()
+            raise
+        if self._put_aside:
+            self._work_off()
 
     def discard(self, slot: Slot, reason: Reason, now: float) -> None:
         """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
-        bucket = slot.bucket
-        if slot.state is not IN_USE:
-            return
-        if slot.uses <= 1 and (slot.close_reason is Reason.PEER_CLOSED or reason is Reason.DEAD):
-            self._died_unused(slot, now)
-        self.ledger.begin_close(slot, reason)
-        self._reconcile(bucket, now)
+        self._do(self._verbs.discard, slot, reason, now)
 
     def verified(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
-        slot.unverified = False
-        slot.bucket.dials.failures = 0
-        self.ledger.update_fast_path_until(slot)
+        self._do(self._verbs.verified, slot)
 
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
@@ -276,18 +287,13 @@ class Scheduler:
 
     def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
         """Close *slot* if it is idle; whether it was."""
-        if slot.state is not IDLE:
+        if slot.state is not IDLE or self.busy == AT_WORK:
             return False
-        self.ledger.begin_close(slot, reason)
-        self._reconcile(slot.bucket, now)
-        return True
+        return bool(self._do(self._verbs.dismiss, slot, reason, now))
 
     def detach(self, slot: Slot, reason: Reason, now: float) -> None:
         """Let go of a slot whose connection is not the pool's any more."""
-        if slot.state is IN_USE:
-            self.ledger.count_reason(slot, reason)
-            self.ledger.move(slot, CLOSED)
-            self._reconcile(slot.bucket, now)
+        self._do(self._verbs.detach, slot, reason, now)
 
     # What the runtime reports
 
@@ -300,134 +306,48 @@ class Scheduler:
 
     def cancel_dial(self, slot: Slot, now: float) -> None:
         """Give up a dial that no caller wants any more."""
-        if slot.state is CONNECTING:
-            self.ledger.move(slot, CLOSED)
-            self._reconcile(slot.bucket, now)
+        self._do(self._verbs.cancel_dial, slot, now)
 
     def opened(self, slot: Slot, now: float) -> None:
-        """The dial succeeded and ``slot.conn`` is set."""
-        bucket = slot.bucket
-        if slot.state is not CONNECTING:
-            return
-        slot.dialed_at = slot.since
-        bucket.dials.opened(slot.since, now)
-        slot.unverified = bucket.dials.failures > 0
-        if bucket.max_lifetime is not None:
-            slot.expires_at = now + bucket.max_lifetime
-            early = 1.0 - bucket.jitter * bucket.rng.random()
-            slot.retire_at = min(slot.retire_at, now + bucket.max_lifetime * early)
-        slot.since = slot.checked_at = now
-        self.ledger.update_fast_path_until(slot)
-        self.ledger.make_idle(slot, now)
-        reason = self.arbiter.reason_to_close(slot, now)  # as much can happen during a dial
-        if reason is not None:
-            self.ledger.begin_close(slot, reason)
-        self._reconcile(bucket, now)
+        """The dial succeeded and the slot has its connection."""
+        self._do(self._verbs.opened, slot, now)
 
     def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
         """The dial failed: one dial at a time from now on, and after a pause."""
-        bucket = slot.bucket
-        if slot.state is not CONNECTING:
-            return
-        killed = not isinstance(error, Exception)  # which says nothing about the server
-        if not killed:
-            bucket.dials.last_error = error
-        bucket.dial_failed += 1
-        self.ledger.move(slot, CLOSED)
-        self._record_failure(bucket, slot.since, now)
-        if bucket.fail_fast and bucket.waiters and not killed:
-            self.ledger.fail(bucket.waiters.oldest, error)
-        self._reconcile(bucket, now)
+        self._do(self._verbs.dial_failed, slot, error, now)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
         """The peer hung up: an idle slot is closed now, another as soon as it is not held."""
-        if slot.state is IDLE:
-            if not slot.uses:
-                self._died_unused(slot, now)
-            self.ledger.begin_close(slot, Reason.PEER_CLOSED)
-            self._reconcile(slot.bucket, now)
-        else:
-            self.ledger.mark_for_closing(slot, Reason.PEER_CLOSED)
+        self._do(self._verbs.peer_closed, slot, now)
 
     def closed(self, slot: Slot, now: float) -> None:
         """The connection is closed: its place is free."""
-        if slot.state is CLOSING:
-            self.ledger.move(slot, CLOSED)
-            self._reconcile(slot.bucket, now)
+        self._do(self._verbs.closed, slot, now)
 
     def start_checks(self, bucket: Bucket, keepalive: float, now: float) -> float:
         """Check those who need it of the slots idle for *keepalive* seconds; returns when to call
         again.  At most every other idle slot at a time, so that callers find one at hand."""
-        most = max(1, (bucket.idle + bucket.checking) // 2) - bucket.checking
-        chosen: list[Slot] = []
-        again = now + keepalive
-        for slot in bucket.idle_slots():
-            due = max(slot.since, slot.checked_at) + keepalive
-            if due <= now and len(chosen) < most:
-                chosen.append(slot)
-            else:
-                again = min(again, due)
-        for slot in chosen:
-            self.ledger.begin_check(slot)
-        if chosen:
-            bucket._idle.compact()  # they come back: no tombstone of theirs may stay
-        return again
+        if self.busy == AT_WORK:
+            return now
+        return float(self._do(self._verbs.start_checks, bucket, keepalive, now))
 
     def checked(self, slot: Slot, ok: bool, now: float) -> None:
         """The check is done; fit, the slot goes back where it was among the idle ones."""
-        bucket = slot.bucket
-        if slot.state is not CHECKING:
-            return
-        slot.checked_at = now
-        fit = ok or bucket.closed
-        reason = self.arbiter.reason_to_close(slot, now) if fit else Reason.KEEPALIVE
-        if reason is not None:
-            self.ledger.begin_close(slot, reason)
-        else:
-            self.ledger.make_idle(slot, now)
-        self._reconcile(bucket, now)
+        self._do(self._verbs.checked, slot, ok, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
         """Close what has been idle too long, have the old replaced; returns when to call again."""
-        again = NEVER
-        for slot in bucket.slots:
-            if slot.state in OPEN:
-                if slot.retire_at > now:
-                    again = min(again, slot.retire_at)
-                elif slot.state is IDLE:
-                    bucket.retiring[slot] = None
-                if slot.expires_at > now:
-                    again = min(again, slot.expires_at)
-        for slot in [slot for slot in bucket.retiring if slot.expires_at <= now]:
-            if self.arbiter.may_retire(slot, now):
-                self.ledger.begin_close(slot, slot.retire_for)
-        if bucket.idle_timeout is not None:
-            while bucket.open > bucket.min_kept and (oldest := bucket.longest_idle()):
-                ends = oldest.since + bucket.idle_timeout
-                if ends > now:
-                    again = min(again, ends)
-                    break
-                self.ledger.begin_close(oldest, Reason.IDLE)
-        self._reconcile(bucket, now)
-        return again
+        if self.busy == AT_WORK:
+            return now
+        return float(self._do(self._verbs.reap, bucket, now))
 
     def reconcile(self, bucket: Bucket, now: float) -> None:
         """Look at *bucket* again: a back-off is over, or a caller of ``fill`` has come."""
-        self._reconcile(bucket, now)
+        self._do(self.arbiter.reconcile, bucket, now)
 
     def reconcile_limit(self, limit: Limit, now: float) -> None:
         """Keep the new maximum of *limit*, or use it."""
-        self.arbiter.reconcile_limit(limit, now)
-
-    def _record_failure(self, bucket: Bucket, begun: float, now: float) -> None:
-        """A dial failed, or its connection died unused: slow down."""
-        if not bucket.closed and bucket.dials.failed(begun, now):
-            self.effects.reconcile_later(bucket)
-
-    def _died_unused(self, slot: Slot, now: float) -> None:
-        """It was dead for its first user, or before: soon after the dial, that is a setback."""
-        if now - slot.dialed_at <= slot.bucket.backoff.longest:
-            self._record_failure(slot.bucket, slot.dialed_at, now)
+        self._do(self.arbiter.reconcile_limit, limit, now)
 
 
 def _check_minimum(bucket: Bucket, min_size: int) -> None:

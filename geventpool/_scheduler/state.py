@@ -38,7 +38,7 @@ class State(enum.Enum):
 
 CONNECTING, IDLE, IN_USE, CHECKING, CLOSING, CLOSED = State
 
-#: Every move a slot may make.  ``Scheduler._move`` is the only place that makes one and counts it
+#: Every move a slot may make.  ``Ledger.move`` is the only place that makes one and counts it
 #: (but for IDLE <-> IN_USE on the fast path of ``pools.Lease``, which no count depends on).
 TRANSITIONS: dict[State, frozenset[State]] = {
     CONNECTING: frozenset({IDLE, CLOSED}),

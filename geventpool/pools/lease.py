@@ -15,6 +15,7 @@ from gevent import getcurrent
 
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held, is_quiet
 from geventpool._runtime.threads import get_ident
+from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER
 from geventpool.events import Reason
 
@@ -63,28 +64,38 @@ class Lease(Generic[C]):
         # know how the scheduler moves a slot between IDLE and IN_USE, which is why those two states
         # are counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._bucket
-        if bucket._idle and bucket.fast_path_open == get_ident():
+        idle = bucket._idle
+        if idle and bucket.fast_path_open == get_ident() and not bucket.scheduler.busy:
             slot: Any = bucket.pop_idle()
-            now = monotonic()
-            if (
-                now < slot.fast_path_until
-                and (
-                    bucket.fast_path_max_idle is NEVER
-                    or now - slot.since < bucket.fast_path_max_idle
-                )
-                and (slot.why_unusable is None or is_quiet(slot))
-            ):
-                slot.state = IN_USE
-                slot.since = now
-                slot.holder = proxy(getcurrent())
-                slot.uses = self._use = slot.uses + 1
-                self._slot = slot
-                self._bucket = ENTERED
-                conn: C = slot.conn
-                self._conn = conn
-                slot.conn = None
-                return conn
-            self._pool._runtime.scheduler.put_back(slot)
+            conn: C = slot.conn
+            try:
+                now = monotonic()
+                if (
+                    now < slot.fast_path_until
+                    and (
+                        bucket.fast_path_max_idle is NEVER
+                        or now - slot.since < bucket.fast_path_max_idle
+                    )
+                    and (slot.why_unusable is None or is_quiet(slot))
+                ):
+                    slot.state = IN_USE
+                    slot.since = now
+                    slot.holder = proxy(getcurrent())
+                    slot.uses = self._use = slot.uses + 1
+                    self._slot = slot
+                    self._bucket = ENTERED
+                    self._conn = conn
+                    slot.conn = None
+                    return conn
+            except BaseException:
+                # Cut short, by a signal or the end of the stack: as before, and without a Python
+                # call, for which there may be no room.
+                self._bucket = bucket
+                slot.conn = conn
+                slot.state = IDLE
+                idle.appendleft(slot)
+                raise
+            bucket.scheduler.put_back(slot)
         assert_not_entered(self)
         pool, timeout = self._pool, self._timeout
         if timeout is DEFAULT:
@@ -108,23 +119,31 @@ class Lease(Generic[C]):
         if slot.state is not IN_USE or slot.uses != self._use:
             return  # released, discarded or detached in the body; or left behind by a fork
         if exc is None:
-            now = monotonic()
-            # Plain: no caller waits, or one does.  (Any thread may leave a ``with``.)
-            if now < slot.fast_path_until and bucket.fast_path_thread == get_ident():
-                used = now - slot.since
-                bucket.use_count += 1
-                bucket.use_sum += used
-                if used > bucket.use_max:
-                    bucket.use_max = used
-                slot.conn = self._conn
-                if bucket.fast_path_open:
-                    slot.state = IDLE
-                    slot.since = now
-                    bucket.push_idle(slot)
-                else:
-                    slot.holder = None
-                    self._pool._runtime.scheduler.release(slot, now)
-                return
+            try:
+                now = monotonic()
+                # Plain: no caller waits, or one does.  (Any thread may leave a ``with``.)
+                if now < slot.fast_path_until and bucket.fast_path_thread == get_ident():
+                    used = now - slot.since
+                    bucket.use_count += 1
+                    bucket.use_sum += used
+                    if used > bucket.use_max:
+                        bucket.use_max = used
+                    slot.conn = self._conn
+                    if bucket.fast_path_open and not bucket.scheduler.busy:
+                        slot.state = IDLE
+                        slot.since = now
+                        bucket.push_idle(slot)
+                    else:
+                        slot.holder = None
+                        bucket.scheduler.release(slot, now)
+                    return
+            except BaseException:
+                # Cut short: if it is nobody else's yet, an audit finds it, and closes it.
+                if slot.uses == self._use and slot.state is IN_USE:
+                    slot.conn = self._conn
+                bucket.scheduler.busy = CUT_SHORT
+                self._pool._runtime.catch_up_later()
+                raise
         self._give_back(exc)
 
     def _give_back(self, exc: BaseException | None, suspect: bool = False) -> None:

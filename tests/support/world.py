@@ -34,6 +34,10 @@ class Notes:
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
         self.limits: list[Limit] = []
+        self.gone: list[Waiter] = []  # their greenlets are
+        self.adrift: list[Slot] = []  # no caller has their connection, nor is about to
+        self.mendings: list[str] = []
+        self.catching_up = 0
 
     def start_dial(self, slot: Slot) -> None:
         self.dials.append(slot)
@@ -45,14 +49,30 @@ class Notes:
     def start_check(self, slot: Slot) -> None:
         self.checks.append(slot)
 
-    def wake(self, callback: object, waiter: Waiter) -> None:
+    def wake(self, callback: object, waiter: Waiter) -> str:
         self.woken.append(waiter)
+        return "woken"
 
     def reconcile_later(self, bucket: Bucket) -> None:
         self.retries.append(bucket.retry_at)
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.limits.append(limit)
+
+    def catch_up_later(self) -> None:
+        self.catching_up += 1
+
+    def at_work_on(self) -> list[Slot]:
+        return self.dials + self.closes + self.checks
+
+    def has_out(self, slot: Slot) -> bool:
+        return slot not in self.adrift
+
+    def waits(self, waiter: Waiter) -> bool:
+        return waiter not in self.gone
+
+    def mended(self, bucket: Bucket, what: str) -> None:
+        self.mendings.append(what)
 
 
 class World:

@@ -1,0 +1,328 @@
+"""What follows from each thing that callers, pools and the runtime say.
+
+Each verb ends in ``Arbiter.reconcile``, which makes every decision about waiters; the ``Ledger`` is
+told what to change.  ``scheduler.py`` sees to it that one verb is carried out at a time.
+"""
+
+from __future__ import annotations
+
+from geventpool._scheduler.arbiter import Arbiter
+from geventpool._scheduler.ledger import Ledger
+from geventpool._scheduler.line import deadline_of
+from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.state import (
+    CHECKING,
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    IDLE,
+    IN_USE,
+    NEVER,
+    OPEN,
+)
+from geventpool.events import Reason
+
+__all__ = ["Verbs"]
+
+
+class Verbs:
+    """The verbs, each whole in itself; ``Scheduler`` has their signatures, too."""
+
+    def __init__(self, ledger: Ledger, arbiter: Arbiter) -> None:
+        self.ledger = ledger
+        self.arbiter = arbiter
+        self._reconcile = arbiter.reconcile
+
+    # Buckets
+
+    def add(self, bucket: Bucket, now: float) -> None:
+        """Take *bucket* in; its minimum is dialed at once."""
+        self.ledger.add(bucket)
+        if not bucket.transient or bucket.min_size:
+            self._reconcile(bucket, now)
+
+    def shut(self, bucket: Bucket, error: BaseException, now: float) -> None:
+        """Close *bucket* for good: waiters get *error*, idle slots are closed, others on return."""
+        bucket.closed = True
+        for waiter in list(bucket.waiters):
+            self.ledger.fail(waiter, error)
+        self.dispose(bucket, Reason.POOL_CLOSED, now)
+        self.ledger.forget_if_gone(bucket)
+
+    def resize(
+        self,
+        bucket: Bucket,
+        size: int,
+        min_size: int,
+        now: float,
+        max_overflow: float | None = None,
+    ) -> None:
+        """Keep so many connections."""
+        bucket.size, bucket.min_size = size, min_size
+        if max_overflow is not None:
+            bucket.max_overflow = max_overflow
+        bucket.own._maximum = size + bucket.max_overflow
+        self._reconcile(bucket, now)
+
+    def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
+        """Close every idle slot, and the ones being checked when that is done."""
+        for slot in list(bucket.idle_slots()):
+            self.ledger.begin_close(slot, reason)
+        for slot in bucket.slots:
+            if slot.state is CHECKING:
+                self.ledger.mark_for_closing(slot, reason)
+        self._reconcile(bucket, now)
+
+    def drain(self, bucket: Bucket, over: float, now: float) -> None:
+        """Have every slot opened so far replaced at a random moment within *over* seconds."""
+        for slot in bucket.slots:
+            if slot.state is not CLOSING:
+                at = now + over * bucket.rng.random()
+                if at < slot.retire_at:
+                    slot.retire_at, slot.retire_for = at, Reason.DRAINED
+                    self.ledger.update_fast_path_until(slot)
+        self.reap(bucket, now)
+
+    # Callers
+
+    def try_checkout(self, bucket: Bucket, now: float) -> Slot | None:
+        """An idle slot for a caller that has just come, now IN_USE; None if it must wait."""
+        if bucket.waiters:
+            return None
+        closing = bucket.closing
+        slot = self.ledger.next_idle(bucket, now)
+        if bucket.closing > closing:
+            self._reconcile(bucket, now)  # stale ones were closed: the minimum may lack them
+        return slot
+
+    def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
+        """Put *waiter* in line: at the end, or *requeued* by the ticket it drew when it came."""
+        bucket = waiter.bucket
+        waiters = bucket.waiters
+        if not waiters:
+            self.ledger.with_waiters[bucket] = None
+        bucket.fast_path_open = 0
+        if requeued:
+            waiters.rejoin(waiter)
+        else:
+            waiters.join(waiter)
+            own = bucket.own
+            if not (bucket._idle or bucket.fail_when_full or bucket.fail_when_down):
+                if own.used - own._closing + own._coming >= own._maximum:
+                    return  # the crowd's case: only a release, or a close, can do anything for it
+                if bucket.blocked_at is not None:
+                    self.ledger.file(bucket)  # others came before it, and they wait as well
+                    return
+        self._reconcile(bucket, now)
+
+    def cancel(self, waiter: Waiter, now: float) -> None:
+        """Let *waiter* go, however its wait ended: not yet served, it leaves the line; already
+        served, its slot goes back."""
+        slot, waiter.slot = waiter.slot, None
+        if slot is not None:
+            self.return_unused(slot, now)
+        elif waiter in waiter.bucket.waiters:
+            self.ledger.drop(waiter)
+            self._reconcile(waiter.bucket, now)
+
+    def expire(self, now: float) -> None:
+        """End the wait of each waiter whose deadline has come."""
+        due: list[Waiter] = []
+        for bucket in self.ledger.with_waiters:
+            # All lines in one go: a thousand callers of a thousand buckets may be due together.
+            due += bucket.waiters.due(now)
+        for waiter in sorted(due, key=deadline_of):
+            if waiter in waiter.bucket.waiters:  # else it was served, as another one left
+                self.ledger.expire(waiter)
+                self._reconcile(waiter.bucket, now)
+
+    def return_unused(self, slot: Slot, now: float) -> None:
+        """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
+        slot.uses -= 1
+        self.release(slot, now, now - slot.idled)
+
+    def release(self, slot: Slot, now: float, idle_since: float | None = None) -> None:
+        """Take back a slot that is fit for use: it goes to the oldest waiter, or lies idle."""
+        bucket = slot.bucket
+        if slot.state is not IN_USE:
+            return
+        reason = self.arbiter.reason_to_close(slot, now)
+        if reason is not None:
+            self.ledger.begin_close(slot, reason)
+            self._reconcile(bucket, now)
+            return
+        if bucket.waiters and not (bucket.shared and bucket.crowded):
+            self.ledger.hand_over(slot, bucket.waiters.oldest, now)
+            slot.idled = 0.0
+            if bucket.coming or (bucket.shared and not bucket.waiters):
+                self._reconcile(bucket, now)  # no place need be kept for it any more
+            elif not bucket.waiters:
+                self.ledger.update_fast_path(bucket)
+            elif bucket.demand:
+                self.ledger.file(bucket)
+            return
+        if bucket.open > bucket.size and not bucket.waiters:
+            self.discard(slot, Reason.SURPLUS, now)
+            return
+        slot.since = now if idle_since is None else idle_since
+        self.ledger.make_idle(slot, now)
+        if not bucket.quiet or bucket.retiring:
+            self._reconcile(bucket, now)
+        else:
+            self.ledger.update_fast_path(bucket)
+
+    def discard(self, slot: Slot, reason: Reason, now: float) -> None:
+        """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
+        bucket = slot.bucket
+        if slot.state is not IN_USE:
+            return
+        if slot.uses <= 1 and (slot.close_reason is Reason.PEER_CLOSED or reason is Reason.DEAD):
+            self._died_unused(slot, now)
+        self.ledger.begin_close(slot, reason)
+        self._reconcile(bucket, now)
+
+    def verified(self, slot: Slot) -> None:
+        """A caller used the connection in good order: the server is well."""
+        slot.unverified = False
+        slot.bucket.dials.failures = 0
+        self.ledger.update_fast_path_until(slot)
+
+    def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
+        """Close *slot* if it is idle; whether it was."""
+        if slot.state is not IDLE:
+            return False
+        self.ledger.begin_close(slot, reason)
+        self._reconcile(slot.bucket, now)
+        return True
+
+    def detach(self, slot: Slot, reason: Reason, now: float) -> None:
+        """Let go of a slot whose connection is not the pool's any more."""
+        if slot.state is IN_USE:
+            self.ledger.count_reason(slot, reason)
+            self.ledger.move(slot, CLOSED)
+            self._reconcile(slot.bucket, now)
+
+    # What the runtime reports
+
+    def cancel_dial(self, slot: Slot, now: float) -> None:
+        """Give up a dial that no caller wants any more."""
+        if slot.state is CONNECTING:
+            self.ledger.move(slot, CLOSED)
+            self._reconcile(slot.bucket, now)
+
+    def opened(self, slot: Slot, now: float) -> None:
+        """The dial succeeded and ``slot.conn`` is set."""
+        bucket = slot.bucket
+        if slot.state is not CONNECTING:
+            return
+        slot.dialed_at = slot.since
+        bucket.dials.opened(slot.since, now)
+        slot.unverified = bucket.dials.failures > 0
+        if bucket.max_lifetime is not None:
+            slot.expires_at = now + bucket.max_lifetime
+            early = 1.0 - bucket.jitter * bucket.rng.random()
+            slot.retire_at = min(slot.retire_at, now + bucket.max_lifetime * early)
+        slot.since = slot.checked_at = now
+        self.ledger.update_fast_path_until(slot)
+        self.ledger.make_idle(slot, now)
+        reason = self.arbiter.reason_to_close(slot, now)  # as much can happen during a dial
+        if reason is not None:
+            self.ledger.begin_close(slot, reason)
+        self._reconcile(bucket, now)
+
+    def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
+        """The dial failed: one dial at a time from now on, and after a pause."""
+        bucket = slot.bucket
+        if slot.state is not CONNECTING:
+            return
+        killed = not isinstance(error, Exception)  # which says nothing about the server
+        if not killed:
+            bucket.dials.last_error = error
+        bucket.dial_failed += 1
+        self.ledger.move(slot, CLOSED)
+        self._record_failure(bucket, slot.since, now)
+        if bucket.fail_fast and bucket.waiters and not killed:
+            self.ledger.fail(bucket.waiters.oldest, error)
+        self._reconcile(bucket, now)
+
+    def peer_closed(self, slot: Slot, now: float) -> None:
+        """The peer hung up: an idle slot is closed now, another as soon as it is not held."""
+        if slot.state is IDLE:
+            if not slot.uses:
+                self._died_unused(slot, now)
+            self.ledger.begin_close(slot, Reason.PEER_CLOSED)
+            self._reconcile(slot.bucket, now)
+        else:
+            self.ledger.mark_for_closing(slot, Reason.PEER_CLOSED)
+
+    def closed(self, slot: Slot, now: float) -> None:
+        """The connection is closed: its place is free."""
+        if slot.state is CLOSING:
+            self.ledger.move(slot, CLOSED)
+            self._reconcile(slot.bucket, now)
+
+    def start_checks(self, bucket: Bucket, keepalive: float, now: float) -> float:
+        """Check those who need it of the slots idle for *keepalive* seconds; returns when to call
+        again.  At most every other idle slot at a time, so that callers find one at hand."""
+        most = max(1, (bucket.idle + bucket.checking) // 2) - bucket.checking
+        chosen: list[Slot] = []
+        again = now + keepalive
+        for slot in bucket.idle_slots():
+            due = max(slot.since, slot.checked_at) + keepalive
+            if due <= now and len(chosen) < most:
+                chosen.append(slot)
+            else:
+                again = min(again, due)
+        for slot in chosen:
+            self.ledger.begin_check(slot)
+        if chosen:
+            bucket._idle.compact()  # they come back: no tombstone of theirs may stay
+        return again
+
+    def checked(self, slot: Slot, ok: bool, now: float) -> None:
+        """The check is done; fit, the slot goes back where it was among the idle ones."""
+        bucket = slot.bucket
+        if slot.state is not CHECKING:
+            return
+        slot.checked_at = now
+        fit = ok or bucket.closed
+        reason = self.arbiter.reason_to_close(slot, now) if fit else Reason.KEEPALIVE
+        if reason is not None:
+            self.ledger.begin_close(slot, reason)
+        else:
+            self.ledger.make_idle(slot, now)
+        self._reconcile(bucket, now)
+
+    def reap(self, bucket: Bucket, now: float) -> float:
+        """Close what has been idle too long, have the old replaced; returns when to call again."""
+        again = NEVER
+        for slot in bucket.slots:
+            if slot.state in OPEN:
+                if slot.retire_at > now:
+                    again = min(again, slot.retire_at)
+                elif slot.state is IDLE:
+                    bucket.retiring[slot] = None
+                if slot.expires_at > now:
+                    again = min(again, slot.expires_at)
+        for slot in [slot for slot in bucket.retiring if slot.expires_at <= now]:
+            if self.arbiter.may_retire(slot, now):
+                self.ledger.begin_close(slot, slot.retire_for)
+        if bucket.idle_timeout is not None:
+            while bucket.open > bucket.min_kept and (oldest := bucket.longest_idle()):
+                ends = oldest.since + bucket.idle_timeout
+                if ends > now:
+                    again = min(again, ends)
+                    break
+                self.ledger.begin_close(oldest, Reason.IDLE)
+        self._reconcile(bucket, now)
+        return again
+
+    def _record_failure(self, bucket: Bucket, begun: float, now: float) -> None:
+        """A dial failed, or its connection died unused: slow down."""
+        if not bucket.closed and bucket.dials.failed(begun, now):
+            self.ledger.effects.reconcile_later(bucket)
+
+    def _died_unused(self, slot: Slot, now: float) -> None:
+        """It was dead for its first user, or before: soon after the dial, that is a setback."""
+        if now - slot.dialed_at <= slot.bucket.backoff.longest:
+            self._record_failure(slot.bucket, slot.dialed_at, now)
