@@ -10,6 +10,7 @@ import gevent
 from gevent import GreenletExit, getcurrent
 
 from geventpool._scheduler.state import NEVER
+from geventpool._util.forks import catch_up, unseen
 
 __all__ = ["Worker", "WorkerGroup", "leave_behind"]
 
@@ -21,6 +22,8 @@ class Worker(gevent.Greenlet):  # type: ignore[type-arg]  # no generic at run ti
 
     def switch(self, *args: Any) -> Any:
         """Go on; but what a copy waited for, it is not told: its sockets are the parent's."""
+        if unseen():
+            catch_up()  # a fork that Python has not seen: this may be such a copy
         if self.left_behind:
             return self.throw(GreenletExit)
         return super().switch(*args)
