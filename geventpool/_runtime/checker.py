@@ -76,6 +76,7 @@ class Checker:
             self._runtime.scheduler.checked(slot, raised is None, monotonic())
         if raised is None:
             return None
+        bucket.check_failed(raised, monotonic())
         text = "a keepalive failed: %r"
         return partial(self._notifier.log, owner, logging.INFO, text, raised)
 

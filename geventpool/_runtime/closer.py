@@ -73,7 +73,9 @@ class Closer:
             slot.conn = slot.broken_by = None
             self._runtime.scheduler.closed(slot, monotonic())
             self._runtime.changed(bucket)
-        if owner is None or not (owner.listening or owner.log.isEnabledFor(logging.DEBUG)):
+        if owner is None:
+            return None
+        if raised is None and not (owner.listening or owner.log.isEnabledFor(logging.DEBUG)):
             return None
         return partial(self._say, owner, bucket, conn, reason, error, raised)
 
@@ -88,5 +90,8 @@ class Closer:
     ) -> None:
         self._notifier.log(owner, logging.DEBUG, "closed a connection: %s", reason)
         if raised is not None:
-            self._notifier.log(owner, logging.DEBUG, "_close_connection raised %r", raised)
+            first = "_close_connection" not in owner.warned
+            owner.warned.add("_close_connection")
+            level = logging.WARNING if first else logging.DEBUG
+            self._notifier.log(owner, level, "_close_connection raised %r", raised)
         self._notifier.disposed(owner, bucket, conn, reason, error)

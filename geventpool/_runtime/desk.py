@@ -11,6 +11,7 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from gevent import getcurrent
 
 from geventpool import events
@@ -32,6 +33,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._util.forks import catch_up, unseen
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
@@ -68,6 +70,8 @@ class Desk:
         me = getcurrent()
         if get_ident() != self._ident or me is self._hub or self._hub.dead:
             self._runtime.assert_usable_here(bucket)
+        if unseen():
+            catch_up()
         began = now = monotonic()
         listening = owner.listening
         if listening and timeout != 0 and bucket.own.full:
@@ -153,8 +157,7 @@ class Desk:
         deadline: float | None,
         timeout: float | None,
     ) -> bool:
-        hold = hold_of(slot)
-        conn = slot.conn
+        hold, conn = hold_of(slot), slot.conn
         try:
             reason = self._reason_to_close(owner, hold)
         except BaseException as exc:
@@ -168,7 +171,9 @@ class Desk:
             self._end(hold, conn, reason)
         if not is_held(hold):
             return False
-        if owner.check_after is None or slot.idled <= owner.check_after:
+        # It may have been checked by the pool itself meanwhile.
+        since = min(slot.idled, monotonic() - slot.checked_at)
+        if owner.check_after is None or since <= owner.check_after:
             return True
         bound = owner.keepalive_timeout
         if deadline is not None:
@@ -214,6 +219,7 @@ class Desk:
             del self._asking[me]
         if raised is not None:
             self._end(hold, conn, Reason.KEEPALIVE, raised)
+            self._doubt_the_others(owner, slot.bucket, raised)
             text = "the check before hand-out failed: %r"
             self._notifier.log(owner, logging.INFO, text, raised)
             return False
@@ -223,6 +229,16 @@ class Desk:
         elif slot.close_reason is not None:
             self._end(hold, conn, slot.close_reason)
         return is_held(hold)
+
+    def _doubt_the_others(
+        self, owner: PoolHooks, bucket: PoolBucket, raised: BaseException
+    ) -> None:
+        """A check failed.  If it met silence, others idle as long are likely silent, too: the pool
+        checks them meanwhile, and the caller gets a fresh connection or one just used."""
+        bucket.check_failed(raised, monotonic())
+        if isinstance(raised, gevent.Timeout) and owner.check_after is not None:
+            self._scheduler.start_checks(bucket, owner.check_after, monotonic(), at_once=True)
+            self._scheduler.reconcile(bucket, monotonic())
 
     def stop(self, bucket: PoolBucket) -> None:
         """The bucket was closed: end the checks that callers wait for, a little later."""

@@ -106,6 +106,7 @@ def _forget(runtime: Runtime, bucket: PoolBucket) -> None:
         for slot in slots:
             slot.conn = slot.why_unusable = slot.fd = slot.broken_by = None
     bucket.reset_counters()
+    bucket.postpone(False)
     runtime.timers.stop(bucket)
     bucket.recycled.clear()
     runtime.forget_if_empty(bucket)

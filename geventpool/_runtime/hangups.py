@@ -19,7 +19,7 @@ from typing import Any
 from gevent import monkey
 from gevent.hub import Hub
 
-__all__ = ["HangupWatcher"]
+__all__ = ["HangupWatcher", "peer_of"]
 
 _MOST_EVENTS = 1024
 
@@ -96,6 +96,15 @@ class HangupWatcher:
         self._watcher = loop.io(self._epoll.fileno(), 1, ref=False, priority=loop.MAXPRI)
         self._watcher.start(self.poll)
         return True
+
+
+def peer_of(sock: Any) -> str | None:
+    """Where *sock* leads, as text; None if it does not say any more."""
+    try:
+        peer = sock.getpeername()
+    except (OSError, ValueError):
+        return None
+    return ":".join(map(str, peer[:2])) if isinstance(peer, tuple) else str(peer)
 
 
 def _has_hung_up(fd: int) -> bool:

@@ -26,6 +26,7 @@ class PoolHooks(Protocol):
     slots_by_id: dict[int, ConnectionSlot]  # id(connection) -> its slot
     maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
+    warned: set[str]  # what has been warned of, once
     has_is_alive: bool  # whether _is_alive is the user's own
     checks_on_checkout: bool  # whether a hand-out takes more than a probe
     has_reset: bool

@@ -11,7 +11,7 @@ from geventpool._runtime.introspection import holder_of
 from geventpool._runtime.slots import Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import text_of
-from geventpool.errors import PoolClosed, PoolFull, PoolTimeout
+from geventpool.errors import ConnectError, PoolClosed, PoolFull, PoolTimeout
 
 __all__ = ["no_connection", "not_full", "pool_closed", "pool_full"]
 
@@ -30,8 +30,10 @@ def pool_full(bucket: PoolBucket, max_waiting: int) -> PoolFull:
     )
 
 
-def no_connection(bucket: PoolBucket, timeout: float | None, now: float) -> PoolTimeout:
-    """None came free in time."""
+def no_connection(
+    bucket: PoolBucket, timeout: float | None, now: float, began: float
+) -> tuple[PoolTimeout, BaseException | None]:
+    """None came free in time for a caller that came at *began*; and its cause, if a dial's."""
     held_for, own = _look_at_holders(bucket, now)
     in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
     text = (
@@ -42,9 +44,12 @@ def no_connection(bucket: PoolBucket, timeout: float | None, now: float) -> Pool
         text += f"; held for up to {held_for[0]:.3f} s"
     if own:
         text += f"; the caller itself holds {own}, which it cannot give back while it waits"
-    if (last := bucket.last_error) is not None:
+    if (failed := bucket.check_error) is not None and bucket.check_failed_at >= began:
+        text += f"; checks failed, the last one with {failed}"
+    last = bucket.last_error or _died_unused(bucket)
+    if last is not None:
         text += f"; last dial: {type(last).__name__}: {text_of(last)}"
-    return PoolTimeout(
+    error = PoolTimeout(
         text,
         pool=bucket.name,
         timeout=timeout,
@@ -53,6 +58,19 @@ def no_connection(bucket: PoolBucket, timeout: float | None, now: float) -> Pool
         connecting=connecting,
         waiting=len(bucket.waiters),
         held_for=held_for,
+    )
+    return error, last
+
+
+def _died_unused(bucket: PoolBucket) -> BaseException | None:
+    """What is wrong if dials succeed and their connections are dead before anybody uses them."""
+    if not bucket.failures:
+        return None
+    peer = bucket.endpoint if bucket.last_peer is None else bucket.last_peer
+    where = "" if peer is None else f" {peer}"
+    return ConnectError(
+        f"pool {bucket.name!r}: the server{where} accepts and closes: the connections opened last"
+        " were closed by their peer before they were used"
     )
 
 

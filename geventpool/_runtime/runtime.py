@@ -31,7 +31,7 @@ from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
 from geventpool._runtime.desk import Desk
 from geventpool._runtime.dialer import Dialer
-from geventpool._runtime.hangups import HangupWatcher
+from geventpool._runtime.hangups import HangupWatcher, peer_of
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.leaks import Leaks
 from geventpool._runtime.maintenance import Maintenance
@@ -43,7 +43,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.errors import copy_of
-from geventpool._util.forks import Fork, in_child
+from geventpool._util.forks import Fork, catch_up, in_child, in_parent, unseen
 from geventpool.errors import PoolClosed, WrongHub
 from geventpool.events import Reason
 
@@ -55,7 +55,8 @@ class Runtime:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.loop = hub.loop
+        loop: Any = hub.loop
+        self.loop = loop
         #: The scheduler's way to have a waiter's greenlet run soon, ``wake(switch, waiter)``.
         self.wake = hub.loop.run_callback
         self.ident = get_ident()
@@ -74,6 +75,10 @@ class Runtime:
         self.checker = Checker(self, self.notifier)
         self.maintenance = Maintenance(self.scheduler)
         self.desk = Desk(self, self.index, self.checker, self.notifier)
+        # After a fork that Python has not seen, the child's hub is the first to know: as soon as it
+        # has waited for something, and before it tells anybody of what has come.
+        self._watcher = loop.check(ref=False, priority=loop.MAXPRI)
+        self._watcher.start(_look_for_a_fork)
         _runtimes.add(self)
 
     @classmethod
@@ -137,6 +142,8 @@ class Runtime:
 
     def assert_usable_here(self, pool: PoolBucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
+        if unseen():
+            catch_up()
         self.assert_own_thread(pool)
         if getcurrent() is self.hub:
             raise BlockingSwitchOutError(f"pool {pool.name!r} was used in a hub callback")
@@ -158,6 +165,7 @@ class Runtime:
         began = monotonic()
         deadline = None if timeout is None else began + timeout
         failed = bucket.dial_failed
+        bucket.postpone(False)
         bucket.count_filling(1)
         try:
             self.scheduler.reconcile(bucket, began)
@@ -282,12 +290,20 @@ class Runtime:
             owner = bucket.owner()
             in_use = slot.state is IN_USE
             conn = slot.ref()
+            if slot.uses <= 1 and owner is not None and owner._is_socket(conn):
+                bucket.last_peer = peer_of(conn)
             if owner is not None and "peer_closed" in owner.listening:
                 event = events.PeerClosed(owner, conn, in_use, endpoint=bucket.endpoint)
                 self.notifier.workers.put((owner, "peer_closed", event))
             self.scheduler.peer_closed(slot, monotonic())
 
     # Fork
+
+    def postpone(self) -> None:
+        """The program has forked before its hub has run: it makes workers, and may never use the
+        pools that it has made for them.  They open nothing until it does."""
+        for bucket in list(self.buckets):
+            bucket.postpone(not (bucket.waiters or bucket.filling))
 
     def dismiss_workers(self) -> list[Any]:
         """In a child: begin with new greenlets; returns the copies of the parent's."""
@@ -303,6 +319,11 @@ class Runtime:
             self.scheduler.reconcile(bucket, monotonic())
 
 
+def _look_for_a_fork() -> None:
+    if unseen():
+        catch_up()
+
+
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
@@ -310,3 +331,10 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 def _in_child(forked: Fork) -> None:
     for runtime in list(_runtimes):
         fork.let_go(runtime, forked)
+
+
+@in_parent
+def _in_parent() -> None:
+    for runtime in list(_runtimes):
+        if not runtime.hub and not runtime.dead and get_ident() == runtime.ident:
+            runtime.postpone()

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geventpool._scheduler.model import Bucket, Slot, Waiter
-from geventpool._scheduler.state import IN_USE
+from geventpool._scheduler.state import AT_ONCE, IN_USE
+from geventpool._util.errors import text_of
 from geventpool.events import Reason
 
 __all__ = [
@@ -130,6 +131,9 @@ class PoolBucket(Bucket):
         self.maintenance: tuple[Any, ...] = ()  # what looks after it: keepalive and reaper
         self.has_keepalive = True  # by the keepalive of its pool, if that has one
         self.last_look: Look | None = None  # at the holders of many connections
+        self.check_error: str | None = None  # of the check that failed last,
+        self.check_failed_at = AT_ONCE  # at that time
+        self.last_peer: str | None = None  # that hung up on an unused connection
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
 
     def reset_counters(self) -> None:
@@ -148,6 +152,11 @@ class PoolBucket(Bucket):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _LONGEST:
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
+
+    def check_failed(self, error: BaseException, now: float) -> None:
+        """Note that a server did not answer as it should."""
+        text = f"{type(error).__name__}: {text_of(error)}"  # its frames would keep the pool alive
+        self.check_error, self.check_failed_at = text, now
 
     def count_use(self, used: float) -> None:
         """Book the end of a use that was so long."""

@@ -45,7 +45,7 @@ class WaitingLine:
         bucket: Any = waiter.bucket
         deadline = waiter.deadline
         late = deadline is not None and deadline <= now
-        if late or bucket.closed or owner.max_waiting is not None:
+        if late or bucket.closed or bucket.postponed or owner.max_waiting is not None:
             self._may_wait(owner, bucket, late, began, timeout)
         deadlines = self._deadlines
         try:
@@ -86,15 +86,17 @@ class WaitingLine:
         """Raise the PoolTimeout of a caller that began to wait at *began*."""
         bucket.timed_out += 1
         now = monotonic()
-        error = refusals.no_connection(bucket, timeout, now)
+        error, cause = refusals.no_connection(bucket, timeout, now, began)
         if "acquire_timed_out" in owner.listening:
             event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "acquire_timed_out", event)
-        raise error from bucket.last_error
+        raise error from cause
 
     def _may_wait(
         self, owner: PoolHooks, bucket: PoolBucket, late: bool, began: float, timeout: float | None
     ) -> None:
+        if bucket.postponed:
+            bucket.postpone(False)  # its first use: what follows opens its minimum, too
         if bucket.closed:
             raise refusals.pool_closed(bucket)
         if late:

@@ -10,20 +10,23 @@ import gevent
 from gevent import GreenletExit, getcurrent
 
 from geventpool._scheduler.state import NEVER
+from geventpool._util.forks import catch_up, unseen
 
 __all__ = ["Worker", "WorkerGroup", "leave_behind"]
 
 
 class Worker(gevent.Greenlet):  # type: ignore[type-arg]  # no generic at run time
-    """A greenlet of a WorkerGroup."""
+    """A greenlet of a WorkerGroup.  Its copy in a forked child can be kept from ever going on."""
 
-
-class _Copy(Worker):
-    """What a Worker of the parent becomes in a forked child."""
+    left_behind = False
 
     def switch(self, *args: Any) -> Any:
-        """What it waited for, it is not told: its sockets are the parent's."""
-        return self.throw(GreenletExit)
+        """Go on; but what a copy waited for, it is not told: its sockets are the parent's."""
+        if unseen():
+            catch_up()  # a fork that Python has not seen: this may be such a copy
+        if self.left_behind:
+            return self.throw(GreenletExit)
+        return super().switch(*args)
 
 
 def leave_behind(copies: Iterable[Any]) -> None:
@@ -33,7 +36,7 @@ def leave_behind(copies: Iterable[Any]) -> None:
     whatever is scheduled now.
     """
     for copy in copies:
-        copy.__class__ = _Copy  # a flag that switch() looks at would cost each wait of each dial
+        copy.left_behind = True
         copy.kill(block=False)
 
 

@@ -286,7 +286,7 @@ def _reason_to_skip(slot: Slot, now: float) -> Reason | None:
     if (
         bucket.idle_timeout is not None
         and now - slot.since >= bucket.idle_timeout
-        and bucket.open > bucket.min_kept
+        and bucket.open > bucket.idle_spared
     ):
         return Reason.IDLE
     return None

@@ -180,6 +180,7 @@ class Bucket:
         self.fail_when_down = fail_when_down
         self.closed = False
         self.scheduler: Any = None  # whose it is
+        self.postponed = False  # its minimum is not opened before it is used
         self.filling = 0  # callers of fill() that wait for *size* connections
 
         self.slots: dict[Slot, None] = {}
@@ -289,7 +290,7 @@ class Bucket:
     @property
     def effective_min_size(self) -> int:
         """How many connections to keep open, callers or not."""
-        if self.closed:
+        if self.closed or self.postponed:
             return 0
         return max(self.min_size, self.size) if self.filling else self.min_size
 
@@ -297,6 +298,12 @@ class Bucket:
     def min_kept(self) -> int:
         """How many connections *idle_timeout* leaves open."""
         return max(self.effective_min_size, self.min_idle)
+
+    @property
+    def idle_spared(self) -> int:
+        """How many connections *idle_timeout* neither closes nor replaces.  In a fixed pool, what
+        it means is the time after which the server closes what is idle: none but *min_idle*."""
+        return self.min_idle if self.min_size >= self.size else self.min_kept
 
     @property
     def missing(self) -> int:
@@ -337,6 +344,10 @@ class Bucket:
         without asking the scheduler, when it opens the fast path; it is shut for now."""
         self.fast_path_thread, self.fast_path_max_idle = thread, max_idle
         self.fast_path_open = 0
+
+    def postpone(self, postponed: bool) -> None:
+        """Open its minimum only when it is used, or not so any more."""
+        self.postponed = postponed
 
     def count_filling(self, change: int) -> None:
         """So many more callers wait for *size* connections."""

@@ -324,12 +324,15 @@ class Scheduler:
         """The connection is closed: its place is free."""
         self._do(self._verbs.closed, slot, now)
 
-    def start_checks(self, bucket: Bucket, keepalive: float, now: float) -> float:
+    def start_checks(
+        self, bucket: Bucket, keepalive: float, now: float, *, at_once: bool = False
+    ) -> float:
         """Check those who need it of the slots idle for *keepalive* seconds; returns when to call
-        again.  At most every other idle slot at a time, so that callers find one at hand."""
+        again.  At most every other idle slot at a time, so that callers find one at hand, but all
+        of them *at_once* if they are more likely dead than not."""
         if self.busy == AT_WORK:
             return now
-        return float(self._do(self._verbs.start_checks, bucket, keepalive, now))
+        return float(self._do(self._verbs.start_checks, bucket, keepalive, now, at_once))
 
     def checked(self, slot: Slot, ok: bool, now: float) -> None:
         """The check is done; fit, the slot goes back where it was among the idle ones."""

@@ -261,10 +261,13 @@ class Verbs:
             self.ledger.move(slot, CLOSED)
             self._reconcile(slot.bucket, now)
 
-    def start_checks(self, bucket: Bucket, keepalive: float, now: float) -> float:
+    def start_checks(self, bucket: Bucket, keepalive: float, now: float, at_once: bool) -> float:
         """Check those who need it of the slots idle for *keepalive* seconds; returns when to call
-        again.  At most every other idle slot at a time, so that callers find one at hand."""
+        again.  At most every other idle slot at a time, so that callers find one at hand, but all
+        of them *at_once* if they are more likely dead than not."""
         most = max(1, (bucket.idle + bucket.checking) // 2) - bucket.checking
+        if at_once:
+            most = bucket.idle
         chosen: list[Slot] = []
         again = now + keepalive
         for slot in bucket.idle_slots():
@@ -314,8 +317,23 @@ class Verbs:
                     again = min(again, ends)
                     break
                 self.ledger.begin_close(oldest, Reason.IDLE)
+            again = min(again, self._replace_idle(bucket, bucket.idle_timeout, now))
         self._reconcile(bucket, now)
         return again
+
+    def _replace_idle(self, bucket: Bucket, idle_timeout: float, now: float) -> float:
+        """Have those of a fixed pool replaced that were idle too long.  Returns when the next one
+        is due."""
+        if bucket.open <= bucket.idle_spared or bucket.idle_spared >= bucket.min_kept:
+            return NEVER
+        for slot in bucket.idle_slots():  # the longest idle first
+            if slot.since + idle_timeout > now:
+                return slot.since + idle_timeout
+            if slot.retire_at > now:
+                slot.retire_at, slot.retire_for = now, Reason.IDLE
+                self.ledger.update_fast_path_until(slot)
+            bucket.retiring[slot] = None
+        return NEVER
 
     def _record_failure(self, bucket: Bucket, begun: float, now: float) -> None:
         """A dial failed, or its connection died unused: slow down."""

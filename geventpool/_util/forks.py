@@ -1,16 +1,23 @@
-"""The one after-fork hook of the package: in a forked child it calls all that have asked for it.
+"""The one hook of the package for forks: in a forked child it calls all that have asked for it.
 
 Nothing here knows gevent: what is to happen once in each child, whoever asks for it, goes by
 ``Fork.once``.
+
+A fork that C code makes, as a server does that embeds Python, runs no hook of Python's.  The kernel
+wipes a page of memory in each child, whoever forks: ``unseen()`` looks at it, at the price of a
+subscript, and ``catch_up()`` does what the hook would have done.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Fork", "in_child"]
+__all__ = ["Fork", "catch_up", "in_child", "in_parent", "unseen"]
+
+_WIPE_ON_FORK = 18  # MADV_WIPEONFORK, of Linux
 
 
 class Fork:
@@ -26,20 +33,57 @@ class Fork:
             call(*args)
 
 
-_calls: list[Callable[[Fork], object]] = []
+_in_child: list[Callable[[Fork], object]] = []
+_in_parent: list[Callable[[], object]] = []
 
 
 def in_child(call: Callable[[Fork], object]) -> Callable[[Fork], object]:
     """Have ``call(fork)`` called in each child, within the fork: it may not switch."""
-    _calls.append(call)
+    _in_child.append(call)
     return call
 
 
-def _after_fork_in_child() -> None:
+def in_parent(call: Callable[[], object]) -> Callable[[], object]:
+    """Have *call* called in the parent after each fork that Python sees: it may not switch."""
+    _in_parent.append(call)
+    return call
+
+
+def unseen() -> bool:
+    """Whether this is a child, and nothing here knows yet."""
+    return not _page[0]
+
+
+def catch_up() -> None:
+    """Do in a child what is to be done; a second time, nothing."""
+    if _page[0]:
+        return
+    _page[0] = 1
     fork = Fork()
-    for call in _calls:
+    for call in _in_child:
         call(fork)
 
 
+def _after_fork_in_child() -> None:
+    _page[0] = 0  # where no page is wiped
+    catch_up()
+
+
+def _after_fork_in_parent() -> None:
+    for call in _in_parent:
+        call()
+
+
+def _make_page() -> Any:
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page.madvise(_WIPE_ON_FORK)
+    except (AttributeError, OSError, ValueError):  # not Linux, or one before 4.14
+        return bytearray(b"\x01")
+    page[0] = 1
+    return page
+
+
+_page = _make_page()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)

@@ -70,6 +70,7 @@ class BasePool(PoolExtension[C]):
         self.slots_by_id: dict[int, ConnectionSlot] = {}
         self.maintenance: Any = None
         self.closed = False
+        self.warned: set[str] = set()
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None

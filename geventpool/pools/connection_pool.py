@@ -33,6 +33,10 @@ class ConnectionPool(BasePool[C]):
     server: greenlets of the pool dial, one at first, more as dials succeed, with a back-off when
     they fail.  Callers are served in the order they come.
 
+    A program that makes a pool and then forks its workers, as ``gunicorn --preload`` does, has one
+    pool in each worker, filled when the worker's hub runs first; its own, if it forks before its
+    hub has ever run, opens nothing until it is used.
+
     All durations are seconds; None means no bound.
 
     - *size*: connections to keep at most; *min_size*: at least (None: *size*, a fixed pool);

@@ -899,6 +899,31 @@ def test_idle_timeout_closes_what_was_not_used_but_never_below_the_minimum(maker
             assert pool.stats().closed[Reason.IDLE] == 3
 
 
+def test_idle_timeout_replaces_what_was_idle_too_long_in_a_fixed_pool(maker):
+    with FakeClock() as clock:
+        with ConnectionPool(3, connect=maker, idle_timeout=60, jitter=0) as pool:
+            pool.fill()
+            clock.advance(40)
+            with pool.get() as used:
+                pass
+            clock.advance(30)
+            maker.wait_until(lambda: maker.opened == 5)
+            gevent.idle()
+
+            assert maker.open == {used.number, 4, 5}
+            assert pool.stats().closed[Reason.IDLE] == 2
+            assert pool.stats().idle == 3
+
+
+def test_what_was_idle_too_long_in_a_fixed_pool_is_not_handed_out(maker):
+    with FakeClock() as clock:
+        with ConnectionPool(1, connect=maker, idle_timeout=60) as pool:
+            pool.fill()
+            clock.advance(61)  # without a switch, so the reaper has not run
+            with pool.get() as conn:
+                assert conn.number == 2
+
+
 def test_what_was_idle_too_long_is_not_handed_out_even_before_the_reaper_comes(maker):
     with FakeClock() as clock:
         with ConnectionPool(2, connect=maker, min_size=0, idle_timeout=60) as pool:

@@ -138,3 +138,15 @@ def test_the_workers_close_their_connections_when_gunicorn_stops() -> None:
             assert server.open > 0
 
         server.wait_open(0)
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["lazy", "preload"])
+def test_the_master_opens_no_connection_of_its_own(options: tuple[str, ...]) -> None:
+    """Two workers with ten each, by themselves, without a request."""
+    with PidServer() as server:
+        with gunicorn(server, *options):
+            server.wait_until(lambda: server.open >= 20, PATIENCE, "20 open")
+            gevent.sleep(1.0)  # for what must not come
+
+            assert server.open == 20
+        assert server.opened == 20

@@ -250,21 +250,70 @@ def test_the_timeout_covers_the_checks_too() -> None:
 
         def _keepalive(self, conn: Any) -> None:
             checks.append(conn)
-            Event().wait()
+            answer = Event()
+            answers.append(answer)
+            answer.wait()
+            raise OSError("no")
 
     maker = Maker()
     checks: list[Any] = []
+    answers: list[Event] = []
     with FakeClock() as clock:
-        with Pool(5, check_after=0, keepalive_timeout=0.05, min_size=0) as pool:
+        with Pool(5, check_after=0, keepalive_timeout=60, min_size=0) as pool:
             pool.fill()
             caller = gevent.spawn(time_out, pool, 30)
             for begun in (1, 2, 3):  # each is bounded by itself, all of them by the timeout
                 until(lambda: len(checks) >= begun)  # noqa: B023
                 assert not caller.ready()
                 clock.advance(12)
+                answers[-1].set()
 
             caller.get(timeout=10)
             assert len(checks) == 3
+
+
+def test_after_one_check_met_silence_the_next_connection_is_a_fresh_one() -> None:
+    """And the others that were idle as long are checked by the pool itself meanwhile."""
+
+    class Pool(ConnectionPool[Any]):
+        def _keepalive(self, conn: Any) -> None:
+            checks.append(conn)
+            Event().wait()
+
+    maker = Maker()
+    checks: list[Any] = []
+    with Pool(20, connect=maker, timeout=5, keepalive_timeout=0.1, check_after=0.01) as pool:
+        pool.fill()
+        old = {slot.conn for slot in pool._bucket.slots}
+        gevent.sleep(0.02)
+        began = monotonic()
+        with pool.get() as conn:
+            assert monotonic() - began < 0.3
+            assert conn not in old
+        with gevent.Timeout(5):
+            maker.wait_until(lambda: maker.opened == 40)
+        assert len(checks) == 20
+        assert not old & {slot.conn for slot in pool._bucket.slots}
+
+
+def test_a_caller_that_times_out_is_told_that_checks_failed() -> None:
+    class Pool(ConnectionPool[Any]):
+        def _new_connection(self) -> object:
+            if opened:
+                Event().wait()
+            opened.append(True)
+            return object()
+
+        def _keepalive(self, conn: Any) -> None:
+            raise OSError("no answer")
+
+    opened: list[bool] = []
+    pool = Pool(1, check_after=0.001)
+    pool.fill()
+    gevent.sleep(0.002)
+    with pytest.raises(PoolTimeout, match="checks failed, the last one with OSError: no answer"):
+        pool.acquire(timeout=0.05)
+    pool.close()
 
 
 def test_a_check_and_the_wait_after_it_have_one_deadline() -> None:

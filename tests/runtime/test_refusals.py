@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 from time import perf_counter
 from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
+from gevent.server import StreamServer
 
-from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout
+from geventpool import Backoff, ConnectError, ConnectionPool, Limit, PoolTimeout
 from support.objects import Maker
 from support.threads import in_thread
 
@@ -48,6 +51,48 @@ def test_a_caller_that_holds_one_itself_is_told_so() -> None:
 
     assert "itself" not in str(caught.value)
     pool.release(holder.get())
+
+
+def test_a_server_that_accepts_and_closes_is_the_cause_with_its_address() -> None:
+    def close(sock: Any, address: Any) -> None:
+        sock.close()
+
+    server = StreamServer(("127.0.0.1", 0), close)
+    server.start()
+    address = ("127.0.0.1", server.server_port)
+
+    def connect() -> Any:
+        sock = socket.create_connection(address)
+        try:
+            gevent.sleep(0.02)  # a login, say
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    pool = ConnectionPool(2, connect=connect)
+    with pytest.raises(PoolTimeout, match="accepts and closes") as caught:
+        pool.acquire(timeout=0.3)
+    pool.close()
+    server.stop()
+
+    assert isinstance(caught.value.__cause__, ConnectError)
+    assert f"127.0.0.1:{address[1]}" in str(caught.value)
+
+
+def test_a_close_that_raises_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Pool(ConnectionPool[Any]):
+        def _close_connection(self, conn: Any) -> None:
+            raise OSError("cannot")
+
+    caplog.set_level(logging.DEBUG, "geventpool")
+    pool = Pool(3, connect=Maker(), name="close")
+    pool.fill()
+    pool.close()
+    gevent.idle()
+    raised = [record for record in caplog.records if "_close_connection" in record.message]
+
+    assert [record.levelname for record in raised] == ["WARNING", "DEBUG", "DEBUG"]
 
 
 class Odd(OSError):

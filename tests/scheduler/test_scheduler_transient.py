@@ -640,7 +640,8 @@ def test_what_is_in_use_counts_in_min_idle(world: World) -> None:
 
 
 def test_a_floor_above_min_idle_is_what_counts(world: World) -> None:
-    bucket = world.full(3, idle_timeout=10.0, min_idle=1)
+    bucket = world.bucket(4, 3, idle_timeout=10.0, min_idle=1)
+    world.open_all()
 
     world.scheduler.reap(bucket, world.now + 10)
 

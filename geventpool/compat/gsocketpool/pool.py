@@ -172,7 +172,7 @@ class Pool(ConnectionPool[C]):
         return conn
 
     def _close_connection(self, conn: C) -> None:
-        if conn.is_connected():
+        if not _says(conn.is_connected, False):
             conn.close()
 
     def _fileno(self, conn: C) -> int | None:
