@@ -1,12 +1,8 @@
 """ConnectionManager: from a name to an open connection.
 
-It puts together what others know: Names, which addresses a name has (``names.py``); a
-ServerModelDirectory, how each of them is doing and which to try next (``health.py``); and a
-SocketPool, the sixth socket of which is never opened if five are the limit (``socket_pool.py``).
-What is here is the walk over the addresses, and what is told to whom when it has come to an end.
-
-The walk never counts as a failure of a server what is none: that its caller was killed, or that
-there was no place for one more socket.
+It puts together what others know: which addresses a name has (``names.py``), how each server is
+doing (``health.py``) and which to try next (``balancing.py``), the walk over them
+(``address_walk.py``), and the sockets that are open, never one too many (``socket_pool.py``).
 """
 
 from __future__ import annotations
@@ -207,17 +203,7 @@ class ConnectionManager:
         walk = AddressWalk(
             self.servers, self._pool, found, endpoint_at, ends_at, read_timeout, refresh
         )
-        try:
-            conn = walk.run()
-        except BaseException:
-            self._log_transitions()
-            raise
-        try:
-            self._log_transitions()
-        except BaseException:  # a kill, in a handler of the log
-            self.discard_connection(conn)
-            raise
-        return conn
+        return self._run(walk)
 
     def connection(
         self,
@@ -378,6 +364,20 @@ class ConnectionManager:
         else:
             pool._checkin(hold, sock, suspect=True)
         self._log_transitions()
+
+    def _run(self, walk: AddressWalk) -> Any:
+        """The connection that *walk* comes to; the log tells what it has found out."""
+        try:
+            conn = walk.run()
+        except BaseException:
+            self._log_transitions()
+            raise
+        try:
+            self._log_transitions()
+        except BaseException:  # a kill, in a handler of the log
+            self.discard_connection(conn)
+            raise
+        return conn
 
     def _use_of(self, monitored: MonitoredSocket) -> Use:
         if monitored.use is None:  # what its listeners are told of, a greenlet has not got yet
