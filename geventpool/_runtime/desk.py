@@ -33,7 +33,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IDLE, IN_USE
-from geventpool._util.forks import catch_up, unseen
+from geventpool._util.forks import unseen
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
@@ -68,10 +68,8 @@ class Desk:
     ) -> tuple[Hold, Any]:
         """By what the current greenlet has a connection, and that."""
         me = getcurrent()
-        if get_ident() != self._ident or me is self._hub or self._hub.dead:
+        if get_ident() != self._ident or me is self._hub or self._hub.dead or unseen():
             self._runtime.assert_usable_here(bucket)
-        if unseen():
-            catch_up()
         began = now = monotonic()
         listening = owner.listening
         if listening and timeout != 0 and bucket.own.full:
@@ -137,10 +135,7 @@ class Desk:
         timeout: float | None,
     ) -> bool:
         """Whether the slot just given to this caller is fit to be handed out; if not, it is gone.
-
-        The one probe per cycle, in the greenlet of the caller: the hub's state cannot change
-        between it and the hand-out.
-        """
+        The one probe per cycle: the hub's state cannot change between it and the hand-out."""
         if slot.state is not IN_USE:
             return False  # handed over in the very loop pass of a fork: it is the parent's
         self.looked_at[slot] = None
