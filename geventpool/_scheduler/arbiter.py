@@ -185,6 +185,8 @@ class Arbiter:
             self._fail_unserved(loser, _out_of_sockets(loser))
         else:
             self._ledger.block(loser, limit, loser.next_unserved)
+        if not (loser.connecting or loser.coming):
+            loser.dials.burst_is_over()
         self._ledger.file(loser)
 
     def _trim_claims(self, bucket: Bucket, now: float) -> None:
