@@ -185,6 +185,8 @@ class Arbiter:
             self._fail_unserved(loser, _out_of_sockets(loser))
         else:
             self._ledger.block(loser, limit, loser.next_unserved)
+        if not (loser.connecting or loser.coming):
+            loser.dials.burst_is_over()
         self._ledger.file(loser)
 
     def _trim_claims(self, bucket: Bucket, now: float) -> None:
@@ -276,11 +278,14 @@ class Arbiter:
 
 def _may_help(limit: Limit, ticket: float, bucket: Bucket | None) -> bool:
     """Whether *limit* has a place for the waiter of that ticket at the head of its queue, now that
-    *bucket* has changed."""
+    *bucket* (None: a limit) has changed."""
     spare = limit.spare
     if spare:
         return spare > 0
-    if bucket is not None and bucket.idle and limit in bucket.shared:
+    if bucket is None:  # its maximum was set: what lies idle was of no use while it was overfull
+        if limit.longest_idle() is not None:
+            return True
+    elif bucket.idle and limit in bucket.shared:
         return True
     claim = limit.youngest_claim()
     return claim is not None and claim[0] > ticket

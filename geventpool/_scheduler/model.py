@@ -178,15 +178,18 @@ class Bucket:
         #: No caller waits for the end of a back-off: one in line when a dial fails, and one that
         #: comes before the next one, gets its error.
         self.fail_when_down = fail_when_down
+        self.dials = DialWindow(max_connecting, backoff)
+        self._begin_empty()
+        self.reset_counters()
+
+    def _begin_empty(self) -> None:
         self.closed = False
         self.scheduler: Any = None  # whose it is
         self.postponed = False  # its minimum is not opened before it is used
         self.filling = 0  # callers of fill() that wait for *size* connections
-
         self.slots: dict[Slot, None] = {}
         self._idle = IdleQueue()
         self.waiters = Line()
-        self.dials = DialWindow(max_connecting, backoff)
         self.retiring: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
         self.open = self.connecting = self.checking = self.closing = 0
         self.coming = 0  # places claimed for waiters behind those whom dials under way serve
@@ -202,10 +205,8 @@ class Bucket:
         # The fast path takes nothing that was idle longer (seconds)
         self.fast_path_max_idle = NEVER
         # Bound once: a method of a subclass of deque takes twice as long to find at each call.
-        self.pop_idle: Callable[[], Any] = self._idle.pop if lifo else self._idle.popleft
+        self.pop_idle: Callable[[], Any] = self._idle.pop if self.lifo else self._idle.popleft
         self.push_idle: Callable[[Any], None] = self._idle.append
-
-        self.reset_counters()
 
     def reset_counters(self) -> None:
         """Start to count from zero."""

@@ -1024,6 +1024,25 @@ def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world:
     assert limit.used == 1
 
 
+def test_who_came_while_a_lowered_limit_was_overfull_gets_what_lies_idle_in_it(
+    world: World,
+) -> None:
+    limit = Limit(3)
+    a = world.full(3, name="a", limits=(limit,))
+    world.scheduler.resize(a, 3, 0, world.now)
+    b = world.bucket(1, name="b", limits=(limit,))
+    limit.maximum = 2
+    waiter = world.enqueue(b)
+    assert not world.notes.closes  # the limit does not know yet
+
+    world.scheduler.reconcile_limit(limit, world.now)
+
+    assert world.notes.reasons == [Reason.EVICTED] * 2  # one for the maximum, one for the waiter
+    world.close_all()
+    world.open_all()
+    assert waiter.slot is not None
+
+
 def test_a_shared_limit_raised_serves_who_waits_for_it(world: World) -> None:
     limit = Limit(1)
     a = world.full(1, name="a", limits=(limit,))

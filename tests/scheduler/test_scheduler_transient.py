@@ -465,6 +465,35 @@ def test_prompt_a_place_that_another_has_taken_meanwhile_ends_the_wait(world: Wo
     assert isinstance(second.error, OutOfSockets)
 
 
+def test_prompt_one_whose_place_goes_to_an_older_one_is_refused_and_its_burst_is_over(
+    world: World,
+) -> None:
+    total = Limit(2)
+    older = one_of_many(world, total, size=2, name="older")
+    waiter = world.enqueue(older)
+    world.open_all()
+    bucket = one_of_many(world, total, size=2, fail_when_full=True, name="prompt")
+    first = world.enqueue(bucket)
+    world.open_all()
+    assert first.slot is not None
+    assert waiter.slot is not None
+    world.discard(first.slot)
+    bucket.dials.width = 8
+    younger = world.enqueue(bucket)
+    assert bucket.coming == 1
+
+    world.discard(waiter.slot, Reason.UNREAD)
+    total.maximum = 1
+    again = world.enqueue(older, ticket=waiter.ticket)
+    world.scheduler.reconcile_limit(total, world.now)
+
+    assert isinstance(younger.error, OutOfSockets)
+    assert (bucket.coming, bucket.dials.width, older.coming) == (0, 1, 1)
+    world.close_all()
+    world.open_all()
+    assert again.slot is not None
+
+
 # fail_when_down: no caller waits for the end of a back-off
 
 
