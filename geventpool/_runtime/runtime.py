@@ -246,6 +246,10 @@ class Runtime:
 
     def _retry_now(self, bucket: PoolBucket) -> None:
         self.scheduler.reconcile(bucket, monotonic())
+        if bucket.transient and bucket.failing:
+            # It stays a while: gone, it would forget its failures, and who asks for it now and
+            # then would have the dead server dialed each time.
+            self.timers.remember(bucket, self.forget_if_empty)
         self.forget_if_empty(bucket)
 
     def reconcile_limit_later(self, limit: Limit) -> None:

@@ -105,14 +105,24 @@ class Timers:
 
     def retry(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
         """Call *call* when the back-off of *bucket* is over."""
+        self._set(bucket, bucket.retry_at, call, ref=bool(bucket.waiters or bucket.filling))
+
+    def remember(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
+        """Call *call* when the failures of *bucket* do not matter any more, if by then none has
+        come anew: after twice the longest pause."""
+        if bucket.retry_timer is None:
+            self._set(bucket, monotonic() + 2 * bucket.backoff.longest, call, ref=False)
+
+    def _set(
+        self, bucket: PoolBucket, at: float, call: Callable[[PoolBucket], object], ref: bool
+    ) -> None:
         self.stop(bucket)
 
         def over() -> None:
             bucket.retry_timer = None
             call(bucket)
 
-        ref = bool(bucket.waiters or bucket.filling)
-        bucket.retry_timer = Timer(self._loop, bucket.retry_at, over, ref=ref)
+        bucket.retry_timer = Timer(self._loop, at, over, ref=ref)
 
     def shorten(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
         """A caller waits, and only connections that are being checked are left: call *call* when

@@ -1258,6 +1258,26 @@ def test_an_endpoint_that_is_away_stays_until_its_back_off_is_over(places: Place
         assert places.dials == 2
 
 
+def test_an_endpoint_that_is_asked_for_now_and_then_does_not_forget_its_failures(
+    places: Places,
+) -> None:
+    """No caller waits for the end of the back-off, and nothing is open: it could leave."""
+
+    def ask() -> None:
+        with pytest.raises(PoolTimeout):
+            pool.acquire("away", timeout=0.001)
+
+    places.away.add("away")
+    with EndpointPool(connect=places, backoff=Backoff(first=0.02, longest=0.02, jitter=0)) as pool:
+        for dials in (1, 2, 3):
+            until(lambda: ask() or places.dials == dials)  # noqa: B023
+            bucket = pool._buckets["away"]
+            until(lambda: bucket.retry_at <= monotonic())  # noqa: B023
+        assert bucket.failures == 3
+
+        until(lambda: pool.endpoints() == [])  # in the end nobody remembers it
+
+
 @pytest.mark.slow
 def test_ten_thousand_endpoints_that_come_and_go_leave_nothing(places: Places) -> None:
     with EndpointPool(connect=places, total_max_size=20) as pool:
