@@ -43,6 +43,8 @@ class Reason(str, enum.Enum):
     PEER_CLOSED = "peer hung up"
     UNREAD = "unread bytes"
     DEAD = "found dead at hand-out"
+    GONE = "closed, or connected anew, behind the pool's back"
+    CUT_SHORT = "a wait on it was cut short"
     KEEPALIVE = "keepalive failed"
     RESET = "reset on return failed"
     EXPIRED = "max_lifetime reached"

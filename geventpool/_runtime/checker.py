@@ -18,6 +18,7 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import CHECKING
 from geventpool.errors import ConnectError, PoolClosed
+from geventpool.events import Reason
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -63,6 +64,11 @@ class Checker:
             self._runtime.scheduler.checked(slot, False, monotonic())
             return None
         raised: BaseException | None = None
+        # An answer that lies unread would be taken for that to the keepalive, and the next for it.
+        if reason := self._reason_to_close(owner, slot):
+            self._runtime.scheduler.mark_for_closing(slot, reason)
+            self._runtime.scheduler.checked(slot, True, monotonic())
+            return None
         slot.check_begins(monotonic())
         try:
             raised = self.ask(owner, bucket, slot.conn, owner.keepalive_timeout)
@@ -79,6 +85,16 @@ class Checker:
         bucket.check_failed(raised, monotonic())
         text = "a keepalive failed: %r"
         return partial(self._notifier.log, owner, logging.INFO, text, raised)
+
+    def _reason_to_close(self, owner: PoolHooks, slot: ConnectionSlot) -> Reason | None:
+        """Why an idle connection need not be asked, as far as can be seen."""
+        index = self._runtime.index
+        try:
+            if owner.has_is_alive or not slot.uses:
+                return index.look_whose(owner, slot, slot.conn)
+            return index.look(owner, slot, slot.conn)
+        except Exception:
+            return Reason.DEAD
 
     def stop(self, bucket: PoolBucket) -> None:
         """End the checks of *bucket*, which was closed, a little later."""

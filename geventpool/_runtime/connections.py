@@ -12,25 +12,29 @@ from geventpool._runtime.leaks import connection_ref
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool.errors import NotInUse
+from geventpool.events import Reason
 
-__all__ = ["ConnectionIndex", "Descriptor", "describe"]
-
-
-class Descriptor(NamedTuple):
-    """What the hooks say of a connection that carries its bytes through a descriptor."""
-
-    fd: int | None = None
-    identity: tuple[int, int] | None = None  # of the file, if it is no socket
-    why_unusable: Callable[[], object] | None = None
+__all__ = ["Carrier", "ConnectionIndex", "describe"]
 
 
-def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Descriptor:
+class Carrier(NamedTuple):
+    """What the hooks say of what carries the bytes of a connection."""
+
+    probe: Any = None
+    fds: tuple[int, ...] = ()
+    identities: tuple[Any, ...] = ()  # of those files, if the connection is no mere socket
+    is_socket: bool = False
+
+
+def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Carrier:
     """Ask the hooks how *conn* is to be watched.  They may do anything."""
-    fd = owner._fileno(*bucket.key, conn)
-    if fd is not None and not (isinstance(fd, int) and fd >= 0):
-        raise ValueError(f"no file descriptor: {fd!r}")
-    identity = None if fd is None or owner._is_socket(conn) else identity_of(fd)
-    return Descriptor(fd, identity, None if owner.has_is_alive else owner._make_probe(conn))
+    probe = owner._make_probe(conn, bucket.carriers_of)
+    is_socket = owner._is_socket(conn)
+    if probe is None:
+        return Carrier(is_socket=is_socket)
+    probe.forgive()  # a wait that the hook gave up, and got over, such as one for a greeting
+    fds = probe.descriptors
+    return Carrier(probe, fds, () if is_socket else tuple(map(identity_of, fds)), is_socket)
 
 
 class ConnectionIndex:
@@ -40,28 +44,82 @@ class ConnectionIndex:
         self.hangups = hangups
         self._when_collected = when_collected  # one bound method for all, not one for each
 
-    def register(
-        self, owner: PoolHooks, slot: ConnectionSlot, conn: Any, descriptor: Descriptor
-    ) -> None:
+    def register(self, owner: PoolHooks, slot: ConnectionSlot, conn: Any, carrier: Carrier) -> None:
         """Make *conn* the connection of *slot*, and have it watched.  Calls no hook."""
         slot.conn = conn
         slot.ident = id(conn)
         owner.slots_by_id[slot.ident] = slot
         slot.ref = connection_ref(slot, conn, self._when_collected)
-        slot.fd, slot.identity, slot.why_unusable = descriptor
-        fd = slot.fd
-        if fd is not None and not self.hangups.watch(fd, slot):
-            if self.hangups.unsupported and slot.why_unusable is None:
-                slot.why_unusable = owner._make_descriptor_probe(fd)  # at each hand-out instead
+        slot.why_unusable = probe = carrier.probe
+        # The socket of a user's object may have been replaced: it is asked for that at each return.
+        slot.looks_on_return = not (probe is None or carrier.is_socket)
+        self._watch(slot, carrier.fds, carrier.identities)
+
+    def _watch_anew(self, slot: ConnectionSlot) -> None:
+        """Watch what its probe looks at now: its driver has connected."""
+        self._unwatch(slot)
+        fds = slot.why_unusable.descriptors
+        self._watch(slot, fds, tuple(map(identity_of, fds)))
+
+    def _watch(
+        self, slot: ConnectionSlot, fds: tuple[int, ...], identities: tuple[Any, ...]
+    ) -> None:
+        slot.fds, slot.identities = fds, identities
+        for fd in fds:
+            self.hangups.watch(fd, slot)
+
+    def _unwatch(self, slot: ConnectionSlot) -> None:
+        for fd in slot.fds:
+            self.hangups.unwatch(fd, slot)
+        slot.fds = ()
 
     def forget(self, owner: PoolHooks | None, slot: ConnectionSlot) -> None:
         """Undo ``register``, before the connection is closed or let go."""
-        if slot.fd is not None:
-            self.hangups.unwatch(slot.fd, slot)
-            slot.fd = None
+        self._unwatch(slot)
         slot.why_unusable = None
         if owner is not None:
             _forget_id(owner, slot)
+
+    # Looking never switches, unless a hook does that must not
+
+    def look(self, owner: PoolHooks, slot: ConnectionSlot, conn: Any) -> Reason | None:
+        """Why *conn*, which a caller has used, is not to be used again, or None."""
+        probe = slot.why_unusable
+        why = None if probe is None else probe(conn)
+        if not why:
+            if slot.looks_on_return and not slot.fds:
+                self._watch_anew(slot)  # its driver connects at the first use
+            return None
+        reason = self._judge(owner, slot, conn, why)
+        if reason is None and (why := probe(conn)):
+            reason = owner._reason_for(why)
+        if reason is not None:
+            # A hang-up looks like unread bytes; the hub may not have run since.
+            self.hangups.poll()
+        return slot.close_reason or reason
+
+    def look_whose(self, owner: PoolHooks, slot: ConnectionSlot, conn: Any) -> Reason | None:
+        """The same, but leaving unread what lies unread, and what became of the peer to others."""
+        probe = slot.why_unusable
+        if probe is None:
+            return None
+        if why := probe.why_gone(conn):
+            return self._judge(owner, slot, conn, why)
+        return Reason.CUT_SHORT if probe.cut_short else None
+
+    def _judge(
+        self, owner: PoolHooks, slot: ConnectionSlot, conn: Any, why: object
+    ) -> Reason | None:
+        """None: *why* is no reason, as a reconnect was to be expected; it is watched anew."""
+        reason = owner._reason_for(why)
+        if reason is not Reason.GONE or not owner._may_reconnect:
+            return reason
+        if not slot.why_unusable.rewatch(conn):
+            return reason
+        self._watch_anew(slot)
+        return None
+
+    # Finding
 
     def find(self, owner: PoolHooks, conn: Any) -> ConnectionSlot | None:
         """The slot of *conn*, which a caller has, looked up in no time; None if it takes longer."""

@@ -183,22 +183,17 @@ class Desk:
         slot = hold[0]
         if slot.close_reason is not None:
             return slot.close_reason
+        if slot.uses > 1 and not owner.has_is_alive:
+            return self._index.look(owner, slot, slot.conn)
+        # No caller has used it yet, so what lies unread is a server's greeting; or it is for the
+        # hook to say whether it is alive.
+        reason = self._index.look_whose(owner, slot, slot.conn)
+        if reason is not None:
+            return reason if slot.uses > 1 else Reason.DEAD
         if owner.has_is_alive:
             return None if owner._is_alive(*slot.bucket.key, slot.conn) else Reason.DEAD
-        if slot.uses > 1:
-            return self._probe_reason(slot)
-        # No caller has used it yet, so what lies unread is a server's greeting.  A hang-up is not,
-        # and the hub may not have run since.
-        self._index.hangups.poll()
+        self._index.hangups.poll()  # the hub may not have run since its peer hung up
         return slot.close_reason
-
-    def _probe_reason(self, slot: ConnectionSlot) -> Reason | None:
-        """Why the connection must not be used again, as far as a probe can tell, or None."""
-        if slot.why_unusable is None or not slot.why_unusable():
-            return None
-        # A hang-up looks like unread bytes; the hub may not have run since.
-        self._index.hangups.poll()
-        return slot.close_reason or Reason.UNREAD
 
     def _answers(self, owner: PoolHooks, hold: Hold, bound: float) -> bool:
         """Whether the server answers within *bound* seconds; if not, the slot is gone."""
@@ -258,11 +253,17 @@ class Desk:
         if not is_held(hold) or slot.returning:
             return
         used = monotonic() - slot.since
-        if owner.has_reset and slot.close_reason is None and not bucket.closed:
+        reason = error = None
+        if (slot.close_reason is None or suspect) and not bucket.closed:
+            reason, error = self._reason_to_refuse(owner, hold, conn, suspect)
+            if not is_held(hold):
+                return
+            if reason is not None and reason is slot.close_reason and not suspect:
+                reason = None  # it was used in good order, and then its peer hung up
+        if owner.has_reset and reason is slot.close_reason is None and not bucket.closed:
             if not self._reset(owner, hold, conn):
                 return
         bucket.count_use(used)
-        reason, error = self._reason_to_refuse(owner, slot) if suspect else (None, None)
         if reason is not None:
             bucket.lost_uses += 1
             self._end(hold, conn, reason, error)
@@ -278,16 +279,21 @@ class Desk:
             self._notifier.notify(owner, "connection_checked_in", event)
 
     def _reason_to_refuse(
-        self, owner: PoolHooks, slot: ConnectionSlot
+        self, owner: PoolHooks, hold: Hold, conn: Any, suspect: bool
     ) -> tuple[Reason | None, BaseException | None]:
-        """Why a connection whose ``with`` was left by an exception must not be used again."""
+        """Why a connection that comes back must not be used again.  A reset, which is to come,
+        would read what lies unread as the answer to its own request."""
+        slot, index = hold[0], self._index
+        look = index.look_whose if owner.has_is_alive and not suspect else index.look
         try:
-            if slot.why_unusable is None and slot.fd is not None:
-                # No socket we know, but from now on it must be quiet too.
-                slot.why_unusable = owner._make_descriptor_probe(slot.fd)
-            return self._probe_reason(slot), None
+            return look(owner, slot, conn), None
         except Exception as exc:
             return Reason.DEAD, exc
+        except BaseException as exc:
+            if is_held(hold):
+                self._count_lost_use(slot)
+                self._end(hold, conn, Reason.DEAD, exc)
+            raise
 
     def _reset(self, owner: PoolHooks, hold: Hold, conn: Any) -> bool:
         """Call the hook; whether the connection is as good as new, and still this caller's."""

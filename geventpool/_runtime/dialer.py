@@ -13,7 +13,7 @@ from gevent import GreenletExit, getcurrent
 
 from geventpool import events
 from geventpool._runtime.closer import Closer
-from geventpool._runtime.connections import ConnectionIndex, Descriptor, describe
+from geventpool._runtime.connections import Carrier, ConnectionIndex, describe
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Dialer"]
 
+# Said once of a pool.
+_BLIND = (
+    "no socket was found in its connections (%s), so one that is dead, or has an answer unread,"
+    " cannot be told from a good one.  Override _socket(conn), to return what carries the bytes"
+    " (None: nothing does), or _is_alive(conn)"
+)
+
 
 class Opened(NamedTuple):
     """A connection, and how it is to be watched."""
 
     conn: Any
-    descriptor: Descriptor
-    trouble: Exception | None  # what the hook raised that was asked for the descriptor
+    carrier: Carrier
+    trouble: Exception | None  # what the hook raised that was asked what carries the bytes
 
 
 class Failed(NamedTuple):
@@ -94,17 +101,17 @@ class Dialer:
     def _open(self, owner: PoolHooks, bucket: PoolBucket) -> Opened | Failed:
         """Call all the hooks of a dial: whatever they do, it is one of the two."""
         conn = trouble = None
-        descriptor = Descriptor()
+        carrier = Carrier()
         timer = gevent.Timeout.start_new(owner.connect_timeout)
         try:
             conn = owner._new_connection(*bucket.key)
             if conn is None:
                 raise ConnectError(f"pool {bucket.name!r}: _new_connection returned None")
             try:
-                descriptor = describe(owner, bucket, conn)
+                carrier = describe(owner, bucket, conn)
             except Exception as exc:
                 trouble = exc
-            return Opened(conn, descriptor, trouble)
+            return Opened(conn, carrier, trouble)
         except BaseException as exc:
             return Failed(exc, exc is timer, conn)
         finally:
@@ -116,24 +123,28 @@ class Dialer:
         bucket, now = slot.bucket, monotonic()
         seconds = now - began
         bucket.count_connect(seconds)
-        self._index.register(owner, slot, found.conn, found.descriptor)
+        self._index.register(owner, slot, found.conn, found.carrier)
         self.workers.polling = 1  # this greenlet dials the next one itself
         try:
             self._scheduler.opened(slot, now)
         finally:
             self.workers.polling = 0
         self._runtime.changed(bucket)
-        if found.trouble is None and not owner.listening and not bucket.recycled:
+        hint = found.trouble is None and owner._should_hint(found.carrier.probe)
+        if not (found.trouble or hint or owner.listening or bucket.recycled):
             return None
-        return partial(self._say_opened, owner, bucket, found, seconds)
+        return partial(self._say_opened, owner, bucket, found, seconds, hint)
 
     def _say_opened(
-        self, owner: PoolHooks, bucket: PoolBucket, found: Opened, seconds: float
+        self, owner: PoolHooks, bucket: PoolBucket, found: Opened, seconds: float, hint: bool
     ) -> None:
         conn, endpoint = found.conn, bucket.endpoint
         old = bucket.recycled.popleft() if bucket.recycled else None
         if found.trouble is not None:
-            self._notifier.log(owner, logging.WARNING, "_fileno raised %r", found.trouble)
+            text = f"{owner.socket_hook} raised %r"
+            self._notifier.log(owner, logging.WARNING, text, found.trouble)
+        if hint:
+            self._notifier.log(owner, logging.WARNING, _BLIND, type(conn).__name__)
         if "connection_created" in owner.listening:
             created = events.ConnectionCreated(owner, conn, seconds, endpoint=endpoint)
             self._notifier.notify(owner, "connection_created", created)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -44,10 +45,11 @@ def identity_of(descriptor: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def leave_to_parent(conn: object, descriptor: int | None, identity: tuple[int, int] | None) -> None:
+def leave_to_parent(conn: object, files: Iterable[tuple[int, Any]]) -> None:
     """See to it that this process neither finalizes *conn* nor reaches its server through it.
 
-    The null device takes the place of *descriptor*, if it still is the file of that *identity*.
+    The null device takes the place of each of its *files*, a descriptor and the identity of the
+    file, if that still is the one.
     Called in a child, inside fork; does not switch, and calls nothing of the user's.
     """
     if ctypes is not None:
@@ -55,8 +57,12 @@ def leave_to_parent(conn: object, descriptor: int | None, identity: tuple[int, i
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
     else:
         _kept.append(conn)
-    if descriptor is None or identity is None or identity_of(descriptor) != identity:
-        return
+    for descriptor, identity in files:
+        if identity is not None and identity_of(descriptor) == identity:
+            _put_null_over(descriptor)
+
+
+def _put_null_over(descriptor: int) -> None:
     try:
         null = os.open(os.devnull, os.O_RDWR)
     except OSError:
@@ -104,7 +110,8 @@ def _forget(runtime: Runtime, bucket: PoolBucket) -> None:
         # Copies of the parent's sockets, closed here by the collector: as they should be.
         warnings.simplefilter("ignore", ResourceWarning)
         for slot in slots:
-            slot.conn = slot.why_unusable = slot.fd = slot.broken_by = None
+            slot.conn = slot.why_unusable = slot.broken_by = None
+            slot.fds = ()
     bucket.reset_counters()
     bucket.postpone(False)
     runtime.timers.stop(bucket)
@@ -125,7 +132,7 @@ def _leave_connections(bucket: PoolBucket) -> None:
             conn = slot.ref()  # a caller has it
         if conn is None:
             continue
-        if slot.state is CHECKING and slot.identity is None and slot.fd is not None:
-            slot.identity = identity_of(slot.fd)
-        if slot.identity is not None or owner is None or not owner._is_socket(conn):
-            leave_to_parent(conn, slot.fd, slot.identity)
+        if slot.state is CHECKING and not slot.identities:
+            slot.identities = tuple(map(identity_of, slot.fds))
+        if slot.identities or owner is None or not owner._is_socket(conn):
+            leave_to_parent(conn, zip(slot.fds, slot.identities, strict=False))

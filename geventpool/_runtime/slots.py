@@ -32,10 +32,12 @@ class ConnectionSlot(Slot):
     __slots__ = (
         "broken_by",
         "conn",
-        "fd",
+        "fds",
         "forked",
         "ident",
-        "identity",
+        "identities",
+        "looks_on_return",
+        "raised_before",
         "ref",
         "returning",
         "where",
@@ -52,9 +54,11 @@ class ConnectionSlot(Slot):
         self.returning = False  # a caller has released it, and its reset is under way
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
-        self.why_unusable: Callable[[], object] | None = None  # truthy: unread bytes, or dead
-        self.fd: int | None = None
-        self.identity: tuple[int, int] | None = None  # of the file behind fd, if it is no socket
+        self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
+        self.looks_on_return = False  # the fast path must not take it back unseen
+        self.raised_before = 0  # mark of the exception that was being handled when it was acquired
+        self.fds: tuple[int, ...] = ()  # the files that are watched
+        self.identities: tuple[Any, ...] = ()  # of them, if the connection is no mere socket
         self.broken_by: BaseException | None = None  # what broke it, for the listeners
         self.forked = False  # left behind by a fork: it is the parent's
 
@@ -84,9 +88,10 @@ def is_held(hold: Hold) -> bool:
 
 def is_quiet(slot: ConnectionSlot) -> bool:
     """Whether its probe, which it has, finds nothing.  What it finds is looked at more closely,
-    and so is one that fails: it may be a user's."""
+    and so is one that fails: it may be a user's.  So is what no caller has used: a server's
+    greeting may lie unread on it, and stays there."""
     try:
-        return not slot.why_unusable()  # type: ignore[misc]
+        return slot.uses > 0 and not slot.why_unusable(slot.conn)
     except Exception:
         return False
 
@@ -183,6 +188,11 @@ class PoolBucket(Bucket):
     def endpoint(self) -> Any:
         """Where its connections lead; None where that goes without saying."""
         return self.key[0] if self.key else None
+
+    def carriers_of(self, conn: Any) -> Any:
+        """What the pool's hook says that carries the bytes of *conn*.  A probe keeps this, which
+        must not keep the pool."""
+        return self.last_owner._ask_socket(*self.key, conn)
 
     @property
     def empty(self) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
-__all__ = ["about", "copy_of", "forget_frames", "text_of"]
+__all__ = ["about", "copy_of", "forget_frames", "mark_of", "text_of"]
+
+_MARK = "_geventpool_mark"
+_marks = itertools.count(1)
 
 
 def about(where: object, error: BaseException) -> str:
@@ -51,6 +55,19 @@ def forget_frames(error: BaseException | None) -> None:
             seen.add(id(each))
             each.__traceback__ = None
             chain += [each.__cause__, each.__context__]
+
+
+def mark_of(error: BaseException, make: bool = False) -> int:
+    """A number by which *error* is known again, without being kept alive; 0 if it has none and none
+    is to be made.  (Its ``id`` may be another's as soon as it is gone.)"""
+    mark, marked = error.__dict__.get(_MARK, (0, 0))
+    if marked == id(error):  # not of another that it is a copy of
+        return int(mark)
+    if not make:
+        return 0
+    mark = next(_marks)
+    error.__dict__[_MARK] = mark, id(error)
+    return mark
 
 
 def text_of(error: BaseException) -> str:

@@ -279,18 +279,13 @@ class SocketPool(EndpointPool[Endpoint, Any]):
                 self._socket_index.discard(conn)
         return None
 
-    def _fileno(self, endpoint: Endpoint, conn: Any) -> int | None:
-        return sockets.fileno(self._carrier(conn))
-
-    def _make_probe(self, conn: Any) -> Callable[[], object] | None:
-        carrier = self._carrier(conn)
-        return sockets.make_probe(carrier._sock if type(carrier) is MonitoredSocket else carrier)
-
-    def _carrier(self, conn: Any) -> Any:
-        """What has the descriptor: the socket in *conn*, or *conn* itself if its sock_type has
-        taken it out of the socket, as wrapping that in TLS does."""
+    def _socket(self, endpoint: Endpoint, conn: Any) -> Any:
+        """The socket in *conn*, or what *conn* says itself if its sock_type has taken the
+        descriptor out of the socket, as wrapping that in TLS does."""
         monitored = self.socket_of(conn)
-        return conn if monitored is None or sockets.fileno(monitored) is None else monitored
+        return sockets.carriers(
+            conn if monitored is None or sockets.fileno(monitored) is None else monitored
+        )
 
     # Buckets
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from geventpool._runtime.runtime import Runtime
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
+from geventpool._util.errors import mark_of
 from geventpool.errors import PoolError
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
@@ -34,6 +36,12 @@ _numbers = itertools.count(1)
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
+
+_REASONS = {
+    sockets.CLOSED: Reason.GONE,
+    sockets.REPLACED: Reason.GONE,
+    sockets.CUT_SHORT: Reason.CUT_SHORT,
+}
 
 #: Those of the settings that are each bucket's own.
 _OF_BUCKETS = (
@@ -50,8 +58,13 @@ class BasePool(PoolExtension[C]):
     _keepalive: Callable[..., object]
     _close_connection: Callable[..., object]
     _is_alive: Callable[..., bool]
+    _socket: Callable[..., Any]
     _fileno: Callable[..., int | None]
     _reset_connection: Callable[..., object]
+
+    # What is said by setting it in a subclass.  See ConnectionPool.
+    _may_reconnect = False
+    _may_poll = False
 
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
@@ -75,6 +88,9 @@ class BasePool(PoolExtension[C]):
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
+        self._has_socket = self._overrides("_socket")
+        self._has_fileno = self._overrides("_fileno") and not self._has_socket
+        self.socket_hook = "_fileno" if self._has_fileno else "_socket"
         self._connect: Callable[..., C] | None = settings.connect
         self._leases: weakref.WeakKeyDictionary[Any, dict[Any, SharedConnection[C]]]
         self._leases = weakref.WeakKeyDictionary()
@@ -120,11 +136,25 @@ class BasePool(PoolExtension[C]):
     def release(self, conn: C) -> None:
         """Give back a connection that is fit for use.  Does not block, unless a reset does.
 
+        In a ``finally`` or an ``except`` the exception there decides, as one that leaves a ``with``
+        does: *exc_classes*, or what is not an ``Exception``, closes the connection; after another
+        it is looked at more closely.  An ``except`` that has dealt with its exception cannot be
+        told from one that has not: release after it.  An exception that was being handled already
+        when ``acquire`` was called is none of the connection's, and does not count.
+
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
         hold = self._desk.find(self, conn)
-        if hold[0].state is not CLOSED:
+        slot = hold[0]
+        if slot.state is CLOSED:
+            return
+        exc = sys.exc_info()[1]
+        if exc is None or (slot.raised_before and mark_of(exc) == slot.raised_before):
             self._desk.checkin(self, hold, conn)
+        elif self._breaks_connection(exc):
+            self._desk.discard(self, hold, conn, Reason.ERROR, exc)
+        else:
+            self._desk.checkin(self, hold, conn, suspect=True)
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
@@ -177,6 +207,13 @@ class BasePool(PoolExtension[C]):
 
     # Inside
 
+    def _acquired(self, slot: ConnectionSlot, conn: C) -> C:
+        """What the verb ``acquire`` returns.  An exception that is being handled just now, further
+        out perhaps, has nothing to do with it."""
+        exc = sys.exc_info()[1]
+        slot.raised_before = 0 if exc is None else mark_of(exc, make=True)
+        return conn
+
     def _max_wait(self, timeout: float | None) -> float | None:
         if timeout is DEFAULT:
             return self.timeout
@@ -199,11 +236,46 @@ class BasePool(PoolExtension[C]):
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)
 
-    def _make_probe(self, conn: Any) -> Callable[[], object] | None:
-        return sockets.make_probe(conn)
+    def _ask_socket(self, *key_and_conn: Any) -> Any:
+        """What carries the bytes of a connection, by the hook of today or by that of old."""
+        if not self._has_fileno:
+            return self._socket(*key_and_conn)
+        descriptor = self._fileno(*key_and_conn)
+        found = sockets.carriers(key_and_conn[-1])  # a socket tells more than its number
+        return found if sockets.is_socket(found) and found.fileno() == descriptor else descriptor
 
-    def _make_descriptor_probe(self, descriptor: int) -> Callable[[], object]:
-        return sockets.make_descriptor_probe(descriptor)
+    def _make_probe(self, conn: Any, ask: Callable[[Any], Any]) -> sockets.Probe | None:
+        """What looks at *conn*; by ``ask(conn)`` it asks the hook, and does not keep the pool."""
+        asked = ask if self._has_socket or self._has_fileno else sockets.carriers
+        return sockets.watch(conn, asked, guarded=not self._may_poll)
+
+    def _seems_alive(self, *key_and_conn: Any) -> bool:
+        """Whether a look finds nothing against a connection."""
+        conn = key_and_conn[-1]
+        slot = self.slots_by_id.get(id(conn))
+        try:
+            if slot is not None:
+                probe = slot.why_unusable
+            else:
+                probe = sockets.watch(
+                    conn, lambda conn: self._ask_socket(*key_and_conn), guarded=False
+                )
+            return probe is None or not probe(conn)
+        except Exception:
+            return False
+
+    def _reason_for(self, why: object) -> Reason:
+        """For what a probe has found."""
+        return _REASONS.get(why, Reason.UNREAD) if isinstance(why, str) else Reason.UNREAD
+
+    def _should_hint(self, probe: object) -> bool:
+        """Whether to say, once, that the pool is blind and which hook would help."""
+        knows = self._has_socket or self._has_fileno or self.has_is_alive
+        asks = self.keepalive is not None or self.check_after is not None
+        if probe is not None or knows or asks or "blind" in self.warned:
+            return False
+        self.warned.add("blind")
+        return True
 
     def __del__(self) -> None:
         if "_runtime" in self.__dict__ and (buckets := self._all_buckets()):

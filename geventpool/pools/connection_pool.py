@@ -73,8 +73,9 @@ class ConnectionPool(BasePool[C]):
       by *keepalive_timeout*, by the caller's *timeout*, and sooner where a caller waits in line.
       What it raises: *conn* is closed, and a caller gets another one.
     - ``_is_alive(conn)``: whether *conn* may be handed out, before each time; overridden, it takes
-      the place of the pool's own look at the socket.  Called in the caller's greenlet; must not
-      switch; bounded by nothing.  What it raises is logged: *conn* is closed, as for False.
+      the place of the pool's own look for unread bytes and a hang-up.  Called in the caller's
+      greenlet; must not switch; bounded by nothing.  What it raises is logged: *conn* is closed, as
+      for False.
     - ``_reset_connection(conn)``: makes *conn* as good as new, on each return that does not close
       it (nor comes in a hub callback, where it is closed).  Called in the greenlet that gives it
       back; may switch; bounded by *keepalive_timeout*.  What it raises is logged, and *conn* is
@@ -82,9 +83,21 @@ class ConnectionPool(BasePool[C]):
     - ``_close_connection(conn)``: closes *conn*, which left the pool; by default ``conn.close()``.
       Called in a greenlet of the pool; may switch; bounded by 5 s.  What it raises is logged, and
       *conn* counts as closed.
-    - ``_fileno(conn)``: the descriptor whose hang-up is to be noticed (None: none), once after each
-      dial.  Called in a greenlet of the pool; may switch; bounded by *connect_timeout*, with the
-      dial.  What it raises is logged, and *conn* is not watched.
+    - ``_socket(conn)``: what carries the bytes of *conn*: a socket, a descriptor, several of them,
+      or None for nothing; by default what is found in *conn*.  It is watched for a hang-up, and
+      looked at, on return and before a hand-out: *conn* is closed if bytes lie unread on it, if
+      it is another one now, or closed, or if a wait on a socket of gevent's was cut short.
+      Called in a greenlet of the pool after each dial, bounded by *connect_timeout* with it, and
+      then in the caller's greenlet; must not switch; bounded by nothing there.  What it raises
+      after a dial is logged, and *conn* is not watched; later *conn* is closed, as for None.
+    - ``_fileno(conn)``: the old name of ``_socket``, asked in its place where only this one is
+      overridden: the descriptor, or None.  Called in the same greenlets; must not switch; bounded
+      by the same.  What it raises counts as there.
+
+    Two things are said by setting them in a subclass.  ``_may_reconnect = True``: the client may
+    connect anew by itself; then another socket is watched from then on, and *conn* stays.
+    ``_may_poll = True``: a wait for the server that is ended by a time-out is nothing to worry
+    about, as with a client that waits for messages; then cut-short waits are not looked for.
     """
 
     def __init__(
@@ -160,14 +173,21 @@ class ConnectionPool(BasePool[C]):
     def _is_alive(self, conn: C) -> bool:
         """Whether *conn* may be handed out.  Must not switch.
 
-        By default: a socket on which nothing lies unread and whose peer has not hung up; of what
-        is no socket, only the hang-up is known.
+        By default: what carries its bytes is what it was, nothing lies unread on it, no wait on it
+        was cut short, and its peer has not hung up.
         """
-        why_unusable = sockets.make_probe(conn)
-        return why_unusable is None or not why_unusable()
+        return self._seems_alive(conn)
+
+    def _socket(self, conn: C) -> Any:
+        """What carries the bytes of *conn*.  Must not switch.
+
+        By default *conn* if it is a socket; else what its ``fileno()`` says; else its attribute
+        ``sock`` or ``_sock`` if that is a socket; of a tuple, those of its parts.
+        """
+        return sockets.carriers(conn)
 
     def _fileno(self, conn: C) -> int | None:
-        """The file descriptor whose hang-up is to be noticed; None: not watched."""
+        """The file descriptor of *conn*: the old name of ``_socket``, which says more."""
         return sockets.fileno(conn)
 
     def _reset_connection(self, conn: C) -> object:
@@ -197,8 +217,8 @@ class ConnectionPool(BasePool[C]):
         already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
         is raised, the caller holds nothing and the pool has lost nothing.
         """
-        conn: C = self._desk.acquire(self, self._bucket, self._max_wait(timeout))[1]
-        return conn
+        hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
+        return self._acquired(hold[0], conn)
 
     @overload
     def execute(

@@ -73,7 +73,8 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     Hooks to override, which are called as those of ConnectionPool: ``_new_connection(endpoint)``,
     ``_keepalive(endpoint, conn)``, ``_is_alive(endpoint, conn)``,
     ``_reset_connection(endpoint, conn)``, ``_close_connection(endpoint, conn)``,
-    ``_fileno(endpoint, conn)``.
+    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``.  ``_may_reconnect`` and ``_may_poll``
+    are as there.
     """
 
     def __init__(
@@ -139,11 +140,14 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     def _is_alive(self, endpoint: E, conn: C) -> bool:
         """Whether *conn* may be handed out.  Must not switch.  By default as in ConnectionPool."""
-        why_unusable = sockets.make_probe(conn)
-        return why_unusable is None or not why_unusable()
+        return self._seems_alive(endpoint, conn)
+
+    def _socket(self, endpoint: E, conn: C) -> Any:
+        """What carries the bytes of *conn*.  Must not switch.  By default as in ConnectionPool."""
+        return sockets.carriers(conn)
 
     def _fileno(self, endpoint: E, conn: C) -> int | None:
-        """The file descriptor whose hang-up is to be noticed; None: not watched."""
+        """The file descriptor of *conn*: the old name of ``_socket``, which says more."""
         return sockets.fileno(conn)
 
     def _reset_connection(self, endpoint: E, conn: C) -> object:
@@ -167,8 +171,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         Blocks, raises and leaves things as ``ConnectionPool.acquire`` does.  ``release`` the
         connection afterwards.
         """
-        conn: C = self._acquire(endpoint, self._max_wait(timeout))[1]
-        return conn
+        return self._acquired(*self._acquire(endpoint, self._max_wait(timeout)))
 
     @overload
     def execute(

@@ -48,7 +48,7 @@ class Facts(NamedTuple):
     uses: int  # how often it was handed out, this time included
     idled: float  # seconds that it was idle before this hand-out; 0.0: it was handed on at once
     close_reason: Reason | None  # why it is closed as soon as it is back, or None
-    fd: int | None  # the descriptor that is watched
+    fd: int | None  # the descriptor that is watched, or the first of several
 
 
 class Standing(NamedTuple):
@@ -140,7 +140,8 @@ class PoolExtension(Generic[C]):
         slot = self.slots_by_id.get(id(conn))
         if slot is None:
             return None
-        return Facts(slot.bucket.endpoint, slot.uses, slot.idled, slot.close_reason, slot.fd)
+        fd = slot.fds[0] if slot.fds else None
+        return Facts(slot.bucket.endpoint, slot.uses, slot.idled, slot.close_reason, fd)
 
     # The connections that are idle, and all together
 

@@ -122,7 +122,11 @@ class Lease(Generic[C]):
             try:
                 now = monotonic()
                 # Plain: no caller waits, or one does.  (Any thread may leave a ``with``.)
-                if now < slot.fast_path_until and bucket.fast_path_thread == get_ident():
+                if (
+                    now < slot.fast_path_until
+                    and bucket.fast_path_thread == get_ident()
+                    and not slot.looks_on_return
+                ):
                     used = now - slot.since
                     bucket.use_count += 1
                     bucket.use_sum += used

@@ -54,6 +54,13 @@ class Probe(Protocol):
 
     def __call__(self, conn: Any) -> object: ...
 
+    def why_gone(self, conn: Any) -> str | None:
+        """Why *conn* is not what it was, CLOSED or REPLACED, or None.
+
+        That is less than a look: it says nothing of the peer, and leaves unread what lies unread,
+        such as the greeting of a server.
+        """
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The files that it looks at: what to have an eye on for hang-ups."""
@@ -165,6 +172,10 @@ class _SocketProbe(weakref.ref):  # type: ignore[type-arg]
         """Whether *carrier* is what it looks at."""
         return _dereference(self) is carrier
 
+    def why_gone(self, conn: Any = None) -> str | None:
+        sock = _dereference(self)
+        return CLOSED if sock is None or sock.fileno() != self.descriptor else None
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         return (self.descriptor,) if self.descriptor >= 0 else ()
@@ -235,13 +246,13 @@ class _DescriptorProbe:
             self._poller.register(descriptor, select.POLLIN)
 
     def __call__(self, conn: Any = None) -> object:
-        identity = self._identity
-        if identity is None:
+        return self.why_gone() or (self._poller.poll(0) and UNREAD)
+
+    def why_gone(self, conn: Any = None) -> str | None:
+        if self._identity is None:
             return CLOSED
         # The number may be another file's by now.
-        if _identity_of(self.descriptor) != identity:
-            return REPLACED
-        return self._poller.poll(0) and UNREAD
+        return REPLACED if _identity_of(self.descriptor) != self._identity else None
 
     def is_for(self, carrier: Any) -> bool:
         return isinstance(carrier, int) and carrier == self.descriptor
@@ -281,19 +292,31 @@ class _ObjectProbe:
             only = self._only
             if only is not None and only.is_for(carrier):
                 return only()  # nearly always
-            found = listed(carrier)
+            if gone := self._compare(carrier):
+                return gone
         except Exception:
             return CLOSED
+        return next((why for part in self._parts if (why := part())), None)
+
+    def why_gone(self, conn: Any) -> str | None:
+        try:
+            if gone := self._compare(self._ask(conn)):
+                return gone
+        except Exception:
+            return CLOSED
+        return next((gone for part in self._parts if (gone := part.why_gone())), None)
+
+    def _compare(self, carrier: Any) -> str | None:
+        """Whether it is these parts that *carrier* says; they may yet be closed."""
+        found = listed(carrier)
         if not self._parts:  # a driver that connects at its first use
             self._look_at(_parts(found, self._guarded))
         parts = self._parts
         if len(found) != len(parts):
             return REPLACED if found else CLOSED
-        for part, carrier in zip(parts, found, strict=True):
-            if not part.is_for(carrier):
-                return REPLACED if _number_of(carrier) >= 0 else CLOSED
-            if reason := part():
-                return reason
+        for part, each in zip(parts, found, strict=True):
+            if not part.is_for(each):
+                return REPLACED if _number_of(each) >= 0 else CLOSED
         return None
 
     @property

@@ -28,7 +28,7 @@ from geventpool.sockets import SocketFactory
 class Careless(ConnectionPool):
     def _breaks_connection(self, exc):
         return False
-    def _make_probe(self, conn):
+    def _make_probe(self, conn, ask):
         return None
 
 class CarelessDemo(Demo):

@@ -159,12 +159,15 @@ def use(pool: ConnectionPool[Any], leave: Callable[[Any], None], late: Any = Non
     return conn
 
 
-LEAVES = pytest.mark.parametrize("leave", [leave_by_an_error, leave_by_a_silent_timeout])
+LEAVES = pytest.mark.parametrize(
+    ("leave", "reason"),
+    [(leave_by_an_error, Reason.UNREAD), (leave_by_a_silent_timeout, Reason.CUT_SHORT)],
+)
 
 
 @LEAVES
 def test_a_connection_is_not_handed_out_after_its_late_reply_came_while_it_was_idle(
-    peers: Peers, leave: Callable[[Any], None]
+    peers: Peers, leave: Callable[[Any], None], reason: Reason
 ) -> None:
     with ConnectionPool(1, connect=peers) as pool:
         conn = use(pool, leave)
@@ -172,7 +175,7 @@ def test_a_connection_is_not_handed_out_after_its_late_reply_came_while_it_was_i
 
         with pool.get() as other:
             assert other is not conn
-        assert pool.stats().closed[Reason.UNREAD] == 1
+        assert pool.stats().closed[reason] == 1
         assert conn.fileno() == -1
 
 
@@ -190,7 +193,7 @@ def test_a_connection_left_by_an_error_with_the_reply_unread_does_not_even_lie_i
 
 @LEAVES
 def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_it_woke(
-    peers: Peers, leave: Callable[[Any], None]
+    peers: Peers, leave: Callable[[Any], None], reason: Reason
 ) -> None:
     with ConnectionPool(1, connect=peers) as pool:
         got: list[Any] = []
@@ -212,7 +215,7 @@ def test_a_waiter_is_not_given_a_connection_whose_late_reply_came_before_it_woke
 
         assert got
         assert got[0] is not conn
-        assert pool.stats().closed[Reason.UNREAD] == 1
+        assert pool.stats().closed[reason] == 1
 
 
 def test_one_that_was_handed_a_spoiled_connection_keeps_its_place_in_line(peers: Peers) -> None:
@@ -293,16 +296,33 @@ def test_a_client_with_a_socket_inside_is_looked_at_once_an_error_has_left_its_w
         assert pool.stats().closed[Reason.UNREAD] == 1
 
 
+def test_what_a_server_has_said_unasked_is_not_left_to_the_next_user(peers: Peers) -> None:
+    with ConnectionPool(1, connect=lambda: Client(peers())) as pool:
+        with pool.get() as client:
+            peers.of[client.sock].sendall(b"a reply that nobody has read")
+        with pool.get() as other:
+            assert other is not client
+
+        assert pool.stats().closed[Reason.UNREAD] == 1
+
+
 def test_what_a_client_keeps_unread_by_its_own_choice_is_left_alone_while_nothing_goes_wrong(
     peers: Peers,
 ) -> None:
-    with ConnectionPool(1, connect=lambda: Client(peers())) as pool:
+    class Listening(ConnectionPool[Client]):
+        def _is_alive(self, conn: Client) -> bool:
+            return True  # notices may lie unread
+
+    with Listening(1, connect=lambda: Client(peers())) as pool:
         with pool.get() as client:
             peers.of[client.sock].sendall(b"a notice")
         with pool.get() as again:
             pass
-
         assert again is client
+
+        with pytest.raises(ValueError), pool.get():
+            raise ValueError("is it the notice still, or a reply?")
+        assert pool.stats().closed[Reason.UNREAD] == 1
 
 
 def test_strict_discards_whatever_left_the_with_by_any_exception(peers: Peers) -> None:
@@ -387,12 +407,11 @@ def test_a_late_reply_over_tls_is_seen_at_the_next_hand_out(
     with Server(ssl_context=theirs) as server:
         connect = SocketFactory(server.address, tls=ours, server_hostname="localhost")
         with ConnectionPool(1, connect=connect) as pool:
-            with pool.get() as conn:
+            with pytest.raises(ValueError), pool.get() as conn:
                 assert ask(conn, "fast") == "fast"
                 replied.clear()
                 conn.sendall(b"slow\n")
-                with gevent.Timeout(0.001, False):
-                    conn.recv(1)
+                raise ValueError("between send and receive")
             may_reply.set()
             assert replied.wait(5)
 

@@ -439,7 +439,7 @@ def test_a_connection_without_a_descriptor_makes_no_call_at_all() -> None:
         with pool.get():
             pass
 
-        assert all(slot.fd is None and slot.why_unusable is None for slot in pool._bucket.slots)
+        assert all(slot.fds == () and slot.why_unusable is None for slot in pool._bucket.slots)
 
 
 def test_all_the_pools_of_a_hub_share_one() -> None:

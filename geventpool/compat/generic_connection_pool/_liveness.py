@@ -10,7 +10,7 @@ from geventpool import sockets
 from geventpool.compat.generic_connection_pool._streams import StreamReader
 from geventpool.compat.generic_connection_pool.common import EndpointT
 
-__all__ = ["LookingMixin", "make_probe", "socket_of"]
+__all__ = ["LookingMixin", "StreamProbe", "make_probe", "socket_of"]
 
 
 class LookingMixin(Generic[EndpointT]):
@@ -36,15 +36,26 @@ def make_probe(conn: Any) -> Callable[[], object] | None:
     probe = sockets.make_probe(sock)
     if sock is conn or probe is None:
         return probe
-    reference = weakref.ref(conn[0])
+    return StreamProbe(conn, probe)
 
-    def stream_probe() -> object:
-        reader = reference()
+
+class StreamProbe:
+    """A probe of a stream, which reads ahead; all but the look is done by that of its socket."""
+
+    __slots__ = ("_probe", "_reader")
+
+    def __init__(self, conn: Any, probe: Any) -> None:
+        self._reader = weakref.ref(conn[0])
+        self._probe = probe
+
+    def __call__(self, conn: Any = None) -> object:
+        reader = self._reader()
         try:
             if reader is None or reader._has_unread():
                 return "unread bytes"
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
-        return probe()
+        return self._probe(conn)
 
-    return stream_probe
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._probe, name)

@@ -175,8 +175,10 @@ class Pool(ConnectionPool[C]):
         if not _says(conn.is_connected, False):
             conn.close()
 
-    def _fileno(self, conn: C) -> int | None:
-        return sockets.fileno(_raw(conn))
+    _may_reconnect = True  # by close() and open(), or reconnect()
+
+    def _socket(self, conn: C) -> Any:
+        return sockets.carriers(_raw(conn))
 
     def _is_alive(self, conn: C) -> bool:
         facts = self._facts_of(conn)

@@ -197,11 +197,8 @@ class DialingPool(ConnectionPool[ConnectionWrapper]):
     def _close_connection(self, conn: ConnectionWrapper) -> None:
         close(conn._own.client)
 
-    def _fileno(self, conn: ConnectionWrapper) -> int | None:
-        return sockets.fileno(conn._own.socket)
-
-    def _make_probe(self, conn: ConnectionWrapper) -> Callable[[], object] | None:
-        return sockets.make_probe(conn._own.socket)
+    def _socket(self, conn: ConnectionWrapper) -> Any:
+        return sockets.carriers(conn._own.socket)
 
     def _may_retry(self, error: BaseException) -> bool:
         return isinstance(error, Exception) and isinstance(error, self.retry_on)

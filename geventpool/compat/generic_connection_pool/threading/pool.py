@@ -13,7 +13,7 @@ from gevent import Timeout, get_hub, getcurrent
 
 from geventpool import sockets
 from geventpool.backoff import Backoff
-from geventpool.compat.generic_connection_pool._liveness import make_probe, socket_of
+from geventpool.compat.generic_connection_pool._liveness import StreamProbe, socket_of
 from geventpool.compat.generic_connection_pool._manager import BaseConnectionManager, is_own, timed
 from geventpool.compat.generic_connection_pool.common import (
     BaseConnectionPool,
@@ -212,11 +212,12 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
         finally:
             timer.close()
 
-    def _fileno(self, endpoint: EndpointT, conn: ConnectionT) -> int | None:
-        return sockets.fileno(socket_of(conn))
+    def _socket(self, endpoint: EndpointT, conn: ConnectionT) -> Any:
+        return sockets.carriers(socket_of(conn))
 
-    def _make_probe(self, conn: Any) -> Callable[[], object] | None:
-        return make_probe(conn)
+    def _make_probe(self, conn: Any, ask: Callable[[Any], Any]) -> Any:
+        probe = super()._make_probe(conn, ask)
+        return probe if socket_of(conn) is conn else StreamProbe(conn, probe)
 
 
 class _ManagedLease(Lease[Any]):
