@@ -558,6 +558,7 @@ def test_what_the_collector_ends_in_the_middle_of_anything_gives_its_place_back(
                     holders.add(id(conn))
                     gevent.sleep(0)
                     holders.discard(id(conn))
+                del conn  # or it would be alive for ever once the next to have it has lost it
 
     greenlets = [gevent.spawn(caller, number) for number in range(8)]
     gevent.joinall(greenlets, timeout=30, raise_error=True)
