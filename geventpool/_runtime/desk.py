@@ -253,21 +253,17 @@ class Desk:
         if not is_held(hold) or slot.returning:
             return
         used = monotonic() - slot.since
-        reason = error = None
         if (slot.close_reason is None or suspect) and not bucket.closed:
             reason, error = self._reason_to_refuse(owner, hold, conn, suspect)
+            # In good order it was used if no more is said than that its peer has hung up since.
+            if reason is not None and (suspect or reason is not slot.close_reason):
+                self._lose(hold, conn, reason, error)
             if not is_held(hold):
                 return
-            if reason is not None and reason is slot.close_reason and not suspect:
-                reason = None  # it was used in good order, and then its peer hung up
-        if owner.has_reset and reason is slot.close_reason is None and not bucket.closed:
+        if owner.has_reset and slot.close_reason is None and not bucket.closed:
             if not self._reset(owner, hold, conn):
                 return
         bucket.count_use(used)
-        if reason is not None:
-            bucket.lost_uses += 1
-            self._end(hold, conn, reason, error)
-            return
         if slot.unverified and not suspect:
             self._scheduler.verified(slot)
         slot.conn = conn
@@ -288,40 +284,39 @@ class Desk:
         try:
             return look(owner, slot, conn), None
         except Exception as exc:
-            return Reason.DEAD, exc
+            return Reason.GONE, exc
         except BaseException as exc:
-            if is_held(hold):
-                self._count_lost_use(slot)
-                self._end(hold, conn, Reason.DEAD, exc)
+            self._lose(hold, conn, Reason.GONE, exc)
             raise
 
     def _reset(self, owner: PoolHooks, hold: Hold, conn: Any) -> bool:
         """Call the hook; whether the connection is as good as new, and still this caller's."""
         slot = hold[0]
         if getcurrent() is self._hub:  # where nothing may wait
-            self._count_lost_use(slot)
-            self._end(hold, conn, Reason.RESET)
+            self._lose(hold, conn, Reason.RESET)
             return False
         bound = owner.keepalive_timeout
         slot.returning = True  # released a second time, it is not in use
         try:
             raised = call_bounded(bound, owner._reset_connection, *slot.bucket.key, conn)
         except BaseException as exc:
-            self._end_lost(hold, conn, exc)
+            self._lose(hold, conn, Reason.RESET, exc)
             raise
         finally:
             slot.returning = False
         if raised is None:
             return is_held(hold)  # else closed by force meanwhile
-        self._end_lost(hold, conn, raised)
+        self._lose(hold, conn, Reason.RESET, raised)
         self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", raised)
         return False
 
-    def _end_lost(self, hold: Hold, conn: Any, error: BaseException) -> None:
-        """The reset failed, and nobody knows what state it has left."""
+    def _lose(
+        self, hold: Hold, conn: Any, reason: Reason, error: BaseException | None = None
+    ) -> None:
+        """Have a connection closed that came back in no state to be used again."""
         if is_held(hold):
             self._count_lost_use(hold[0])
-            self._end(hold, conn, Reason.RESET, error)
+            self._end(hold, conn, reason, error)
 
     def return_unused(self, hold: Hold, conn: Any) -> None:
         """Take back a connection that its holder has not used: it has been idle all the while."""
