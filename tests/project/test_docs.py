@@ -225,6 +225,34 @@ def test_the_files_and_classes_that_the_map_names_are_there(page: str) -> None:
     assert missing == []
 
 
+def files_by_section(markdown: str) -> list[str]:
+    """The files that the first column of each table names, in the folder that stands above it."""
+    named, folder = [], ""
+    for line in markdown.splitlines():
+        if heading := re.match(r"#+ (?:`(\w+/)`)?", line):
+            folder = heading[1] or ""
+        elif folder and line.startswith("| `"):
+            here = "" if folder == "geventpool/" else folder
+            named += [here + name for name in re.findall(r"`([\w/]+\.py)`", line.split("|")[1])]
+    return named
+
+
+def test_the_map_says_of_every_file_what_it_is_for() -> None:
+    package = ROOT / "geventpool"
+    files = [path.relative_to(package).as_posix() for path in package.rglob("*.py")]
+
+    named = files_by_section((ROOT / "docs" / "architecture.md").read_text())
+
+    # What a folder is for stands in its own __init__.py.
+    assert sorted(named) == sorted(name for name in files if not name.endswith("__init__.py"))
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/glossary.md", "CONTRIBUTING.md"])
+def test_a_greenlet_and_a_caller_are_it(page: str) -> None:
+    words = re.findall(r"\b(?:he|him|his|himself|she|her|whoever)\b", (ROOT / page).read_text())
+    assert words == []
+
+
 @pytest.mark.parametrize("section", ["Run it", "Test it"])
 def test_a_section_is_one_command_line(section: str) -> None:
     found = [block for block in BLOCKS["README.md"] if block.section == section]
