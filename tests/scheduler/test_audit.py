@@ -16,7 +16,7 @@ from geventpool import ConnectionPool, EndpointPool
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.scheduler import AT_WORK, AUDIT_EVERY, CUT_SHORT, FREE
-from geventpool._scheduler.state import CLOSED, IDLE, IN_USE
+from geventpool._scheduler.state import CHECKING, CLOSED, CLOSING, CONNECTING, IDLE, IN_USE
 from geventpool.events import Reason
 from support.world import World
 
@@ -163,6 +163,22 @@ def test_an_audit_finds_nothing_in_books_that_are_right(world: World) -> None:
     world.enqueue(other)
 
     assert [audited(world, each) for each in (bucket, other)] == ["", ""]
+
+
+def test_an_audit_finds_nothing_wrong_with_slots_in_every_state(world: World) -> None:
+    limit = Limit(9)
+    bucket = world.full(4, limits=(limit,))
+    world.checkout(bucket)
+    world.discard(world.checkout(bucket))
+    world.now += 5
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+    world.scheduler.resize(bucket, 5, 5, world.now)
+    states = {slot.state for slot in bucket.slots}
+    assert states == {CONNECTING, IDLE, IN_USE, CHECKING, CLOSING}
+    counts = bucket.open, bucket.connecting, bucket.checking, bucket.closing
+
+    assert audited(world, bucket) == ""
+    assert (bucket.open, bucket.connecting, bucket.checking, bucket.closing) == counts
 
 
 def test_an_audit_gives_back_an_idle_slot_that_was_popped_and_dropped(world: World) -> None:

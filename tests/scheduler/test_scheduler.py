@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from geventpool._scheduler.state import (
     CONNECTING,
     IDLE,
     IN_USE,
+    NEVER,
     TRANSITIONS,
     State,
 )
@@ -795,6 +797,18 @@ def test_lifetimes_are_jittered_so_that_they_do_not_end_together(world: World) -
     assert len(ends) == 20
     assert all(50 <= end <= 100 for end in ends)
     assert {slot.expires_at - world.now for slot in bucket.slots} == {100.0}
+
+
+def test_the_reaper_comes_when_a_slot_expires_that_was_to_be_replaced_before(world: World) -> None:
+    bucket = world.full(1, max_lifetime=10.0, jitter=0.5, rng=random.Random(1))
+    slot = world.checkout(bucket)
+    assert world.now < slot.retire_at < slot.expires_at
+
+    assert world.scheduler.reap(bucket, world.now) == slot.retire_at
+    world.now = slot.retire_at
+    assert world.scheduler.reap(bucket, world.now) == slot.expires_at
+    world.now = slot.expires_at
+    assert world.scheduler.reap(bucket, world.now) == NEVER
 
 
 def test_idle_timeout_closes_the_longest_idle_down_to_the_minimum(world: World) -> None:
