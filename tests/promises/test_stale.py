@@ -19,7 +19,7 @@ from geventpool import Backoff, ConnectionPool, PoolListener, PoolTimeout, Reaso
 from geventpool.events import PeerClosed
 from geventpool.testing import ChaosProxy
 from support.servers import EchoServer, IdServer, Pulse, ask
-from support.waiting import until
+from support.waiting import until, until_readable
 
 HANG_UPS = pytest.mark.parametrize("hang_up", [EchoServer.fin_all, EchoServer.rst_all])
 AWAY = 3.0  # seconds of an outage
@@ -582,7 +582,7 @@ def test_half_of_a_dribbled_answer_is_for_no_other(proxy: ChaosProxy) -> None:
             conn.sendall(b"a long question\n")
             assert conn.recv(2)
             raise LookupError  # none of exc_classes: it goes back, unless it is seen to be dirty
-        gevent.socket.wait_read(conn.fileno(), timeout=10)
+        until_readable(conn.fileno())
         proxy.normal()
         with pool.get() as other:
             assert ask(other, "hello") == "hello"
