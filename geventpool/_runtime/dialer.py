@@ -89,7 +89,6 @@ class Dialer:
             self._scheduler.cancel_dial(slot, began)
             self._runtime.changed(bucket)
             return None
-        slot.dial_begins(began)
         bucket.dialed += 1
         found = self._open(owner, bucket)
         if isinstance(found, Failed):

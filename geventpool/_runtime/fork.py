@@ -83,6 +83,14 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     """
     if runtime.dead:
         return  # that of a thread that has ended: nothing of it runs, and its timers are gone
+    # First of all: what is closed on a loop of libuv leaves its epoll at once, and that would still
+    # be the parent's.
+    if get_ident() == runtime.ident:
+        # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll,
+        # and the first look-up of a name wait for threads that are not here.
+        fork.once(gevent.reinit, runtime.hub)
+    else:
+        runtime.loop.reinit()
     runtime.index.hangups.abandon()
     buckets = list(runtime.buckets)
     for bucket in buckets:
@@ -90,10 +98,6 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     strays = runtime.dismiss_workers()
     for bucket in buckets:
         _forget(runtime, bucket)
-    if get_ident() == runtime.ident:
-        # As gevent's own fork does.  After a raw one the hub would sleep on the parent's epoll,
-        # and the first look-up of a name wait for threads that are not here.
-        fork.once(gevent.reinit, runtime.hub)
     leave_behind(strays)
     runtime.loop.run_callback(runtime.revive)
 

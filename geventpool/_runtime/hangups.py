@@ -22,6 +22,7 @@ from gevent.hub import Hub
 __all__ = ["HangupWatcher", "peer_of"]
 
 _MOST_EVENTS = 1024
+_READ = 1  # for a watcher
 
 
 class HangupWatcher:
@@ -82,7 +83,7 @@ class HangupWatcher:
         descriptor is safe; unregistering anything from it would be felt by the parent."""
         self._tokens.clear()
         if self._epoll is not None:
-            self._watcher.stop()
+            self._watcher.close()
             self._epoll.close()
             self._epoll = self._watcher = None
 
@@ -92,8 +93,7 @@ class HangupWatcher:
             self._epoll = monkey.get_original("select", "epoll")()
         except (AttributeError, OSError):
             return False
-        loop: Any = self._hub.loop
-        self._watcher = loop.io(self._epoll.fileno(), 1, ref=False, priority=loop.MAXPRI)
+        self._watcher = _unreferenced(self._hub.loop, self._epoll.fileno())
         self._watcher.start(self.poll)
         return True
 
@@ -105,6 +105,17 @@ def peer_of(sock: Any) -> str | None:
     except (OSError, ValueError):
         return None
     return ":".join(map(str, peer[:2])) if isinstance(peer, tuple) else str(peer)
+
+
+def _unreferenced(loop: Any, fd: int) -> Any:
+    """A watcher of *fd*, where nothing else watches it, that keeps no program alive."""
+    if type(loop).__module__ != "gevent.libuv.loop":
+        return loop.io(fd, _READ, ref=False, priority=loop.MAXPRI)
+    # There loop.io() makes one handle for all that ask for a descriptor of that number, and does
+    # not heed ref.
+    from gevent.libuv.watcher import io
+
+    return io(loop, fd, _READ, ref=False)
 
 
 def _has_hung_up(fd: int) -> bool:

@@ -109,8 +109,8 @@ class MaintenanceLoop:
             if at > now:
                 self._until = at
                 # Without keeping a program alive that has nothing else to do; if it is early by
-                # our clock, it sleeps again.
-                gevent.sleep(at - now, ref=False)
+                # our clock, it sleeps again.  Of less, a loop on libuv would warn.
+                gevent.sleep(max(at - now, _BREAK), ref=False)
             else:
                 self._run_first(now)
                 gevent.sleep(0)

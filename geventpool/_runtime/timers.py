@@ -48,7 +48,9 @@ class Timer:
         self._timer.close()
 
     def _start(self, ref: bool) -> None:
-        self._timer = self._loop.timer(max(0.0, self.at - monotonic()), ref=ref)
+        # libuv counts in milliseconds, and warns of less.
+        seconds = max(self._loop.approx_timer_resolution, self.at - monotonic())
+        self._timer = self._loop.timer(seconds, ref=ref)
         self._timer.start(self._fire, update=True)
 
     def _fire(self) -> None:

@@ -45,8 +45,8 @@ class Slot:
     def __init__(self, bucket: Bucket, now: float) -> None:
         self.bucket = bucket
         self.state = CONNECTING
-        self.since = now  # dial begun, last returned, or handed out
-        self.dialed_at = now  # when the dial began
+        self.since = now  # dial asked for, last returned, or handed out
+        self.dialed_at = now  # when the dial was asked for
         self.uses = 0
         self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.waiter: Waiter | None = None  # that it was handed to, until this has run
@@ -60,10 +60,6 @@ class Slot:
         self.fast_path_until = NEVER  # the fast path may have it until then
 
     # What the runtime books
-
-    def dial_begins(self, now: float) -> None:
-        """Its dial is under way from now on, and not only wanted."""
-        self.since = now
 
     def handed_out(self, now: float) -> None:
         """A caller that did not have to wait gets it."""

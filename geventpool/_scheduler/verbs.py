@@ -215,7 +215,6 @@ class Verbs:
         bucket = slot.bucket
         if slot.state is not CONNECTING:
             return
-        slot.dialed_at = slot.since
         bucket.dials.opened(slot.since, now)
         slot.unverified = bucket.dials.failures > 0
         if bucket.max_lifetime is not None:

@@ -83,11 +83,13 @@ class Listener:
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue  # left before we came to it
-                # Out of descriptors, say.  gevent stops a watcher whose callback raises.
+                # Out of descriptors, say.  Not raised: gevent's loops differ in what they do then.
+                gevent.get_hub().handle_error(self, type(error), error, error.__traceback__)
+                self._watcher.stop()
                 self._pause.close()  # one that was over would not wait again
                 self._pause = self._loop.timer(_PAUSE)
                 self._pause.start(self._watcher.start, self._accept)
-                raise
+                return
             family = self._socket.family
             self._accepted(gevent.socket.socket(family, _socket.SOCK_STREAM, fileno=descriptor))
 

@@ -36,6 +36,7 @@ from geventpool import (
 from support.certificates import make_certificates
 from support.objects import Conn, Maker
 from support.servers import EchoServer, IdServer, Pulse, ask
+from support.waiting import until_readable
 
 # geventconnpool
 
@@ -454,7 +455,7 @@ def test_of_tls_a_goodbye_is_a_death_and_a_session_ticket_is_not(
                 assert ask(conn, "hello") == "hello"
 
             may_leave.set()
-            gevent.socket.wait_read(conn.fileno(), timeout=5)
+            until_readable(conn.fileno())
             with pool.get() as other:
                 assert other is not conn
 

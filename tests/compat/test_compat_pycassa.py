@@ -714,6 +714,7 @@ def test_nothing_warns_and_nothing_is_printed(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "libuv only supports millisecond", UserWarning)
         with make_pool(server, max_retries=0) as pool, pytest.raises(MaximumRetryException):
             pool.execute("fail", OSError("broken"))
         with closed_port() as dead, pytest.raises(AllServersUnavailable):

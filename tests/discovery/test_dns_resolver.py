@@ -33,7 +33,6 @@ import pytest
 from dns.exception import DNSException
 from gevent import monkey
 from gevent.event import Event
-from gevent.resolver.ares import Resolver as Ares
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +41,7 @@ from geventpool.discovery import DnsResolver, SrvResolver, _srv_wire, lookup_cac
 from geventpool.errors import ConnectError, NameNotFound
 from geventpool.testing import FakeClock
 from support import ROOT, TESTS
-from support.dns_server import DnsServer
+from support.dns_server import DnsServer, ares_of
 from support.waiting import until
 
 raw_fork = monkey.get_original("os", "fork")
@@ -101,14 +100,8 @@ def server() -> Iterator[DnsServer]:
 
 
 @contextmanager
-def ares_of(server: DnsServer, timeout: float) -> Iterator[Any]:
-    resolver = Ares(
-        servers=[server.host],
-        udp_port=server.port,
-        tcp_port=server.port,
-        timeout=timeout,
-        tries=1,
-    )
+def asking(server: DnsServer, timeout: float) -> Iterator[Any]:
+    resolver = ares_of(server, timeout=timeout, tries=1)
     yield resolver
     resolver.close()
     gevent.sleep(0)
@@ -116,7 +109,7 @@ def ares_of(server: DnsServer, timeout: float) -> Iterator[Any]:
 
 @pytest.fixture
 def ares(server: DnsServer) -> Iterator[Any]:
-    with ares_of(server, timeout=10) as resolver:
+    with asking(server, timeout=10) as resolver:
         yield resolver
 
 
@@ -249,7 +242,7 @@ def test_a_look_up_that_brings_nothing_says_what_was_tried(server: DnsServer, ho
         server.silent = True
 
     with (
-        ares_of(server, timeout=0.1 if how == "no answer" else 10) as ares,
+        asking(server, timeout=0.1 if how == "no answer" else 10) as ares,
         pytest.raises(NameNotFound) as caught,
     ):
         DnsResolver(resolver=ares).resolve("away.test:80")
@@ -936,7 +929,7 @@ def test_a_look_up_killed_at_any_switch_is_begun_again(
 
 
 def test_a_timeout_that_the_resolver_itself_raises_is_a_failed_look_up() -> None:
-    resolver = DnsResolver(resolver=Book(web=gevent.Timeout(1)))
+    resolver = DnsResolver(resolver=Book(web=gevent.Timeout()))
 
     with pytest.raises(NameNotFound):
         resolver.resolve("web:80")

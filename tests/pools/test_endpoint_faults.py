@@ -29,7 +29,7 @@ from geventpool.testing import FakeClock
 from support.certificates import make_certificates
 from support.objects import Conn, Maker
 from support.servers import EchoServer, IdServer, ask, closed_port
-from support.waiting import until
+from support.waiting import until, until_readable
 
 CANCELLATIONS = [GreenletExit, KeyboardInterrupt, gevent.Timeout]
 
@@ -334,7 +334,7 @@ def test_of_tls_a_close_notify_is_a_death(tmp_path: Path, version: ssl.TLSVersio
         with pool.get(server.address) as conn:
             assert ask(conn, "hello") == "hello"
         leave.set()
-        gevent.socket.wait_read(conn.fileno(), timeout=5)
+        until_readable(conn.fileno())
 
         with pool.get(server.address) as other:
             assert other is not conn

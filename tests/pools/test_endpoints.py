@@ -1019,8 +1019,7 @@ def test_of_a_thousand_endpoints_with_900_waiting_at_the_total_all_are_served(
     with EndpointPool(connect=places, max_size=1, total_max_size=100, timeout=None) as pool:
         held = [pool.acquire(endpoint) for endpoint in range(100)]
         users = [gevent.spawn(use, endpoint) for endpoint in range(100, 1000)]
-        gevent.idle()
-        assert pool.stats().waiting == 900
+        until(lambda: pool.stats().waiting == 900)
         assert len(pool.endpoints()) == 1000
         for conn in held:
             pool.release(conn)

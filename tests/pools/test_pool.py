@@ -33,6 +33,7 @@ from geventpool import (
 from geventpool.testing import FakeClock
 from support.objects import Conn, Maker
 from support.servers import EchoServer, closed_port
+from support.waiting import until_readable
 
 SOON = Backoff(first=0.005, longest=0.005)
 
@@ -314,6 +315,7 @@ def test_one_deadline_covers_the_wait_and_the_check(maker):
     pool = PingPool(maker, 1, check_after=0, keepalive_timeout=30)
     fill_and_idle(pool)
     pool.ping = lambda conn: gevent.sleep(30)
+    maker.slow = True  # else a new one might be there in the last moment
     began = time.monotonic()
 
     with pytest.raises(PoolTimeout):
@@ -321,6 +323,7 @@ def test_one_deadline_covers_the_wait_and_the_check(maker):
 
     assert 0.04 < time.monotonic() - began < 5
     assert pool.stats().timed_out == 1
+    pool.close()
 
 
 # max_waiting
@@ -673,7 +676,7 @@ def test_without_fail_fast_a_failed_dial_is_only_the_cause_of_a_timeout(maker):
 
 
 def test_fail_fast_wraps_what_is_no_exception(maker):
-    maker.error = gevent.Timeout(1)
+    maker.error = gevent.Timeout()
     pool = ConnectionPool(1, connect=maker, fail_fast=True)
 
     with pytest.raises(ConnectError) as raised:
@@ -1158,7 +1161,7 @@ def socket_pool(**kwargs: Any) -> Iterator[tuple[EchoServer, ConnectionPool[Any]
 
 
 def await_readable(sock: Any) -> None:
-    gevent.socket.wait_read(sock.fileno(), timeout=10)
+    until_readable(sock.fileno())
 
 
 def test_unread_bytes_are_seen_at_release_if_an_exception_left_the_with():

@@ -919,6 +919,7 @@ def test_connections_expire_when_the_clock_jumps(echo_server: EchoServer) -> Non
             clock.advance(101)
             echo_server.wait_opened(6)
             echo_server.wait_open(3)
+            pool.fill()
 
             assert pool.stats().closed[Reason.EXPIRED] == 3
             clock.advance(3700)  # and once more: the reaper goes on

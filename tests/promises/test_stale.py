@@ -19,7 +19,7 @@ from geventpool import Backoff, ConnectionPool, PoolListener, PoolTimeout, Reaso
 from geventpool.events import PeerClosed
 from geventpool.testing import ChaosProxy
 from support.servers import EchoServer, IdServer, Pulse, ask
-from support.waiting import until
+from support.waiting import until, until_readable
 
 HANG_UPS = pytest.mark.parametrize("hang_up", [EchoServer.fin_all, EchoServer.rst_all])
 AWAY = 3.0  # seconds of an outage
@@ -417,6 +417,32 @@ def test_a_server_that_accepts_and_closes_at_once_is_not_dialed_in_a_storm_under
             assert dialed <= 3 * most_dials(ran)  # three per step of the back-off
 
 
+@pytest.mark.slow
+def test_a_server_that_closes_during_the_dial_is_not_dialed_in_a_storm_under_load() -> None:
+    """The next dials are asked for as the one before has succeeded, and begin as it has died."""
+
+    def connect() -> Any:
+        ours, theirs = gevent.socket.socketpair()
+        gevent.sleep(0)
+        theirs.close()
+        return ours
+
+    def run() -> None:
+        while True:
+            try:
+                _raise(pool)
+            except (OSError, PoolTimeout):
+                pass
+
+    with ConnectionPool(10, connect=connect) as pool:
+        began = monotonic()
+        clients = [gevent.spawn(run) for _ in range(2)]
+        gevent.sleep(1.0)
+        gevent.killall(clients)
+
+        assert pool.stats().dialed <= 3 * most_dials(monotonic() - began)
+
+
 def test_a_server_that_closes_after_each_answer_is_not_slowed_down() -> None:
     """As HTTP/1.0 does: a connection that was used in good order is no sign of an outage."""
 
@@ -582,7 +608,7 @@ def test_half_of_a_dribbled_answer_is_for_no_other(proxy: ChaosProxy) -> None:
             conn.sendall(b"a long question\n")
             assert conn.recv(2)
             raise LookupError  # none of exc_classes: it goes back, unless it is seen to be dirty
-        gevent.socket.wait_read(conn.fileno(), timeout=10)
+        until_readable(conn.fileno())
         proxy.normal()
         with pool.get() as other:
             assert ask(other, "hello") == "hello"

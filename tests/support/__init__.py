@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ROOT", "TESTS"]
+import gevent
+
+__all__ = ["LIBUV", "ROOT", "TESTS"]
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
+#: Whether gevent runs on libuv, ``GEVENT_LOOP=libuv``, and not on libev.
+LIBUV = "libuv" in gevent.config.loop.__module__

@@ -28,10 +28,13 @@ import gevent.pool
 import gevent.server
 from gevent.event import Event
 from gevent.fileobject import FileObject
+from gevent.resolver.ares import Resolver
 
 from geventpool.testing.ports import anywhere
 
-__all__ = ["DnsServer", "Query"]
+__all__ = ["DnsServer", "Query", "ares_of"]
+
+_never_collected: list[Any] = []
 
 
 class Query(NamedTuple):
@@ -243,6 +246,16 @@ class _Datagrams(gevent.server.DatagramServer):
             self.sendto(data, client)
         except OSError:
             pass  # who asked has gone
+
+
+def ares_of(server: DnsServer, **settings: Any) -> Any:
+    """A resolver of gevent, the one on c-ares, that asks *server*.  Close it afterwards."""
+    resolver = Resolver(
+        servers=[server.host], udp_port=server.port, tcp_port=server.port, **settings
+    )
+    # gevent does not close its watchers, and libuv would write to them once they were collected.
+    _never_collected.append((resolver.cares, resolver.fork_watcher))
+    return resolver
 
 
 def main(records: list[str]) -> None:

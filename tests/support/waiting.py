@@ -9,9 +9,13 @@ import time
 from collections.abc import Callable
 
 import gevent
+import gevent.socket
 import pytest
+from gevent import monkey
 
-__all__ = ["until"]
+__all__ = ["until", "until_readable"]
+
+raw_select = monkey.get_original("select", "select")
 
 
 def until(
@@ -24,3 +28,10 @@ def until(
         if time.monotonic() >= deadline:
             pytest.fail(f"waited {seconds:g} s in vain for {wanted}")
         gevent.sleep(0.001)
+
+
+def until_readable(fd: int, seconds: float = 30.0) -> None:
+    """Wait until there is something to read from *fd*, or its end."""
+    # On gevent's libuv loop wait_read() may return at once: for what was read just before.
+    while not raw_select([fd], [], [], 0)[0]:
+        gevent.socket.wait_read(fd, timeout=seconds)
