@@ -6,6 +6,7 @@ What a pool can find out of a connection that is no socket, it finds out by what
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import socket as stdlib_socket
@@ -25,6 +26,7 @@ from gevent.monkey import get_original
 from gevent.pool import Pool as Group
 
 from geventpool import ConnectionPool, EndpointPool, Reason, SocketFactory
+from support.certificates import Certificates
 from support.drivers import CLIENTS, close
 from support.kinds import MakePool
 from support.objects import Maker
@@ -348,8 +350,12 @@ def test_a_keepalive_does_not_take_a_late_reply_for_its_own() -> None:
             assert conn not in asked
 
 
-def test_a_greeting_over_tls_is_left_whole_to_the_first_caller(contexts: Any) -> None:
-    theirs, ours = contexts
+def test_a_greeting_over_tls_is_left_whole_to_the_first_caller(
+    contexts: Any, certificates: Certificates
+) -> None:
+    theirs, _ = contexts
+    ours = gevent.ssl.create_default_context(cafile=str(certificates.authority))
+    ours.maximum_version = ssl.TLSVersion.TLSv1_2  # so that what is readable is the greeting
 
     class Greeting(EchoServer):
         def serve(self, sock: Any) -> None:
@@ -362,7 +368,6 @@ def test_a_greeting_over_tls_is_left_whole_to_the_first_caller(contexts: Any) ->
             pool.fill()
             (conn,) = pool._idle_connections()
             arrived(conn.fileno())
-            gevent.sleep(0.02)  # TLS 1.3 has sent its session tickets first
 
             with pool.get() as conn:
                 assert isinstance(conn, ssl.SSLSocket | gevent.ssl.SSLSocket)
@@ -615,6 +620,21 @@ def test_one_from_after_that_counts_though_another_was_being_handled(
         except Trouble:
             conn = release_in_finally(pool, ConnectionResetError())
         assert pool.stats().closed[Reason.ERROR] == 21
+
+
+def test_a_copy_of_the_one_from_before_is_another_exception(maker: Maker) -> None:
+    with ConnectionPool(1, connect=maker) as pool:
+        try:
+            raise ConnectionResetError("of another connection")
+        except OSError as error:
+            conn = pool.acquire()
+            again = copy.copy(error)
+        with pytest.raises(OSError):
+            try:
+                raise again
+            finally:
+                pool.release(conn)
+        assert pool.stats().closed[Reason.ERROR] == 1
 
 
 def test_an_exception_that_was_dealt_with_does_not_count(maker: Maker) -> None:
