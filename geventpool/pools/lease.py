@@ -66,7 +66,8 @@ class Lease(Generic[C]):
         bucket = self._bucket
         idle = bucket._idle
         if idle and bucket.fast_path_open == get_ident() and not bucket.scheduler.busy:
-            slot: Any = bucket.pop_idle()
+            pop = bucket.pop_idle
+            slot: Any = pop()
             conn: C = slot.conn
             try:
                 now = monotonic()
@@ -136,7 +137,8 @@ class Lease(Generic[C]):
                     if bucket.fast_path_open and not bucket.scheduler.busy:
                         slot.state = IDLE
                         slot.since = now
-                        bucket.push_idle(slot)
+                        push = bucket.push_idle
+                        push(slot)
                     else:
                         slot.holder = None
                         bucket.scheduler.release(slot, now)
