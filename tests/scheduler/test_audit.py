@@ -470,6 +470,7 @@ def settle(pool: Any) -> None:
     gevent.sleep(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RecursionError, MemoryError])
 @pytest.mark.parametrize(
     ("make", "use"),
@@ -620,6 +621,7 @@ def crowd_at_a_full_total() -> tuple[Any, Any, list[Any]]:
     return pool, mine, waiting
 
 
+@pytest.mark.slow
 def test_the_collector_may_end_a_generator_at_any_line_of_the_scheduler() -> None:
     at = 0
     gc.collect()
