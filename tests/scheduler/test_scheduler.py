@@ -1231,6 +1231,19 @@ def test_a_slot_that_the_fast_path_does_not_want_goes_back_to_where_it_came_from
     assert list(bucket.idle_slots()) == before
 
 
+def test_a_slot_that_the_fast_path_took_is_idle_since_it_came_back_unused(world: World) -> None:
+    bucket = world.full(1)
+    world.now += 5
+    slot = bucket.pop_idle()
+    slot.state = IN_USE
+    slot.handed_out(world.now)
+    world.now += 1
+
+    world.scheduler.return_unused(slot, world.now)
+
+    assert (slot.state, slot.since, slot.uses) == (IDLE, world.now, 0)
+
+
 # After a fork
 
 
