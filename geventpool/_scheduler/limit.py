@@ -118,7 +118,7 @@ class Limit:
         if slot not in self._lru:
             self._lru.put(slot, slot.since)
         # Keys are put right as they come first: two here for each that may have become wrong, so
-        # that whoever asks for the longest idle finds little to do.
+        # that a search for the longest idle finds little to do.
         elif not self._first_is_right():
             self._first_is_right()
 

@@ -1,10 +1,10 @@
 """The one hook of the package for forks: in a forked child it calls all that have asked for it.
 
-Nothing here knows gevent: what is to happen once in each child, whoever asks for it, goes by
+Nothing here knows gevent: what is to happen once in each child, for all of the package, goes by
 ``Fork.once``.
 
 A fork that C code makes, as a server does that embeds Python, runs no hook of Python's.  The kernel
-wipes a page of memory in each child, whoever forks: ``unseen()`` looks at it, at the price of a
+wipes a page of memory in each child, whatever forks: ``unseen()`` looks at it, at the price of a
 subscript, and ``catch_up()`` does what the hook would have done.
 """
 

@@ -1,4 +1,4 @@
-"""How long no dial to a server begins after those that failed, whoever had it dialed.
+"""How long no dial to a server begins after those that failed, for any of its endpoints.
 
 A bucket of the pool comes and goes with its callers, and several may lead to one address; what is
 known of the failed dials stays.

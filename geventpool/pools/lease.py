@@ -205,7 +205,7 @@ class LocalLease(Lease[C]):
             return shared.lease._conn
         conn = super().__enter__()
         self._shared = leases[key] = SharedConnection(self)
-        self._leases = leases  # those of the greenlet that entered it, whoever leaves it
+        self._leases = leases  # those of the greenlet that entered it, in whichever it is left
         return conn
 
     def __exit__(

@@ -207,7 +207,7 @@ class _ForeignProbe(_SocketProbe):
 
 
 class _TLSProbe(_SocketProbe):
-    """The same of TLS, whoever's it is."""
+    """The same of a TLS socket."""
 
     __slots__ = ("verdict",)
     verdict: str | None  # kept: what a probe has read, the next one would not find

@@ -1,4 +1,4 @@
-"""A Thrift client, whoever made it: its server, its socket, its end."""
+"""A Thrift client, made by any face: its server, its socket, its end."""
 
 from __future__ import annotations
 
