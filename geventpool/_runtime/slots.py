@@ -23,6 +23,7 @@ __all__ = [
     "hold_of",
     "is_held",
     "is_quiet",
+    "is_quiet_again",
 ]
 
 
@@ -92,6 +93,14 @@ def is_quiet(slot: ConnectionSlot) -> bool:
     greeting may lie unread on it, and stays there."""
     try:
         return slot.uses > 0 and not slot.why_unusable(slot.conn)
+    except Exception:
+        return False
+
+
+def is_quiet_again(slot: ConnectionSlot, conn: Any) -> bool:
+    """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
+    try:
+        return bool(slot.fds) and not slot.why_unusable(conn)
     except Exception:
         return False
 

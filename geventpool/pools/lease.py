@@ -13,7 +13,14 @@ from weakref import proxy
 
 from gevent import getcurrent
 
-from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held, is_quiet
+from geventpool._runtime.slots import (
+    ConnectionSlot,
+    Hold,
+    PoolBucket,
+    is_held,
+    is_quiet,
+    is_quiet_again,
+)
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER
@@ -126,7 +133,7 @@ class Lease(Generic[C]):
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == get_ident()
-                    and not slot.looks_on_return
+                    and (not slot.looks_on_return or is_quiet_again(slot, self._conn))
                 ):
                     used = now - slot.since
                     bucket.use_count += 1
