@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gevent
 from gevent import GreenletExit, getcurrent
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Dialer"]
 
 
-class Opened(NamedTuple):
-    """A connection, and how it is to be watched."""
-
-    conn: Any
-    descriptor: Descriptor
-    trouble: Exception | None  # what the hook raised that was asked for the descriptor
+#: A connection, how it is to be watched, and what the hook raised that was asked for that.
+Opened: TypeAlias = tuple[Any, Descriptor, "Exception | None"]
+_UNWATCHED = Descriptor()
 
 
 class Failed(NamedTuple):
@@ -93,18 +90,16 @@ class Dialer:
 
     def _open(self, owner: PoolHooks, bucket: PoolBucket) -> Opened | Failed:
         """Call all the hooks of a dial: whatever they do, it is one of the two."""
-        conn = trouble = None
-        descriptor = Descriptor()
+        conn = None
         timer = gevent.Timeout.start_new(owner.connect_timeout)
         try:
             conn = owner._new_connection(*bucket.key)
             if conn is None:
                 raise ConnectError(f"pool {bucket.name!r}: _new_connection returned None")
             try:
-                descriptor = describe(owner, bucket, conn)
-            except Exception as exc:
-                trouble = exc
-            return Opened(conn, descriptor, trouble)
+                return conn, describe(owner, bucket, conn), None
+            except Exception as trouble:
+                return conn, _UNWATCHED, trouble
         except BaseException as exc:
             return Failed(exc, exc is timer, conn)
         finally:
@@ -116,24 +111,26 @@ class Dialer:
         bucket, now = slot.bucket, monotonic()
         seconds = now - began
         bucket.count_connect(seconds)
-        self._index.register(owner, slot, found.conn, found.descriptor)
+        conn, descriptor, trouble = found
+        self._index.register(owner, slot, conn, descriptor)
         self.workers.polling = 1  # this greenlet dials the next one itself
         try:
             self._scheduler.opened(slot, now)
         finally:
             self.workers.polling = 0
         self._runtime.changed(bucket)
-        if found.trouble is None and not owner.listening and not bucket.recycled:
+        if trouble is None and not owner.listening and not bucket.recycled:
             return None
         return partial(self._say_opened, owner, bucket, found, seconds)
 
     def _say_opened(
         self, owner: PoolHooks, bucket: PoolBucket, found: Opened, seconds: float
     ) -> None:
-        conn, endpoint = found.conn, bucket.endpoint
+        conn, _, trouble = found
+        endpoint = bucket.endpoint
         old = bucket.recycled.popleft() if bucket.recycled else None
-        if found.trouble is not None:
-            self._notifier.log(owner, logging.WARNING, "_fileno raised %r", found.trouble)
+        if trouble is not None:
+            self._notifier.log(owner, logging.WARNING, "_fileno raised %r", trouble)
         if "connection_created" in owner.listening:
             created = events.ConnectionCreated(owner, conn, seconds, endpoint=endpoint)
             self._notifier.notify(owner, "connection_created", created)
