@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gevent
 from gevent import GreenletExit, getcurrent
@@ -34,13 +34,9 @@ _BLIND = (
     " (None: nothing does), or _is_alive(conn)"
 )
 
-
-class Opened(NamedTuple):
-    """A connection, and how it is to be watched."""
-
-    conn: Any
-    carrier: Carrier
-    trouble: Exception | None  # what the hook raised that was asked what carries the bytes
+#: A connection, how it is to be watched, and what the hook raised that was asked for that.
+Opened: TypeAlias = tuple[Any, Carrier, "Exception | None"]
+_UNWATCHED = Carrier()
 
 
 class Failed(NamedTuple):
@@ -99,18 +95,16 @@ class Dialer:
 
     def _open(self, owner: PoolHooks, bucket: PoolBucket) -> Opened | Failed:
         """Call all the hooks of a dial: whatever they do, it is one of the two."""
-        conn = trouble = None
-        carrier = Carrier()
+        conn = None
         timer = gevent.Timeout.start_new(owner.connect_timeout)
         try:
             conn = owner._new_connection(*bucket.key)
             if conn is None:
                 raise ConnectError(f"pool {bucket.name!r}: _new_connection returned None")
             try:
-                carrier = describe(owner, bucket, conn)
-            except Exception as exc:
-                trouble = exc
-            return Opened(conn, carrier, trouble)
+                return conn, describe(owner, bucket, conn), None
+            except Exception as trouble:
+                return conn, _UNWATCHED, trouble
         except BaseException as exc:
             return Failed(exc, exc is timer, conn)
         finally:
@@ -122,26 +116,28 @@ class Dialer:
         bucket, now = slot.bucket, monotonic()
         seconds = now - began
         bucket.count_connect(seconds)
-        self._index.register(owner, slot, found.conn, found.carrier)
+        conn, carrier, trouble = found
+        self._index.register(owner, slot, conn, carrier)
         self.workers.polling = 1  # this greenlet dials the next one itself
         try:
             self._scheduler.opened(slot, now)
         finally:
             self.workers.polling = 0
         self._runtime.changed(bucket)
-        hint = found.trouble is None and owner._should_hint(found.carrier.probe)
-        if not (found.trouble or hint or owner.listening or bucket.recycled):
+        hint = trouble is None and owner._should_hint(carrier.probe)
+        if not (trouble or hint or owner.listening or bucket.recycled):
             return None
         return partial(self._say_opened, owner, bucket, found, seconds, hint)
 
     def _say_opened(
         self, owner: PoolHooks, bucket: PoolBucket, found: Opened, seconds: float, hint: bool
     ) -> None:
-        conn, endpoint = found.conn, bucket.endpoint
+        conn, _, trouble = found
+        endpoint = bucket.endpoint
         old = bucket.recycled.popleft() if bucket.recycled else None
-        if found.trouble is not None:
+        if trouble is not None:
             text = f"{owner.socket_hook} raised %r"
-            self._notifier.log(owner, logging.WARNING, text, found.trouble)
+            self._notifier.log(owner, logging.WARNING, text, trouble)
         if hint:
             self._notifier.log(owner, logging.WARNING, _BLIND, type(conn).__name__)
         if "connection_created" in owner.listening:

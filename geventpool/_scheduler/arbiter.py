@@ -216,8 +216,9 @@ class Arbiter:
         """Dial what *bucket* lacks to its minimum, with places no waiter could use."""
         wanted = min(bucket.dials.width, bucket.missing)
         barrier = None
-        if bucket.connecting < wanted and now >= bucket.retry_at:
-            while bucket.connecting < wanted and not bucket.own.full:
+        if bucket.connecting < wanted and now >= bucket.dials.retry_at:
+            own = bucket.own
+            while bucket.connecting < wanted and own.used < own._maximum:
                 for limit in bucket.shared:
                     if limit.reserved:
                         barrier = limit

@@ -198,8 +198,8 @@ class Bucket:
         # and shuts it.
         self.fast_path_thread = 0
         self.fast_path_open = 0
-        # The fast path takes nothing that was idle longer (seconds)
-        self.fast_path_max_idle = NEVER
+        # The fast path takes nothing that was idle longer (seconds; None: however long)
+        self.fast_path_max_idle: float | None = None
         # Bound once: a method of a subclass of deque takes twice as long to find at each call.
         self.pop_idle: Callable[[], Any] = self._idle.pop if self.lifo else self._idle.popleft
         self.push_idle: Callable[[Any], None] = self._idle.append
@@ -336,9 +336,10 @@ class Bucket:
 
     # What the pool and the runtime set
 
-    def allow_fast_path(self, thread: int, max_idle: float = NEVER) -> None:
+    def allow_fast_path(self, thread: int, max_idle: float | None = None) -> None:
         """Let callers of *thread* (0: of none) have what was idle for less than *max_idle* seconds
-        without asking the scheduler, when it opens the fast path; it is shut for now."""
+        (None: no bound) without asking the scheduler, when it opens the fast path; it is shut for
+        now."""
         self.fast_path_thread, self.fast_path_max_idle = thread, max_idle
         self.fast_path_open = 0
 

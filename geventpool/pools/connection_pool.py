@@ -10,7 +10,6 @@ from geventpool import sockets
 from geventpool._runtime.introspection import holders
 from geventpool._runtime.slots import PoolBucket
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.state import NEVER
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
@@ -146,10 +145,7 @@ class ConnectionPool(BasePool[C]):
         plain = not (track or self.has_is_alive or self.has_reset or max_uses is not None)
         bucket.allow_fast_path(
             self._runtime.ident if plain and not self.listening else 0,
-            min(
-                NEVER if idle_timeout is None else idle_timeout,
-                NEVER if check_after is None else check_after,
-            ),
+            min((each for each in (idle_timeout, check_after) if each is not None), default=None),
         )
         self._runtime.add(bucket)
         self._bucket: PoolBucket = bucket
@@ -197,13 +193,13 @@ class ConnectionPool(BasePool[C]):
 
     def get(self, timeout: float | None = DEFAULT) -> Lease[C]:
         """A connection for the length of a ``with``; waits on entering it, see ``acquire``."""
-        if timeout is not DEFAULT:
-            check_seconds("timeout", timeout, zero=True)
         make = self._lease
         lease = make()
         lease._pool = self
         lease._bucket = self._bucket
-        lease._timeout = timeout
+        if timeout is not DEFAULT:
+            check_seconds("timeout", timeout, zero=True)
+            lease._timeout = timeout
         return lease
 
     def acquire(self, timeout: float | None = DEFAULT) -> C:

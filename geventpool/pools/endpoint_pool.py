@@ -157,12 +157,12 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     def get(self, endpoint: E, timeout: float | None = DEFAULT) -> Lease[C]:
         """A connection to *endpoint* for the length of a ``with``; see ``acquire``."""
-        if timeout is not DEFAULT:
-            check_seconds("timeout", timeout, zero=True)
         lease: Any = self._lease()
         lease._pool = self
         lease._endpoint = endpoint
-        lease._timeout = timeout
+        if timeout is not DEFAULT:
+            check_seconds("timeout", timeout, zero=True)
+            lease._timeout = timeout
         return lease  # type: ignore[no-any-return]
 
     def acquire(self, endpoint: E, timeout: float | None = DEFAULT) -> C:

@@ -23,7 +23,7 @@ from geventpool._runtime.slots import (
 )
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
-from geventpool._scheduler.state import IDLE, IN_USE, NEVER
+from geventpool._scheduler.state import IDLE, IN_USE
 from geventpool.events import Reason
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Lease(Generic[C]):
     _bucket: PoolBucket
     _pool: BasePool[C]
     _slot: ConnectionSlot
-    _timeout: float | None
+    _timeout: float | None  # not set: the pool's own
 
     def __enter__(self) -> C:
         # The fast path: something is idle and no waiter could use it (the scheduler keeps
@@ -81,7 +81,7 @@ class Lease(Generic[C]):
                 if (
                     now < slot.fast_path_until
                     and (
-                        bucket.fast_path_max_idle is NEVER
+                        bucket.fast_path_max_idle is None
                         or now - slot.since < bucket.fast_path_max_idle
                     )
                     and (slot.why_unusable is None or is_quiet(slot))
@@ -105,9 +105,8 @@ class Lease(Generic[C]):
                 raise
             bucket.scheduler.put_back(slot)
         assert_not_entered(self)
-        pool, timeout = self._pool, self._timeout
-        if timeout is DEFAULT:
-            timeout = pool.timeout
+        pool = self._pool
+        timeout = getattr(self, "_timeout", pool.timeout)
         self._bucket = ENTERED  # also while it waits
         try:
             (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)

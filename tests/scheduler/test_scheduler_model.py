@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
         )
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
-        bucket.fast_path_max_idle = math.inf if bucket.idle_timeout is None else bucket.idle_timeout
+        bucket.fast_path_max_idle = bucket.idle_timeout
         fits = all(
             bucket.min_size + sum(b.min_size for b in self._open() if limit in b.shared)
             <= limit.maximum
@@ -295,9 +295,9 @@ class Machine(RuleBasedStateMachine):
             return
         if bucket.fast_path_open == THREAD and bucket._idle:
             slot = bucket.pop_idle()
-            if (
-                self.now < slot.fast_path_until
-                and self.now - slot.since < bucket.fast_path_max_idle
+            max_idle = bucket.fast_path_max_idle
+            if self.now < slot.fast_path_until and (
+                max_idle is None or self.now - slot.since < max_idle
             ):
                 fit_for_hand_out(slot, self.now)
                 slot.state = IN_USE
