@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from geventpool._runtime.fork import identity_of
 from geventpool._runtime.hangups import HangupWatcher
@@ -13,15 +13,13 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool.errors import NotInUse
 
-__all__ = ["ConnectionIndex", "Descriptor", "describe"]
+__all__ = ["UNWATCHED", "ConnectionIndex", "Descriptor", "describe"]
 
 
-class Descriptor(NamedTuple):
-    """What the hooks say of a connection that carries its bytes through a descriptor."""
-
-    fd: int | None = None
-    identity: tuple[int, int] | None = None  # of the file, if it is no socket
-    why_unusable: Callable[[], object] | None = None
+#: What the hooks say of a connection that carries its bytes through a descriptor: that, the
+#: identity of the file, if it is no socket, and what says why it is unusable.
+Descriptor: TypeAlias = "tuple[int | None, tuple[int, int] | None, Callable[[], object] | None]"
+UNWATCHED: Descriptor = None, None, None
 
 
 def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Descriptor:
@@ -30,7 +28,7 @@ def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Descriptor:
     if fd is not None and not (isinstance(fd, int) and fd >= 0):
         raise ValueError(f"no file descriptor: {fd!r}")
     identity = None if fd is None or owner._is_socket(conn) else identity_of(fd)
-    return Descriptor(fd, identity, None if owner.has_is_alive else owner._make_probe(conn))
+    return fd, identity, None if owner.has_is_alive else owner._make_probe(conn)
 
 
 class ConnectionIndex:

@@ -13,7 +13,7 @@ from gevent import GreenletExit, getcurrent
 
 from geventpool import events
 from geventpool._runtime.closer import Closer
-from geventpool._runtime.connections import ConnectionIndex, Descriptor, describe
+from geventpool._runtime.connections import UNWATCHED, ConnectionIndex, Descriptor, describe
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
@@ -30,7 +30,6 @@ __all__ = ["Dialer"]
 
 #: A connection, how it is to be watched, and what the hook raised that was asked for that.
 Opened: TypeAlias = tuple[Any, Descriptor, "Exception | None"]
-_UNWATCHED = Descriptor()
 
 
 class Failed(NamedTuple):
@@ -99,7 +98,7 @@ class Dialer:
             try:
                 return conn, describe(owner, bucket, conn), None
             except Exception as trouble:
-                return conn, _UNWATCHED, trouble
+                return conn, UNWATCHED, trouble
         except BaseException as exc:
             return Failed(exc, exc is timer, conn)
         finally:
