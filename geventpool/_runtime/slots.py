@@ -47,7 +47,7 @@ class ConnectionSlot(Slot):
     bucket: PoolBucket
 
     def __init__(self, bucket: Bucket, now: float) -> None:
-        super().__init__(bucket, now)
+        Slot.__init__(self, bucket, now)  # super() takes longer
         # The connection, while the pool has it.  While a caller has it the slot must not keep it
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None

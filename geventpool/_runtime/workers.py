@@ -15,7 +15,7 @@ from geventpool._util.forks import catch_up, unseen
 __all__ = ["Worker", "WorkerGroup", "leave_behind"]
 
 
-_switch = gevent.Greenlet.switch  # super(), at each wake-up, takes twice as long
+_switch = gevent.Greenlet.switch  # at each wake-up, super() takes longer
 
 
 class Worker(gevent.Greenlet):  # type: ignore[type-arg]  # no generic at run time

@@ -51,7 +51,7 @@ class Arbiter:
         then are minimums refilled, and only with places that no waiter could use: refilled first,
         they starve a waiter for ever.
         """
-        touched: Touched = dict.fromkeys(bucket.shared)
+        touched: Touched = dict.fromkeys(bucket.shared) if bucket.shared else {}
         if bucket.retiring:
             self._retire_due(bucket, now)
         if bucket.waiters or bucket.shared or bucket.coming:
