@@ -75,7 +75,8 @@ class Desk:
         if listening and timeout != 0 and bucket.own.full:
             self._say_at_max(owner, bucket)
         deadline = None if timeout is None else began + timeout
-        ticket, requeued = self._scheduler.next_ticket(), False
+        draw = self._scheduler.next_ticket
+        ticket, requeued = draw(), False
         while True:
             slot: Any = None
             if bucket._idle and not bucket.waiters:

@@ -210,7 +210,8 @@ class Scheduler:
             return
         try:
             self.busy = AT_WORK
-            self._enqueue(waiter, now, requeued)
+            enqueue = self._enqueue
+            enqueue(waiter, now, requeued)
             self.busy = FREE
         except BaseException:
             self.busy = CUT_SHORT
@@ -259,7 +260,8 @@ class Scheduler:
             slot.uses += 1
             slot.waiter = waiter
             waiter.slot = slot
-            waiter.wake_handle = self._wake(waiter.callback, waiter)
+            wake = self._wake  # a field, and no method: so it is found sooner
+            waiter.wake_handle = wake(waiter.callback, waiter)
             del waiters[waiter]
             if not waiters:
                 waiters.ended()
