@@ -167,12 +167,12 @@ def test_an_audit_finds_nothing_in_books_that_are_right(world: World) -> None:
 
 def test_an_audit_finds_nothing_wrong_with_slots_in_every_state(world: World) -> None:
     limit = Limit(9)
-    bucket = world.full(4, limits=(limit,))
+    bucket = world.full(5, limits=(limit,))
     world.checkout(bucket)
     world.discard(world.checkout(bucket))
     world.now += 5
     world.scheduler.start_checks(bucket, 5.0, world.now)
-    world.scheduler.resize(bucket, 5, 5, world.now)
+    world.scheduler.resize(bucket, 6, 6, world.now)
     states = {slot.state for slot in bucket.slots}
     assert states == {CONNECTING, IDLE, IN_USE, CHECKING, CLOSING}
     counts = bucket.open, bucket.connecting, bucket.checking, bucket.closing

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from geventpool._scheduler.dial_window import DialWindow
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Slot, Waiter
 from geventpool._scheduler.scheduler import Scheduler
@@ -1242,6 +1243,84 @@ def test_a_slot_that_the_fast_path_took_is_idle_since_it_came_back_unused(world:
     world.scheduler.return_unused(slot, world.now)
 
     assert (slot.state, slot.since, slot.uses) == (IDLE, world.now, 0)
+
+
+def test_what_was_handed_over_on_return_and_comes_back_unused_is_idle_since_then(
+    world: World,
+) -> None:
+    bucket = world.full(1, max_uses=9)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.release(slot)
+    assert waiter.slot is slot
+
+    world.scheduler.cancel(waiter, world.now)
+
+    assert (slot.state, slot.since) == (IDLE, world.now)
+
+
+def test_the_reaper_leaves_the_idle_of_a_fixed_pool_until_they_are_idle_too_long(
+    world: World,
+) -> None:
+    bucket = world.full(2, idle_timeout=5.0)
+    world.now += 3
+
+    assert world.scheduler.reap(bucket, world.now) == world.now + 2
+    assert not bucket.retiring
+    assert not world.notes.reasons
+    world.now += 2
+    world.scheduler.reap(bucket, world.now)
+    assert world.notes.reasons == [Reason.IDLE]
+
+
+def test_each_reason_is_counted_from_one(world: World) -> None:
+    bucket = world.full(3)
+
+    world.discard(world.checkout(bucket))
+    assert bucket.reasons == {Reason.DISCARDED: 1}
+    world.discard(world.checkout(bucket))
+    assert bucket.reasons == {Reason.DISCARDED: 2}
+
+
+def test_a_new_overflow_counts_in_the_maximum(world: World) -> None:
+    bucket = world.bucket(1)
+
+    world.scheduler.resize(bucket, 4, 0, world.now, 3)
+
+    assert bucket.own.maximum == 7
+
+
+def test_unserved_are_those_for_which_no_dial_is_under_way(world: World) -> None:
+    bucket = world.bucket(5)
+    for _ in range(3):
+        world.enqueue(bucket)
+
+    assert (bucket.connecting, bucket.unserved) == (1, 2)
+
+
+def test_resized_below_what_is_open_no_place_that_comes_free_is_claimed(world: World) -> None:
+    bucket = world.full(3)
+    slots = [world.checkout(bucket) for _ in range(3)]
+    world.enqueue(bucket)
+    world.discard(slots[0])
+    assert bucket.coming == 1
+
+    world.scheduler.resize(bucket, 1, 0, world.now)
+
+    assert (bucket.coming, bucket.own._coming) == (0, 0)
+
+
+@pytest.mark.parametrize(("seconds", "failures"), [(8.0, 2), (8.5, 1)])
+def test_an_outage_is_a_new_one_when_the_server_was_well_for_longer_than_the_longest_pause(
+    seconds: float, failures: int
+) -> None:
+    window = DialWindow(4, Backoff(first=1.0, longest=8.0, jitter=0.0))
+    window.failed(100.0, 100.0)
+    window.opened(101.0, 101.0)
+
+    window.failed(101.0 + seconds, 101.0 + seconds)
+
+    assert window.failures == failures
 
 
 # After a fork
