@@ -104,7 +104,8 @@ class Lease(Generic[C]):
                 idle.appendleft(slot)
                 raise
             bucket.scheduler.put_back(slot)
-        assert_not_entered(self)
+        if bucket is ENTERED:
+            assert_not_entered(self)
         pool = self._pool
         timeout = getattr(self, "_timeout", pool.timeout)
         self._bucket = ENTERED  # also while it waits
