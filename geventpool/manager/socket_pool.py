@@ -290,9 +290,10 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     # Buckets
 
     def _acquire(self, endpoint: Endpoint, timeout: float | None) -> tuple[Any, Any]:
-        # A bucket knows its own back-off; one that is new has to be told.
-        if self._bucket_of(endpoint) is None:
+        standing = self._standing(endpoint)
+        if not (standing.open or standing.connecting):
             self._cancel_left(endpoint)  # for a dial that never began
+            # A bucket knows the pause after its own dials, not that after others to the server.
             failed_dials = self._failed_dials.get(self.servers[endpoint.address])
             if failed_dials is not None and monotonic() < failed_dials.retry_at:
                 raise _refusal(endpoint, failed_dials)
