@@ -19,9 +19,14 @@ from geventpool.errors import (
     NotInUse,
     OutOfSockets,
     PoolClosed,
+    PoolDeadlock,
+    PoolDown,
     PoolError,
     PoolFull,
+    PoolOverloaded,
     PoolTimeout,
+    PoolUnavailable,
+    Verdict,
     WrongHub,
 )
 from geventpool.events import Duration, Holder, PoolListener, PoolStats, Reason
@@ -83,8 +88,13 @@ __all__ = [
     "NotInUse",
     "OutOfSockets",
     "PoolClosed",
+    "PoolDeadlock",
+    "PoolDown",
     "PoolError",
     "PoolFull",
+    "PoolOverloaded",
     "PoolTimeout",
+    "PoolUnavailable",
+    "Verdict",
     "WrongHub",
 ]

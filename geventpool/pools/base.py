@@ -23,7 +23,7 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.errors import mark_of
-from geventpool.errors import PoolError
+from geventpool.errors import PoolError, Verdict
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
@@ -205,6 +205,15 @@ class BasePool(PoolExtension[C]):
         if not found:
             raise TypeError(f"listeners: {listener!r} has none of the methods of PoolListener")
 
+    # A hook that needs no endpoint
+
+    def _classify_error(self, error: Exception) -> Verdict:
+        """What *error*, which leaves a ``with``, says.  Must not switch.
+
+        By default BROKEN for one of *exc_classes*, else FINE.
+        """
+        return Verdict.BROKEN if isinstance(error, self.exc_classes) else Verdict.FINE
+
     # Inside
 
     def _acquired(self, slot: ConnectionSlot, conn: C) -> C:
@@ -227,7 +236,7 @@ class BasePool(PoolExtension[C]):
         """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
         if self.strict or not isinstance(exc, Exception):
             return True
-        if isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError):
+        if not isinstance(exc, PoolError) and self._classify_error(exc) is not Verdict.FINE:
             return True
         # A group has them in itself.
         within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
