@@ -6,13 +6,23 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 
-from geventpool import ConnectionManager, ConnectionPool, PoolClosed, SocketFactory, gunicorn
+from geventpool import (
+    ConnectionManager,
+    ConnectionPool,
+    PoolClosed,
+    SocketFactory,
+    gunicorn,
+    observe,
+)
+from geventpool.observe.worker_socket import workers
 from geventpool.testing import EchoServer, closed_port
 
 
@@ -23,6 +33,13 @@ class Worker:
         self.pid = os.getpid() if pid is None else pid
         self.cfg = SimpleNamespace(**{"timeout": 30, "graceful_timeout": 30, **settings})
         self.log = logging.getLogger("a worker")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("GEVENTPOOL_RUN_DIR", str(tmp_path / "run"))
+    yield tmp_path / "run"
+    observe.stop_listening()
 
 
 def test_the_pools_are_full_when_the_worker_begins() -> None:
@@ -76,6 +93,23 @@ def test_at_an_interrupt_a_request_may_finish_and_one_in_line_is_sent_away() -> 
         assert not interrupt.ready()
         pool.release(sock)
         interrupt.get(timeout=10)
+
+
+def test_a_worker_answers_for_its_master_s_group_until_it_exits(folder: Path) -> None:
+    gunicorn.post_worker_init(Worker())
+    (worker,) = workers(folder)
+    assert (worker.group, worker.pid) == (os.getppid(), os.getpid())
+    gunicorn.worker_exit(None, Worker())
+    assert workers(folder) == []
+
+
+def test_where_it_cannot_listen_the_worker_begins_all_the_same(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.write_text("no folder")
+    with caplog.at_level(logging.WARNING, "a worker"):
+        gunicorn.post_worker_init(Worker())
+    assert "cannot be looked at from outside" in caplog.text
 
 
 def test_the_master_closes_nothing_for_a_worker_that_it_did_not_find() -> None:
