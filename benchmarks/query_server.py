@@ -161,6 +161,7 @@ class _Server:
         self._slowness = 1.0
         self._sessions = 0
         self._at_work: dict[str, Event] = {}  # by the number of the session; set to cancel
+        self._dice = random.Random(2)
 
     def serve(self, sock: Any, address: object) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -181,7 +182,7 @@ class _Server:
                 return number
             case "query":
                 cancelled = self._at_work[number] = Event()
-                cancelled.wait(QUERY * self._slowness * random.expovariate(1))
+                cancelled.wait(QUERY * self._slowness * self._dice.expovariate(1))
                 del self._at_work[number]
                 return "cancelled" if cancelled.is_set() else "answer"
             case "cancel" if argument in self._at_work:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.overload.pools import ALL_CURES, CODEL, DEADLINE, PEERS, PLAIN, SALVAGE
-from benchmarks.overload.scenario import CAPACITY, Outcome
+from benchmarks.overload.scenario import Outcome
 
 __all__ = ["draw"]
 
@@ -66,12 +66,13 @@ def _panel(panel: Any, title: str, outcomes: dict[str, Outcome]) -> None:
     (begin, end), scenario = first.overload, first.scenario
     panel.set_title(title, loc="left", fontsize=11)
     panel.axvspan(0.0, end - begin, color="0.92")
-    panel.axhline(CAPACITY, color="0.5", linewidth=0.8)
+    capacity = first.capacity
+    panel.axhline(capacity, color="0.5", linewidth=0.8)
     right = scenario.seconds + scenario.after - 0.3
-    panel.text(right, CAPACITY + 8, "can be served", ha="right", fontsize=9, color="0.35")
+    panel.text(right, capacity + 8, "can be served", ha="right", fontsize=9, color="0.35")
     for name, outcome in outcomes.items():
         panel.plot(*_curve(outcome), label=_NAMES.get(name, name), **_STYLES[name])
-    panel.set_ylim(0, 1.2 * CAPACITY)
+    panel.set_ylim(0, 1.2 * capacity)
     panel.set_xlim(-scenario.before, scenario.seconds + scenario.after)
     panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 

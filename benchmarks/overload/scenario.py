@@ -6,12 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+import gevent
+
 from benchmarks.overload.pools import SIZE, Make, Server
-from benchmarks.query_server import QUERY, VirtualServer, query_server
+from benchmarks.query_server import QUERY, Session, VirtualServer, query_server
 from benchmarks.traffic import Record, Traffic
 from benchmarks.virtual_time import virtual_time
 
-__all__ = ["CAPACITY", "NORMAL", "Outcome", "Scenario", "in_virtual_time", "on_real_sockets"]
+__all__ = [
+    "CAPACITY",
+    "NORMAL",
+    "Outcome",
+    "Scenario",
+    "in_virtual_time",
+    "on_real_sockets",
+    "real_capacity",
+]
 
 CAPACITY = SIZE / QUERY  # answers per second
 NORMAL = 0.8  # times the capacity
@@ -48,12 +58,13 @@ class Outcome:
     start: float
     overload: tuple[float, float]
     after: tuple[float, float]
+    capacity: float
     dials: int
 
     @property
     def goodput(self) -> float:
         """The answers under overload, as a share of those that the server can give."""
-        return self.record.goodput(*self.overload, CAPACITY / self.scenario.slowness)
+        return self.record.goodput(*self.overload, self.capacity / self.scenario.slowness)
 
     @property
     def answered_after(self) -> float:
@@ -78,19 +89,23 @@ class Outcome:
 
 
 def play(
-    make: Make, server: Server, scenario: Scenario, clock: Callable[[], float] = monotonic
+    make: Make,
+    server: Server,
+    scenario: Scenario,
+    clock: Callable[[], float] = monotonic,
+    capacity: float = CAPACITY,
 ) -> Outcome:
-    """Have *scenario* happen to a pool of *server*."""
+    """Have *scenario* happen to a pool of *server*, which can give *capacity* answers a second."""
     lender = make(server)
     traffic = Traffic(lender, clock, scenario.retries)
-    start, _ = traffic.offer(NORMAL * CAPACITY, scenario.before)
+    start, _ = traffic.offer(NORMAL * capacity, scenario.before)
     server.slow(scenario.slowness)
-    overload = traffic.offer(scenario.load * CAPACITY, scenario.seconds, scenario.burst)
+    overload = traffic.offer(scenario.load * capacity, scenario.seconds, scenario.burst)
     server.slow(1.0)
-    after = traffic.offer(NORMAL * CAPACITY, scenario.after)
+    after = traffic.offer(NORMAL * capacity, scenario.after)
     record = traffic.finish()
     lender.close()
-    return Outcome(scenario, record, start, overload, after, server.dials)
+    return Outcome(scenario, record, start, overload, after, capacity, server.dials)
 
 
 def in_virtual_time(make: Make, scenario: Scenario) -> Outcome:
@@ -100,7 +115,26 @@ def in_virtual_time(make: Make, scenario: Scenario) -> Outcome:
         return play(make, server, scenario, loop.now)
 
 
-def on_real_sockets(make: Make, scenario: Scenario) -> Outcome:
+def on_real_sockets(make: Make, scenario: Scenario, capacity: float = CAPACITY) -> Outcome:
     """In this process, the server being another one on this machine."""
     with query_server(scenario.dial) as server:
-        return play(make, server, scenario)
+        return play(make, server, scenario, capacity=capacity)
+
+
+def real_capacity(seconds: float) -> float:
+    """The answers per second that SIZE sessions get of such a server without a pool: it takes some
+    time to ask, too."""
+
+    def ask_on(session: Session) -> None:
+        while monotonic() < ends:
+            session.query()
+            answers.append(monotonic())
+
+    answers: list[float] = []
+    with query_server(0.0) as server:
+        sessions = [server.connect() for _ in range(SIZE)]
+        ends = monotonic() + seconds
+        gevent.joinall([gevent.spawn(ask_on, each) for each in sessions], raise_error=True)
+        for session in sessions:
+            session.close()
+    return sum(at < ends for at in answers) / seconds
