@@ -201,7 +201,7 @@ class ConnectionPool(BasePool[C]):
         lease._bucket = self._bucket
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease
 
     def acquire(self, timeout: float | None = DEFAULT) -> C:
