@@ -33,7 +33,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IDLE, IN_USE
-from geventpool._util.forks import unseen
+from geventpool._util.forks import PAGE
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
@@ -68,7 +68,7 @@ class Desk:
     ) -> tuple[Hold, Any]:
         """By what the current greenlet has a connection, and that."""
         me = getcurrent()
-        if get_ident() != self._ident or me is self._hub or self._hub.dead or unseen():
+        if get_ident() != self._ident or me is self._hub or self._hub.dead or not PAGE[0]:
             self._runtime.assert_usable_here(bucket)
         began = now = monotonic()
         listening = owner.listening
@@ -96,7 +96,7 @@ class Desk:
             now = monotonic()
         conn = slot.conn
         slot.conn = None
-        slot.held_by(weakref.proxy(me))
+        slot.holder = weakref.proxy(me)
         hold = slot, slot.uses
         if owner.track:
             slot.where = callers_stack()
@@ -269,7 +269,7 @@ class Desk:
             self._scheduler.verified(slot)
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         self._scheduler.release(slot, monotonic())
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
@@ -324,7 +324,7 @@ class Desk:
         slot = hold[0]
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         self._scheduler.return_unused(slot, monotonic())
 
     def discard(
@@ -391,7 +391,7 @@ class Desk:
         slot = hold[0]
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         slot.broken_by = error
         self._scheduler.discard(slot, reason, monotonic())
 

@@ -35,6 +35,7 @@ class ConnectionSlot(Slot):
         "conn",
         "fds",
         "forked",
+        "holder",
         "ident",
         "identities",
         "looks_on_return",
@@ -52,6 +53,7 @@ class ConnectionSlot(Slot):
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None
         self.ref: Any = None  # callable -> the connection wherever it is, None once collected
+        self.holder: Any = None  # weak proxy of the greenlet that has it
         self.returning = False  # a caller has released it, and its reset is under way
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection

@@ -31,7 +31,6 @@ class Slot:
         "dialed_at",
         "expires_at",
         "fast_path_until",
-        "holder",
         "idled",
         "retire_at",
         "retire_for",
@@ -48,7 +47,6 @@ class Slot:
         self.since = now  # dial asked for, last returned, or handed out
         self.dialed_at = now  # when the dial was asked for
         self.uses = 0
-        self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.waiter: Waiter | None = None  # that it was handed to, until this has run
         self.idled = 0.0  # how long it was idle before this hand-out
         self.checked_at = now
@@ -65,10 +63,6 @@ class Slot:
         """A caller that did not have to wait gets it."""
         self.uses += 1
         self.since = now
-
-    def held_by(self, holder: Any) -> None:
-        """The greenlet that this proxy stands for has it from now on; None: no caller has."""
-        self.holder = holder
 
     def check_begins(self, now: float) -> None:
         """The server is asked for a sign of life, or has just given one."""

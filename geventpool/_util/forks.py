@@ -4,8 +4,8 @@ Nothing here knows gevent: what is to happen once in each child, for all of the 
 ``Fork.once``.
 
 A fork that C code makes, as a server does that embeds Python, runs no hook of Python's.  The kernel
-wipes a page of memory in each child, whatever forks: ``unseen()`` looks at it, at the price of a
-subscript, and ``catch_up()`` does what the hook would have done.
+wipes a page of memory in each child, whatever forks: ``unseen()`` looks at it, ``PAGE[0]``, and
+``catch_up()`` does what the hook would have done.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Fork", "catch_up", "in_child", "in_parent", "unseen"]
+__all__ = ["PAGE", "Fork", "catch_up", "in_child", "in_parent", "unseen"]
 
 _WIPE_ON_FORK = 18  # MADV_WIPEONFORK, of Linux
 
@@ -51,21 +51,21 @@ def in_parent(call: Callable[[], object]) -> Callable[[], object]:
 
 def unseen() -> bool:
     """Whether this is a child, and nothing here knows yet."""
-    return not _page[0]
+    return not PAGE[0]
 
 
 def catch_up() -> None:
     """Do in a child what is to be done; a second time, nothing."""
-    if _page[0]:
+    if PAGE[0]:
         return
-    _page[0] = 1
+    PAGE[0] = 1
     fork = Fork()
     for call in _in_child:
         call(fork)
 
 
 def _after_fork_in_child() -> None:
-    _page[0] = 0  # where no page is wiped
+    PAGE[0] = 0  # where no page is wiped
     catch_up()
 
 
@@ -84,6 +84,8 @@ def _make_page() -> Any:
     return page
 
 
-_page = _make_page()
+#: Its first byte is 0 in a child where nothing here knows yet.  To be read only: what runs at each
+#: checkout looks at it without a call.
+PAGE = _make_page()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)

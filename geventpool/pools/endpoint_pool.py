@@ -167,7 +167,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         lease._endpoint = endpoint
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease  # type: ignore[no-any-return]
 
     def acquire(self, endpoint: E, timeout: float | None = DEFAULT) -> C:

@@ -63,7 +63,7 @@ class Lease(Generic[C]):
     _bucket: PoolBucket
     _pool: BasePool[C]
     _slot: ConnectionSlot
-    _timeout: float | None  # not set: the pool's own
+    _timeout: float | None  # DEFAULT: the pool's own
 
     def __enter__(self) -> C:
         # The fast path: something is idle and no waiter could use it (the scheduler keeps
@@ -107,7 +107,9 @@ class Lease(Generic[C]):
         if bucket is ENTERED:
             assert_not_entered(self)
         pool = self._pool
-        timeout = getattr(self, "_timeout", pool.timeout)
+        timeout = self._timeout
+        if timeout is DEFAULT:
+            timeout = pool.timeout
         self._bucket = ENTERED  # also while it waits
         try:
             (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)
