@@ -95,9 +95,7 @@ _page = _make_page()
 _page[0] = 1
 #: False in a child of which nothing here knows yet.  To ask whether a pointer is null calls no
 #: Python, so that the fast path of a pool, too, can afford it.
-forks_seen: Any = (
-    _Pointer() if ctypes is None else ctypes.POINTER(ctypes.c_byte).from_buffer(_page)
-)
+forks_seen: Any = _Pointer() if ctypes is None else ctypes.POINTER(ctypes.c_byte).from_buffer(_page)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)

@@ -212,11 +212,7 @@ class LocalLease(Lease[C]):
         assert_not_entered(self)
         key, leases = self._bucket.key, self._pool._leases_of_this_greenlet()
         shared = leases.get(key)
-        if (
-            shared is not None
-            and forks_seen
-            and is_held((shared.lease._slot, shared.lease._use))
-        ):
+        if shared is not None and forks_seen and is_held((shared.lease._slot, shared.lease._use)):
             shared.leases += 1
             self._shared, self._bucket = shared, ENTERED
             return shared.lease._conn
