@@ -13,10 +13,12 @@ from typing import Any
 import gevent
 import pika
 import psycopg
+import psycopg2
 import pymysql
 import pytest
 import redis
 from gevent import monkey
+from psycogreen.gevent import patch_psycopg
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -145,6 +147,74 @@ def test_a_transaction_left_open_is_rolled_back_on_return(postgres: PostgresPool
     with postgres.get(), postgres.get(), postgres.get(), postgres.get() as same:
         idle = psycopg.pq.TransactionStatus.IDLE
         assert same.info.transaction_status == idle
+
+
+# psycopg2 waits in gevent's way by psycogreen's callback, in a program that is not patched, too.
+
+
+@pytest.fixture
+def psycopg2_pool() -> Iterator[ConnectionPool[Any]]:
+    patch_psycopg()
+    session = own_session()
+    del session["autocommit"]
+    with ConnectionPool(SIZE, connect=lambda: psycopg2.connect(**session)) as pool:
+        pool.fill()
+        yield pool
+        pool.fill()
+
+
+def test_sessions_of_psycopg2_that_an_administrator_killed_are_never_handed_out(
+    psycopg2_pool: ConnectionPool[Any],
+) -> None:
+    pids = {one(psycopg2_pool, "select pg_backend_pid()") for _ in range(SIZE)}
+    assert len(pids) == SIZE
+
+    with psycopg.connect(**own_session()) as admin:
+        for pid in pids:
+            admin.execute("select pg_terminate_backend(%s)", (pid,))
+    wait_until_hung_up(psycopg2_pool, SIZE)
+
+    assert pids.isdisjoint({one(psycopg2_pool, "select pg_backend_pid()") for _ in range(SIZE)})
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "raised"])
+@pytest.mark.parametrize("within", ["the with", "acquire and release"])
+def test_a_query_of_psycopg2_cut_short_leaves_its_answer_to_no_other(
+    psycopg2_pool: ConnectionPool[Any], within: str, silent: bool
+) -> None:
+    pool = psycopg2_pool
+
+    def query(conn: Any, number: int, slow: bool) -> Any:
+        with conn.cursor() as cursor:
+            cursor.execute("select %s::int, pg_sleep(%s)", (number, 0.1 * slow))
+            return cursor.fetchone()[0]
+
+    def body(conn: Any, number: int) -> Any:
+        slow = number % 5 == 0
+        timeout = gevent.Timeout(0.02 if slow else None, False if silent else None)
+        with timeout:
+            return query(conn, number, slow)
+        return "given up"
+
+    def ask(number: int) -> Any:
+        try:
+            if within == "the with":
+                with pool.get() as conn:
+                    return body(conn, number)
+            conn = pool.acquire()
+            try:
+                return body(conn, number)
+            finally:
+                pool.release(conn)
+        except gevent.Timeout:
+            return "given up"
+
+    asking = [gevent.spawn(ask, number) for number in range(60)]
+    gevent.joinall(asking, timeout=20, raise_error=True)
+
+    answers = [each.value for each in asking]
+    assert answers == ["given up" if not number % 5 else number for number in range(60)]
+    assert pool.stats().in_use == 0
 
 
 @cooperative
