@@ -9,6 +9,7 @@ Each keeps its data in attributes, may be pickled, and names the pool in its mes
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 
 __all__ = [
@@ -19,11 +20,30 @@ __all__ = [
     "NotInUse",
     "OutOfSockets",
     "PoolClosed",
+    "PoolDeadlock",
+    "PoolDown",
     "PoolError",
     "PoolFull",
+    "PoolOverloaded",
     "PoolTimeout",
+    "PoolUnavailable",
+    "Verdict",
     "WrongHub",
 ]
+
+
+class Verdict(enum.Enum):
+    """What an error says about the connection it came from, or about the server.
+
+    What the hook ``_classify_error`` of a pool returns.  Of an error that leaves a ``with``, the
+    last two count as BROKEN; of a dial's, the first three count as a failed dial like any other.
+    """
+
+    FINE = "fine"  #: nothing is wrong with the connection: it goes back
+    BROKEN = "broken"  #: the connection is closed
+    WRONG_SERVER = "wrong server"  #: closed, and every other that was opened before now, too
+    SERVER_FULL = "server full"  #: the server is well, and takes no more connections for now
+    FATAL = "fatal"  #: no dial will succeed until somebody mends it: a wrong password
 
 
 class PoolError(Exception):
@@ -38,7 +58,21 @@ class PoolClosed(PoolError):
     """``close()`` was called: the pool gives out no connection any more."""
 
 
-class PoolTimeout(PoolError, TimeoutError):
+class PoolUnavailable(PoolError):
+    """The pool cannot serve this call just now, and the fault is not the caller's: what a web
+    application answers with 503.
+
+    *retry_after*: in how many seconds it may be worth another try; None if that is not known.
+    """
+
+    def __init__(
+        self, message: str = "", *, pool: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, pool=pool)
+        self.retry_after = retry_after
+
+
+class PoolTimeout(PoolUnavailable, TimeoutError):
     """No connection came free within the caller's *timeout* (seconds).
 
     ``__cause__`` is the last error of a dial, if the pool could not open what it wanted.
@@ -57,8 +91,9 @@ class PoolTimeout(PoolError, TimeoutError):
         connecting: int = 0,
         waiting: int = 0,
         held_for: Sequence[float] = (),
+        retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, pool=pool)
+        super().__init__(message, pool=pool, retry_after=retry_after)
         self.timeout = timeout
         self.in_use = in_use
         self.idle = idle
@@ -67,14 +102,56 @@ class PoolTimeout(PoolError, TimeoutError):
         self.held_for = tuple(held_for)
 
 
-class PoolFull(PoolError):
+class PoolFull(PoolUnavailable):
     """*max_waiting* callers are in line already; this one was sent away at once."""
 
     def __init__(
-        self, message: str = "", *, pool: str | None = None, max_waiting: int | None = None
+        self,
+        message: str = "",
+        *,
+        pool: str | None = None,
+        max_waiting: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, pool=pool)
+        super().__init__(message, pool=pool, retry_after=retry_after)
         self.max_waiting = max_waiting
+
+
+class PoolOverloaded(PoolFull):
+    """More is asked of the pool than it can serve, and this caller had *waited* (seconds) longer
+    than the others should have to: it was sent away so that they are served in time."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        pool: str | None = None,
+        waited: float = 0.0,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, pool=pool, retry_after=retry_after)
+        self.waited = waited
+
+
+class PoolDown(PoolUnavailable):
+    """Nothing is open, and every dial has failed for *down_for* seconds; ``__cause__`` is the last
+    dial's error, *retry_after* the time to the next dial."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        pool: str | None = None,
+        down_for: float = 0.0,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, pool=pool, retry_after=retry_after)
+        self.down_for = down_for
+
+
+class PoolDeadlock(PoolError):
+    """Every connection is held by a greenlet that waits in line for another one of the same pool:
+    none would ever come free.  The caller that came last gets this."""
 
 
 class NotInUse(PoolError):
@@ -132,7 +209,7 @@ class MultiConnectFailure(ConnectError):
         self.errors = tuple(errors)
 
 
-class OutOfSockets(ConnectError, PoolError):
+class OutOfSockets(ConnectError, PoolUnavailable):
     """The limit named *limit* is reached (*used* of *maximum*) and nothing idle can make room."""
 
     def __init__(
@@ -143,9 +220,11 @@ class OutOfSockets(ConnectError, PoolError):
         limit: str | None = None,
         used: int = 0,
         maximum: float = 0,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.pool = pool
+        self.retry_after = retry_after
         self.limit = limit
         self.used = used
         self.maximum = maximum

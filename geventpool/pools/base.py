@@ -8,7 +8,6 @@ and close are in ``_runtime``.
 from __future__ import annotations
 
 import builtins
-import itertools
 import logging
 import sys
 import weakref
@@ -23,16 +22,18 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.errors import mark_of
-from geventpool.errors import PoolError
+from geventpool.errors import PoolError, Verdict
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
+from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
 
+sys.modules["geventpool.pools"].__class__ = CallablePackage  # geventpool.pools()
+
 C = TypeVar("C")
-_numbers = itertools.count(1)
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
@@ -69,7 +70,7 @@ class BasePool(PoolExtension[C]):
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
         name = settings.name
-        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        self.name = unnamed(type(self)) if name is None else name
         self.exc_classes = settings.exc_classes
         self.timeout = settings.timeout
         self.max_waiting = settings.max_waiting
@@ -205,6 +206,15 @@ class BasePool(PoolExtension[C]):
         if not found:
             raise TypeError(f"listeners: {listener!r} has none of the methods of PoolListener")
 
+    # A hook that needs no endpoint
+
+    def _classify_error(self, error: Exception) -> Verdict:
+        """What *error*, which leaves a ``with``, says.  Must not switch.
+
+        By default BROKEN for one of *exc_classes*, else FINE.
+        """
+        return Verdict.BROKEN if isinstance(error, self.exc_classes) else Verdict.FINE
+
     # Inside
 
     def _acquired(self, slot: ConnectionSlot, conn: C) -> C:
@@ -227,7 +237,7 @@ class BasePool(PoolExtension[C]):
         """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
         if self.strict or not isinstance(exc, Exception):
             return True
-        if isinstance(exc, self.exc_classes) and not isinstance(exc, PoolError):
+        if not isinstance(exc, PoolError) and self._classify_error(exc) is not Verdict.FINE:
             return True
         # A group has them in itself.
         within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
