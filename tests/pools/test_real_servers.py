@@ -5,6 +5,8 @@ The clients are cooperative only in a patched program; what needs that is skippe
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import SHUT_RDWR
@@ -23,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from geventpool import ConnectionPool, Reason, retry
+from support import ROOT
 from support.servers import require_server
 
 SIZE = 4
@@ -304,6 +307,36 @@ def test_a_message_goes_through_rabbitmq_over_pooled_connections() -> None:
             channel.close()
 
     assert body == b"hello"
+
+
+BESIDE_A_SUBPROCESS = """
+from gevent import monkey
+monkey.patch_all()
+import subprocess, sys
+import gevent, MySQLdb
+from geventpool import ConnectionPool
+
+def ask(conn):
+    conn.query("select connection_id()")
+    return conn.store_result().fetch_row()[0][0]
+
+host, port = sys.argv[1:]
+pool = ConnectionPool(3, connect=lambda: MySQLdb.connect(host=host, port=int(port), user="root"))
+pool.fill()
+before = sorted(pool.execute(ask) for _ in range(3))
+subprocess.run(["true"], check=True)
+gevent.sleep(0.1)  # for hang-ups that must not come
+print(before == sorted(pool.execute(ask) for _ in range(3)), len(set(before)), pool.stats().opened)
+"""
+
+
+def test_a_subprocess_ends_no_idle_session_of_mysqlclient() -> None:
+    """gevent's subprocess forks in Python.  (A C driver's finalizer says goodbye to the server.)"""
+    pytest.importorskip("MySQLdb", reason="mysqlclient is not installed, it needs a compiler")
+    host, port = require_server("mariadb")
+    script = [sys.executable, "-c", BESIDE_A_SUBPROCESS, host, str(port)]
+    ran = subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (ran.stdout, ran.stderr) == ("True 3 3\n", "")
 
 
 def own_session() -> dict[str, Any]:
