@@ -33,7 +33,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IDLE, IN_USE
-from geventpool._util.forks import PAGE
+from geventpool._util.forks import forks_seen
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
@@ -68,7 +68,7 @@ class Desk:
     ) -> tuple[Hold, Any]:
         """By what the current greenlet has a connection, and that."""
         me = getcurrent()
-        if get_ident() != self._ident or me is self._hub or self._hub.dead or not PAGE[0]:
+        if get_ident() != self._ident or me is self._hub or self._hub.dead or not forks_seen:
             self._runtime.assert_usable_here(bucket)
         began = now = monotonic()
         listening = owner.listening

@@ -43,7 +43,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.errors import copy_of
-from geventpool._util.forks import Fork, catch_up, in_child, in_parent, unseen
+from geventpool._util.forks import Fork, catch_up, forks_seen, in_child, in_parent
 from geventpool.errors import PoolClosed, WrongHub
 from geventpool.events import Reason
 
@@ -142,7 +142,7 @@ class Runtime:
 
     def assert_usable_here(self, pool: PoolBucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
-        if unseen():
+        if not forks_seen:
             catch_up()
         self.assert_own_thread(pool)
         if getcurrent() is self.hub:
@@ -324,7 +324,7 @@ class Runtime:
 
 
 def _look_for_a_fork() -> None:
-    if unseen():
+    if not forks_seen:
         catch_up()
 
 

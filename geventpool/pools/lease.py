@@ -24,6 +24,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._util.forks import forks_seen
 from geventpool.events import Reason
 
 if TYPE_CHECKING:
@@ -72,7 +73,12 @@ class Lease(Generic[C]):
         # are counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._bucket
         idle = bucket._idle
-        if idle and bucket.fast_path_open == get_ident() and not bucket.scheduler.busy:
+        if (
+            idle
+            and forks_seen
+            and bucket.fast_path_open == get_ident()
+            and not bucket.scheduler.busy
+        ):
             pop = bucket.pop_idle
             slot: Any = pop()
             conn: C = slot.conn
@@ -208,7 +214,7 @@ class LocalLease(Lease[C]):
         assert_not_entered(self)
         key, leases = self._bucket.key, self._pool._leases_of_this_greenlet()
         shared = leases.get(key)
-        if shared is not None and is_held((shared.lease._slot, shared.lease._use)):
+        if shared is not None and forks_seen and is_held((shared.lease._slot, shared.lease._use)):
             shared.leases += 1
             self._shared, self._bucket = shared, ENTERED
             return shared.lease._conn
