@@ -80,6 +80,9 @@ class Arbiter:
             self._push_aside(claim[1], limit, touched)
         self._dial_ripe(touched, now)
         self._assign(None, touched, now)
+        for bucket in limit._buckets:  # what was evicted before may not have been missed yet
+            if bucket.connecting < bucket.missing:
+                self._refill(bucket, now)
         self._leave(touched, now)
         for bucket in limit._few:
             self._ledger.update_fast_path(bucket)

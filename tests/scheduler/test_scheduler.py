@@ -1491,3 +1491,19 @@ def test_idle_slots_are_used_evenly_by_fifo_and_the_last_first_by_lifo(world: Wo
         pairs = [a is b for a, b in pairwise(served)]
 
         assert all(pairs) if lifo else not any(pairs)
+
+
+def test_a_limit_raised_while_what_it_has_evicted_closes_is_used_for_the_minimum_at_once(
+    world: World,
+) -> None:
+    limit = Limit(2)
+    bucket = world.bucket(2, 1, limits=(limit,))
+    world.open_all()
+    limit.maximum = 0
+    world.scheduler.reconcile_limit(limit, world.now)
+    assert (bucket.closing, bucket.missing) == (1, 1)
+
+    limit.maximum = 2
+    world.scheduler.reconcile_limit(limit, world.now)
+
+    assert (bucket.closing, bucket.connecting) == (1, 1)
