@@ -274,6 +274,16 @@ class Arbiter:
             return slot.retire_for
         return None
 
+    def may_salvage(self, slot: Slot, now: float) -> bool:
+        """Whether a slot that is held, and whose use was cut short, should be salvaged rather than
+        closed: it is worth it, and not half of the connections are being salvaged already."""
+        bucket = slot.bucket
+        if bucket.salvaging >= max(1, bucket.size // 2):
+            return False
+        if bucket.open > bucket.size and not bucket.waiters:
+            return False  # surplus
+        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
+
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""
         while bucket.open > bucket.size and (oldest := bucket.longest_idle()):

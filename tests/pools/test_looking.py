@@ -24,7 +24,7 @@ from geventpool.testing import FakeClock
 from support.objects import Maker
 
 SOON = Backoff(first=0.005, longest=0.005)
-GAUGES = ("in_use", "idle", "connecting", "checking", "closing")
+GAUGES = ("in_use", "idle", "connecting", "checking", "salvaging", "closing")
 
 
 def gauges(pool: ConnectionPool[Any]) -> dict[str, int]:
