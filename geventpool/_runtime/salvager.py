@@ -107,6 +107,8 @@ class Salvager:
     def _book(self, slot: ConnectionSlot, fit: bool, raised: BaseException | None) -> bool:
         """Have the scheduler know; whether it was salvaged."""
         bucket = slot.bucket
+        if slot.forked:
+            return False  # this is the copy of a greenlet of the parent, which goes on there
         fit = fit and slot.state is SALVAGING and slot.close_reason is None and not bucket.closed
         if slot.state is SALVAGING:  # else it is being closed
             slot.broken_by = None if fit else raised or slot.broken_by

@@ -552,6 +552,41 @@ def test_cut_short_at_any_line_no_place_is_lost_and_no_connection_has_two_holder
     assert nth > 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RecursionError, MemoryError])
+def test_a_salvage_cut_short_at_any_line_loses_no_place(
+    error: type[BaseException], hub_errors: Any
+) -> None:
+    nth = 0
+    while True:
+        nth += 1
+        pool = salvaging_pool()
+        use_and_cut_short(pool)
+        salvager = pool._runtime.salvager
+        line = AtLine(nth, error)
+
+        def salvage(item: Any, line: AtLine = line, salvager: Any = salvager) -> None:
+            with line:
+                try:
+                    salvager._salvage(item)
+                except (KeyboardInterrupt, RecursionError, MemoryError) as exc:
+                    del exc
+
+        # In the place of its own greenlet, which will find nothing to do.
+        gevent.spawn(salvage, salvager.workers.queue.popleft()).join()
+        if not line.where:
+            pool.close()
+            break
+        settle(pool)
+        stats = pool.stats()
+        found = len(set(map(id, holders_seen(pool, 2)))), stats.salvaging, stats.in_use
+        assert found == (2, 0, 0), f"line {nth}, {line.where}: {pool!r}, {found}"
+        assert pool._runtime.scheduler.busy == FREE, line.where
+        pool.close(timeout=0)
+        settle(pool)
+    assert nth > 20
+
+
 # The collector ends what holds a connection, wherever it runs
 
 
