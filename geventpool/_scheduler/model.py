@@ -181,7 +181,7 @@ class Bucket:
         self._idle = IdleQueue()
         self.waiters = Line()
         self.retiring: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
-        self.open = self.connecting = self.checking = self.closing = 0
+        self.open = self.connecting = self.checking = self.salvaging = self.closing = 0
         self.coming = 0  # places claimed for waiters behind those whom dials under way serve
         self.demand: float = 0  # as its shared limits have counted it
         self.blocked_at: Limit | None = None  # in whose queue it is
@@ -219,7 +219,7 @@ class Bucket:
     @property
     def in_use(self) -> int:
         """How many are held by a caller or handed over to one."""
-        return self.open - self.idle - self.checking
+        return self.open - self.idle - self.checking - self.salvaging
 
     @property
     def quiet(self) -> bool:

@@ -172,7 +172,7 @@ class Scheduler:
         self._do(self._verbs.resize, bucket, size, min_size, now, max_overflow)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
-        """Close every idle slot, and the ones being checked when that is done."""
+        """Close every idle slot, and the ones being checked or salvaged when that is done."""
         self._do(self._verbs.dispose, bucket, reason, now)
 
     def drain(self, bucket: Bucket, over: float, now: float) -> None:
@@ -297,6 +297,11 @@ class Scheduler:
         """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
         self._do(self._verbs.discard, slot, reason, now)
 
+    def salvage(self, slot: Slot, now: float) -> None:
+        """Have a slot that a caller holds, and whose use was cut short, salvaged if that is worth
+        it, closed otherwise."""
+        self._do(self._verbs.salvage, slot, now)
+
     def verified(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
         self._do(self._verbs.verified, slot)
@@ -357,6 +362,10 @@ class Scheduler:
     def checked(self, slot: Slot, ok: bool, now: float) -> None:
         """The check is done; fit, the slot goes back where it was among the idle ones."""
         self._do(self._verbs.checked, slot, ok, now)
+
+    def salvaged(self, slot: Slot, ok: bool, now: float) -> None:
+        """The salvage is done; fit, the slot goes to the oldest waiter, or lies idle."""
+        self._do(self._verbs.salvaged, slot, ok, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
         """Close what has been idle too long, have the old replaced; returns when to call again."""

@@ -53,6 +53,8 @@ class Lease(Generic[C]):
     not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
     a reply to the request that was cut short may still come.  Another ``Exception``, or a
     PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
+    What is no ``Exception`` only cuts its use short: a pool that overrides ``_salvage_connection``
+    tries that first, in the background.
 
     One lease is for one ``with`` at a time: entered a second time meanwhile, it raises
     RuntimeError.  Left in another thread than the pool's it raises WrongHub, and is not left.
@@ -176,7 +178,7 @@ class Lease(Generic[C]):
         if get_ident() != pool._runtime.ident:
             self._bucket = ENTERED  # it stays with its holder
         if exc is not None and pool._breaks_connection(exc):
-            pool._desk.discard(pool, hold, self._conn, Reason.ERROR, exc)
+            pool._desk.discard(pool, hold, self._conn, pool._reason_to_discard(exc), exc)
         else:
             pool._desk.checkin(pool, hold, self._conn, suspect or exc is not None)
 
@@ -192,12 +194,13 @@ def assert_not_entered(lease: Lease[Any]) -> None:
 class SharedConnection(Generic[C]):
     """A connection that a greenlet has, and how many leases of it there are."""
 
-    __slots__ = ("lease", "leases", "suspect")
+    __slots__ = ("cut_by", "lease", "leases", "suspect")
 
     def __init__(self, lease: LocalLease[C]) -> None:
         self.lease = lease  # by which the connection was acquired
         self.leases = 1
         self.suspect = False  # an exception has left one of them
+        self.cut_by: BaseException | None = None  # what has left one and cut its use short
 
 
 class LocalLease(Lease[C]):
@@ -237,6 +240,8 @@ class LocalLease(Lease[C]):
             if lease._leases.get(slot.bucket.key) is shared:
                 del lease._leases[slot.bucket.key]
             if shared.suspect or exc is not None:
+                if exc is None or not self._pool._breaks_connection(exc):
+                    exc = shared.cut_by or exc
                 lease._give_back(exc, suspect=True)
             else:
                 Lease.__exit__(lease, None, None, None)
@@ -244,4 +249,6 @@ class LocalLease(Lease[C]):
             shared.suspect = True
             if self._pool._breaks_connection(exc) and is_held((slot, lease._use)):
                 # Another with may yet swallow it, but the connection is broken all the same.
-                self._pool._runtime.scheduler.mark_for_closing(slot, Reason.ERROR)
+                reason = self._pool._reason_to_discard(exc)
+                self._pool._runtime.scheduler.mark_for_closing(slot, reason)
+                shared.cut_by = exc if reason is Reason.CUT_SHORT else shared.cut_by
