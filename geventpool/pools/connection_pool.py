@@ -292,7 +292,7 @@ class ConnectionPool(BasePool[C]):
     def add_listener(self, listener: object) -> None:
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
         super().add_listener(listener)
-        if self.listening and "_bucket" in self.__dict__:
+        if self.listening and hasattr(self, "_bucket"):
             self._bucket.allow_fast_path(0)
 
     # Looking
@@ -323,7 +323,7 @@ class ConnectionPool(BasePool[C]):
     # Inside
 
     def _all_buckets(self) -> tuple[PoolBucket, ...]:
-        return (self._bucket,) if "_bucket" in self.__dict__ else ()
+        return (self._bucket,) if hasattr(self, "_bucket") else ()
 
     def _bucket_of(self, *key: Any) -> PoolBucket:
         return self._bucket
