@@ -215,6 +215,7 @@ class Desk:
             self._notifier.log(owner, logging.INFO, text, raised)
             return False
         slot.check_begins(monotonic())
+        self._index.look_for_a_reconnect(owner, slot, conn)
         if slot.bucket.closed:
             self._end(hold, conn, Reason.POOL_CLOSED)
         elif slot.close_reason is not None:
@@ -254,7 +255,7 @@ class Desk:
         if not is_held(hold) or slot.returning:
             return
         used = monotonic() - slot.since
-        if (slot.close_reason is None or suspect) and not bucket.closed:
+        if (slot.close_reason is None or suspect or owner._may_reconnect) and not bucket.closed:
             reason, error = self._reason_to_refuse(owner, hold, conn, suspect)
             # In good order it was used if no more is said than that its peer has hung up since.
             if reason is not None and (suspect or reason is not slot.close_reason):
@@ -306,6 +307,7 @@ class Desk:
         finally:
             slot.returning = False
         if raised is None:
+            self._index.look_for_a_reconnect(owner, slot, conn)
             return is_held(hold)  # else closed by force meanwhile
         self._lose(hold, conn, Reason.RESET, raised)
         self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", raised)

@@ -70,7 +70,9 @@ class Runtime:
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
         leaks = Leaks(self)
-        self.index = ConnectionIndex(HangupWatcher(hub, self._peer_closed), leaks.collected)
+        self.index = ConnectionIndex(
+            HangupWatcher(hub, self._peer_closed), leaks.collected, self.scheduler.forget_hangup
+        )
         self.closer = Closer(self, self.index, self.notifier)
         self.dialer = Dialer(self, self.index, self.closer, self.notifier)
         self.checker = Checker(self, self.notifier)

@@ -310,6 +310,10 @@ class Scheduler:
         """Have *slot* closed as soon as it is not held."""
         self.ledger.mark_for_closing(slot, reason)
 
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        self.ledger.forget_hangup(slot)
+
     def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
         """Close *slot* if it is idle; whether it was."""
         if slot.state is not IDLE or self.busy == AT_WORK:
