@@ -19,6 +19,7 @@ from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
+from geventpool.sockets import CUT_SHORT
 
 __all__ = ["PsycopgPool"]
 
@@ -147,16 +148,18 @@ class PsycopgPool(ConnectionPool[Connection]):
     def _socket(self, conn: Connection) -> int:
         return conn.fileno()
 
+    def _make_probe(self, conn: Connection, ask: Callable[[Any], Any]) -> Any:
+        return _Probe(conn, super()._make_probe(conn, ask))
+
     def _keepalive(self, conn: Connection) -> None:
         (self._check or self.check_connection)(conn)
         if conn.pgconn.transaction_status != _IDLE:
             conn.rollback()
 
     def _reset_connection(self, conn: Connection) -> None:
-        status = conn.pgconn.transaction_status
-        if status == _ACTIVE or conn.pgconn.pipeline_status != PipelineStatus.OFF:
-            raise psycopg.InterfaceError("given back while a statement of its user is under way")
-        if status != _IDLE:
+        if conn.pgconn.pipeline_status != PipelineStatus.OFF:
+            raise psycopg.InterfaceError("given back in the middle of a pipeline")
+        if conn.pgconn.transaction_status != _IDLE:
             conn.rollback()
         as_opened = self._as_opened[conn]
         if _attributes_of(conn) != as_opened:
@@ -205,6 +208,27 @@ class PsycopgPool(ConnectionPool[Connection]):
                 f"pool {self.name!r}: {function!r} left the connection in a transaction:"
                 f" {status.name}, not IDLE"
             )
+
+
+class _Probe:
+    """The pool's own look at a connection, which sees a statement that is under way, too.
+
+    psycopg waits by poll(), so that no guard of a socket sees a wait that was cut short.
+    """
+
+    __slots__ = ("_pgconn", "_probe")
+
+    def __init__(self, conn: Connection, probe: Any) -> None:
+        self._pgconn = conn.pgconn  # not *conn*, which a probe must not keep alive
+        self._probe = probe
+
+    def __call__(self, conn: Connection) -> object:
+        if self._pgconn.transaction_status == _ACTIVE:
+            return CUT_SHORT
+        return self._probe(conn)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._probe, name)
 
 
 def _drain(conn: Connection) -> None:

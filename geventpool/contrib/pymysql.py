@@ -139,6 +139,9 @@ class PyMySQLPool(ConnectionPool[Any]):
             conn.select_db(template.db)
 
     def _close_connection(self, conn: Any) -> None:
+        if conn._result is not None:
+            # Else its finalizer, wherever that runs, would read the rest of it.
+            conn._result.unbuffered_active = False
         if conn.open:  # else it raises, as PyMySQL has closed it itself
             conn.close()
 
@@ -147,6 +150,8 @@ class PyMySQLPool(ConnectionPool[Any]):
         if not conn.open:
             self._kill("kill", conn)
             raise pymysql.InterfaceError("PyMySQL has closed the connection itself")
+        if getattr(conn._sock, "cut_short", False):  # in a read PyMySQL would have closed it
+            raise pymysql.InterfaceError("a statement was sent by half")
         if (result := conn._result) is not None and result.unbuffered_active:
             self._kill("kill query", conn)
             try:
