@@ -119,7 +119,12 @@ class Psycopg2Pool(ConnectionPool[Any]):
     def _new_connection(self) -> Any:
         dsn = self._dsn() if callable(self._dsn) else self._dsn
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
-        conn = psycopg2.connect(_resolved(dsn, kwargs), **_of_connect(kwargs))
+        dsn = _resolved(dsn, kwargs)
+        try:
+            conn = psycopg2.connect(dsn, **_of_connect(kwargs))
+        except psycopg2.Error as error:
+            # A frame of the wait callback holds the connection, and that its socket.
+            raise error.with_traceback(None) from None
         try:
             self._call(self._configure, conn)
             self._as_opened[conn] = _attributes_of(conn)
