@@ -17,7 +17,6 @@ pool = PyMySQLPool(
     port=int(os.environ.get("MYSQL_PORT", "3306")),
     user="root",
     autocommit=True,  # so that a return costs no rollback, unless a transaction is open
-    ssl_disabled=True,  # patch, or give gevent's SSLContext as ssl, to have TLS
     timeout=10,
 )
 

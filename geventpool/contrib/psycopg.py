@@ -96,7 +96,7 @@ class PsycopgPool(ConnectionPool[Connection]):
     ) -> None:
         _assert_cooperative()
         if not callable(conninfo):
-            conninfo_to_dict(conninfo)  # what is wrong with it is said here
+            _check_conninfo(conninfo)
         for name, value in (("configure", configure), ("reset", reset), ("check", check)):
             if value is not None:
                 check_callable(name, value)
@@ -175,11 +175,7 @@ class PsycopgPool(ConnectionPool[Connection]):
     def _salvage_connection(self, conn: Connection, error: BaseException | None) -> None:
         """Cancel what runs, read what is left of it, and roll back."""
         if conn.pgconn.transaction_status == _ACTIVE:
-            if capabilities.has_cancel_safe():
-                conn.cancel_safe()
-            else:  # it blocks, without a bound
-                get_hub().threadpool.apply(conn.cancel)
-            _drain(conn)
+            _cancel(conn)
         if conn.pgconn.transaction_status != _IDLE:
             conn.rollback()
 
@@ -231,8 +227,23 @@ class _Probe:
         return getattr(self._probe, name)
 
 
+def _cancel(conn: Connection) -> None:
+    """Have the server end what runs on *conn*, and read what is left of it."""
+    if not conn.lock.acquire(blocking=False):
+        # Its finalizer would cancel what the next user runs.
+        raise psycopg.InterfaceError("a stream or a COPY, left by half, has the connection still")
+    try:
+        if capabilities.has_cancel_safe():
+            conn.cancel_safe()
+        else:  # it blocks, without a bound
+            get_hub().threadpool.apply(conn.cancel)
+        _drain(conn)
+    finally:
+        conn.lock.release()
+
+
 def _drain(conn: Connection) -> None:
-    """Read and forget the results of what runs on *conn*, as libpq has it done without blocking."""
+    """Read and forget the results of what runs, as libpq has it done without blocking."""
     pgconn = conn.pgconn
     if pgconn.pipeline_status != PipelineStatus.OFF or pgconn.flush():
         raise psycopg.InterfaceError("a pipeline, or a statement that was sent by half")
@@ -245,6 +256,15 @@ def _drain(conn: Connection) -> None:
             return
         if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH):
             raise psycopg.InterfaceError("a COPY that was cut short")
+
+
+def _check_conninfo(conninfo: object) -> None:
+    if not isinstance(conninfo, str):
+        raise TypeError(f"conninfo must be a string, or a callable, not {conninfo!r}")
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        raise ValueError(f"conninfo: {error}") from None
 
 
 def _assert_cooperative() -> None:

@@ -83,7 +83,7 @@ class Psycopg2Pool(ConnectionPool[Any]):
         **settings: Any,
     ) -> None:
         if not callable(dsn):
-            extensions.parse_dsn(dsn)  # what is wrong with it is said here
+            _check_dsn(dsn)
         for name, value in (("configure", configure), ("reset", reset), ("check", check)):
             if value is not None:
                 check_callable(name, value)
@@ -185,6 +185,15 @@ class Psycopg2Pool(ConnectionPool[Any]):
             raise psycopg2.ProgrammingError(
                 f"pool {self.name!r}: {function!r} left the connection in a transaction"
             )
+
+
+def _check_dsn(dsn: object) -> None:
+    if not isinstance(dsn, str):
+        raise TypeError(f"dsn must be a string, or a callable, not {dsn!r}")
+    try:
+        extensions.parse_dsn(dsn)
+    except psycopg2.ProgrammingError as error:
+        raise ValueError(f"dsn: {error}") from None
 
 
 def _execute(conn: Any, statement: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import gevent.ssl
 import pymysql
-from gevent import monkey
+from gevent.ssl import SSLSocket
 from pymysql.constants import CR, ER, SERVER_STATUS
 
 from geventpool.errors import Verdict
@@ -56,9 +56,8 @@ class PyMySQLPool(ConnectionPool[Any]):
     - *arguments*: the settings of ConnectionPool, and the arguments of ``pymysql.connect``.
       *connect_timeout* bounds the whole dial.
 
-    TCP connections are opened by SocketFactory: the addresses of a host are raced, and nothing
-    needs to be patched, but for TLS, an option file with a host, and Unix sockets.  There is one
-    SSLContext for all dials.
+    Sockets are opened by SocketFactory: the addresses of a host are raced, and nothing needs to be
+    patched.  There is one SSLContext for all dials.
 
     On return a transaction is rolled back: with ``autocommit=True`` only if the server says that
     there is one, which saves a round trip each time; and what was set of ``autocommit`` and the
@@ -83,9 +82,15 @@ class PyMySQLPool(ConnectionPool[Any]):
         self._reset_session = reset_session
         # It reads option files, checks the arguments and makes the SSLContext, which takes long.
         self._template = Connection(**arguments, defer_connect=True)
-        self._template.connect_timeout = settings.setdefault("connect_timeout", 10.0)
-        _assert_cooperative(self._template)
-        self._factory = _factory(self._template)
+        if self._template.ssl:
+            self._template.ctx = _Context(self._template.ctx)
+        path, port = self._template.unix_socket, self._template.port
+        self._template._secure = bool(path)
+        self._connect_socket = SocketFactory(
+            f"unix:{path}" if path else (self._template.host, port),
+            connect_timeout=settings.setdefault("connect_timeout", 10.0),
+            source_address=self._template.bind_address,
+        )
         super().__init__(size, **settings)
 
     @contextmanager
@@ -180,16 +185,12 @@ class PyMySQLPool(ConnectionPool[Any]):
         password = self._password() if callable(self._password) else self._password
         if password:
             conn.password = password.encode("latin1") if isinstance(password, str) else password
-        if self._factory is None:
-            conn.connect()
-            return conn
-        sock = self._factory()
+        sock = self._connect_socket()
         try:
             conn.connect(sock)
         except BaseException:
             sock.close()
             raise
-        conn.host_info = f"socket {conn.host}:{conn.port}"
         return conn
 
     def _make_new(self, conn: Any) -> None:
@@ -218,27 +219,20 @@ class PyMySQLPool(ConnectionPool[Any]):
             other.close()
 
 
-def _factory(template: Any) -> SocketFactory | None:
-    """What opens the sockets; None: PyMySQL itself, a Unix socket."""
-    if template.unix_socket:
-        return None
-    return SocketFactory(
-        (template.host, template.port),
-        connect_timeout=template.connect_timeout,
-        source_address=template.bind_address,
-    )
+class _Context:
+    """The SSLContext of all dials.  What it wraps is gevent's, in a program not patched, too."""
 
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
 
-def _assert_cooperative(template: Any) -> None:
-    """Raise RuntimeError if a wait of PyMySQL's would stop the hub."""
-    if monkey.is_module_patched("socket") and monkey.is_module_patched("ssl"):
-        return
-    if template.ssl and not isinstance(template.ctx, gevent.ssl.SSLContext):
-        what = "by TLS: patch, or give ssl_disabled=True, or gevent.ssl's SSLContext as ssl"
-    elif template.unix_socket:
-        what = "by a Unix socket: patch, or connect by TCP"
-    else:
-        return
-    raise RuntimeError(
-        f"PyMySQL would block gevent's hub {what} (gevent.monkey.patch_all(), before anything else)"
-    )
+    def wrap_socket(self, sock: Any, server_hostname: str | None = None) -> SSLSocket:
+        # Not the constructor: a handshake that is cut short must not leave the socket open.
+        secured = SSLSocket.__new__(SSLSocket)
+        try:
+            SSLSocket.__init__(
+                secured, sock=sock, server_hostname=server_hostname, _context=self.context
+            )
+        except BaseException:
+            (sock if sock.fileno() >= 0 else secured).close()
+            raise
+        return secured

@@ -121,6 +121,13 @@ class OwnServer:
         """What it has written to its log so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
+    def hand_over(self, *files: Path) -> None:
+        """Copy *files* into its folder, where it may read them, and is started."""
+        for file in files:
+            copied = self.folder / file.name
+            shutil.copy(file, copied)
+            shutil.chown(copied, self.user or os.getuid())
+
     def run(self, command: list[str]) -> None:
         """Run a program that prepares something, and wait for it."""
         process = self._popen(command)

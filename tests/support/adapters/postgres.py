@@ -82,7 +82,7 @@ class Postgres(Adapter):
 
     def leave(self, state: str, conn: Any) -> object:
         if state == "an open transaction":
-            return self.execute(conn, "create table left_open (n int)")
+            return self.execute(conn, "create temporary table left_open (n int)")
         if state == "a failed transaction":
             try:
                 self.execute(conn, "select 1 / 0")
