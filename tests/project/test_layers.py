@@ -64,6 +64,9 @@ ALLOWED = {"gevent", "greenlet", "geventpool"}
 
 # An optional client that one file alone imports, as in {"contrib/redis.py": {"redis"}}.
 CLIENTS: dict[str, set[str]] = {
+    "contrib/psycopg.py": {"psycopg"},
+    "contrib/psycopg2.py": {"psycogreen", "psycopg2"},
+    "contrib/pymysql.py": {"pymysql"},
     "discovery/_srv_wire.py": {"dns"},
     "testing/fixtures.py": {"pytest"},
 }
