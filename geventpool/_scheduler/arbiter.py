@@ -25,10 +25,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+from geventpool._scheduler.dial_outcomes import DialOutcomes
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
-from geventpool._scheduler.dial_outcomes import DialOutcomes
 from geventpool._scheduler.state import NEVER
 from geventpool._util.errors import copy_of
 from geventpool.errors import ConnectError, OutOfSockets

@@ -82,7 +82,8 @@ class DialOutcomes:
         """See to it that the bucket is looked at again in time."""
         outage = bucket.outage
         if outage.after is not None and not outage.on:
-            failing = bucket.failing and not bucket.open and _is_dialing(bucket, now)
+            # (That connections die unused is another matter: dials do succeed.)
+            failing = outage.dials > 0 and not bucket.open and _is_dialing(bucket, now)
             outage.note_dialing(failing, now)
         may_go_down = outage.after is not None and bucket.failing
         if not (outage.on or bucket.ceiling.on or may_go_down):

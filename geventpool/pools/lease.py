@@ -24,7 +24,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
-from geventpool.events import Reason
+from geventpool.pools.verdicts import end_use, mark_broken
 
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
@@ -48,10 +48,11 @@ ENTERED: Any = _Entered()
 class Lease(Generic[C]):
     """What ``pool.get()`` returns: in a ``with`` it is a connection, for a while.
 
-    Nothing raised in the ``with``: the connection goes back.  *exc_classes*, or anything that is
-    not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
-    a reply to the request that was cut short may still come.  Another ``Exception``, or a
-    PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
+    Nothing raised in the ``with``: the connection goes back.  *exc_classes* (or what the hook
+    ``_classify_error`` does not call FINE), or anything that is not an ``Exception``
+    (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as a reply to the request
+    that was cut short may still come.  Another ``Exception``, or a PoolError: it goes back, unless
+    bytes lie unread on it; with ``strict=True`` it is closed.
 
     One lease is for one ``with`` at a time: entered a second time meanwhile, it raises
     RuntimeError.  Left in another thread than the pool's it raises WrongHub, and is not left.
@@ -167,10 +168,10 @@ class Lease(Generic[C]):
             return
         if get_ident() != pool._runtime.ident:
             self._bucket = ENTERED  # it stays with its holder
-        if exc is not None and pool._breaks_connection(exc):
-            pool._desk.discard(pool, hold, self._conn, Reason.ERROR, exc)
+        if exc is not None:
+            end_use(pool, hold, self._conn, exc)
         else:
-            pool._desk.checkin(pool, hold, self._conn, suspect or exc is not None)
+            pool._desk.checkin(pool, hold, self._conn, suspect)
 
 
 def assert_not_entered(lease: Lease[Any]) -> None:
@@ -234,6 +235,4 @@ class LocalLease(Lease[C]):
                 Lease.__exit__(lease, None, None, None)
         elif exc is not None:
             shared.suspect = True
-            if self._pool._breaks_connection(exc) and is_held((slot, lease._use)):
-                # Another with may yet swallow it, but the connection is broken all the same.
-                self._pool._runtime.scheduler.mark_for_closing(slot, Reason.ERROR)
+            mark_broken(self._pool, (slot, lease._use), exc)

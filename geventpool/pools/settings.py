@@ -48,6 +48,7 @@ class PoolSettings:
     order: str | None
     strict: bool
     fail_fast: bool
+    down_after: float | None
     greenlet_local: bool
     limits: tuple[Limit, ...]
     listeners: tuple[object, ...]
@@ -91,6 +92,6 @@ class PoolSettings:
     def _check_durations(self) -> None:
         for name in ("timeout", "check_after"):
             check_seconds(name, getattr(self, name), zero=True)
-        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime"):
+        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime", "down_after"):
             check_seconds(name, getattr(self, name))
         check_seconds("keepalive_timeout", self.keepalive_timeout, none=False)

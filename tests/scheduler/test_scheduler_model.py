@@ -732,7 +732,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_refused_do_not_wait(self) -> None:
-        """Who comes while a dial is coming by itself is told; and it is coming, until it is over."""
+        """Who comes while a dial comes by itself is told; and it does come, until it is over."""
         for bucket in self.buckets:
             outage = bucket.outage
             assert bucket.closed or outage.on == (bucket in self.hub.down)
