@@ -136,9 +136,9 @@ class BasePool(PoolExtension[C]):
         """Give back a connection that is fit for use.  Does not block, unless a reset does.
 
         In a ``finally`` or an ``except`` the exception there decides, as one that leaves a ``with``
-        does: after one that ``_classify_error`` calls FINE the connection is looked at more closely,
-        any other, or what is not an ``Exception``, closes it.  An ``except`` that has dealt with
-        its exception cannot be told from one that has not: release after it.  An exception that was
+        does: after one that ``_classify_error`` calls FINE the connection is looked at closely; any
+        other, or what is not an ``Exception``, closes it.  An ``except`` that has dealt with its
+        exception cannot be told from one that has not: release after it.  An exception that was
         being handled already when ``acquire`` was called is none of the connection's, and does not
         count.
 

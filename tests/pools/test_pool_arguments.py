@@ -99,7 +99,7 @@ def test_a_bad_argument_is_refused_by_name_with_what_is_wrong_with_it(maker, nam
 def test_help_shows_every_setting_by_its_name(kind):
     shown = inspect.signature(kind).parameters
 
-    assert len(fields(PoolSettings)) == 22
+    assert len(fields(PoolSettings)) == 23
     assert {each.name for each in fields(PoolSettings)} <= shown.keys()
 
 
