@@ -7,7 +7,6 @@ and close are in ``_runtime``.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 import weakref
@@ -28,11 +27,13 @@ from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
 from geventpool.pools.verdicts import end_use, is_wrong_server, verdict_on_dial, verdict_on_use
+from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
 
+sys.modules["geventpool.pools"].__class__ = CallablePackage  # geventpool.pools()
+
 C = TypeVar("C")
-_numbers = itertools.count(1)
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
@@ -60,6 +61,7 @@ class BasePool(PoolExtension[C]):
     _socket: Callable[..., Any]
     _fileno: Callable[..., int | None]
     _reset_connection: Callable[..., object]
+    _salvage_connection: Callable[..., object]
 
     # What is said by setting it in a subclass.  See ConnectionPool.
     _may_reconnect = False
@@ -68,13 +70,14 @@ class BasePool(PoolExtension[C]):
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
         name = settings.name
-        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        self.name = unnamed(type(self)) if name is None else name
         self.exc_classes = settings.exc_classes
         self.timeout = settings.timeout
         self.max_waiting = settings.max_waiting
         self.connect_timeout = settings.connect_timeout
         self.keepalive = settings.keepalive
         self.keepalive_timeout = settings.keepalive_timeout
+        self.salvage_timeout = settings.salvage_timeout
         self.check_after = settings.check_after
         self.strict = settings.strict
         self.track = settings.track
@@ -87,6 +90,7 @@ class BasePool(PoolExtension[C]):
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
+        self.has_salvage = self._overrides("_salvage_connection")
         self._has_socket = self._overrides("_socket")
         self._has_fileno = self._overrides("_fileno") and not self._has_socket
         self.socket_hook = "_fileno" if self._has_fileno else "_socket"
@@ -329,6 +333,7 @@ def stats_of(
         idle=total("idle"),
         connecting=total("connecting"),
         checking=total("checking"),
+        salvaging=total("salvaging"),
         closing=total("closing"),
         waiting=sum(len(bucket.waiters) for bucket in buckets),
         acquired=total("use_count") + closed[Reason.LOST] + held,
@@ -341,6 +346,8 @@ def stats_of(
         opened=total("connect_count"),
         dial_failed=total("dial_failed"),
         checked=total("checked"),
+        salvaged=total("salvaged"),
+        salvage_failed=total("salvage_failed"),
         closed=closed,
         wait=duration("wait"),
         use=duration("use"),

@@ -60,21 +60,23 @@ def end_use(
             pool._desk.checkin(pool, hold, conn, suspect)
         else:
             news = verdict is Verdict.WRONG_SERVER and is_wrong_server(pool, hold)
-            pool._desk.discard(pool, hold, conn, Reason.ERROR, exc)
+            pool._desk.discard(pool, hold, conn, _reason(pool, exc), exc)
             if news:
                 _say_wrong_server(pool, hold, exc)
 
 
-def mark_broken(pool: BasePool[Any], hold: Hold, exc: BaseException) -> None:
-    """Have a connection closed when the last of those that share it is done: another ``with`` may
-    yet swallow *exc*, but what it says is true all the same."""
+def mark_broken(pool: BasePool[Any], hold: Hold, exc: BaseException) -> Reason | None:
+    """Have a connection closed, or salvaged, when the last of those that share it is done, if that
+    is what *exc* says; returns why."""
     verdict = verdict_on_use(pool, exc)
     if verdict is Verdict.FINE or not is_held(hold):
-        return
+        return None
     news = verdict is Verdict.WRONG_SERVER and is_wrong_server(pool, hold)
-    pool._runtime.scheduler.mark_for_closing(hold[0], Reason.ERROR)
+    reason = _reason(pool, exc)
+    pool._runtime.scheduler.mark_for_closing(hold[0], reason)
     if news:
         _say_wrong_server(pool, hold, exc)
+    return reason
 
 
 def is_wrong_server(pool: BasePool[Any], hold: Hold) -> bool:
@@ -91,6 +93,18 @@ def _say_wrong_server(pool: BasePool[Any], hold: Hold, exc: BaseException) -> No
     where = "" if endpoint is None else f"{endpoint}: "
     text = f"{where}the server is the wrong one: all connections opened so far are replaced; %r"
     pool._runtime.notifier.log(pool, logging.WARNING, text, exc)
+
+
+def _reason(pool: BasePool[Any], exc: BaseException) -> Reason:
+    """For a connection that *exc* makes unfit for use, as it leaves a ``with``.  CUT_SHORT: not the
+    connection is broken, only its use was cut short, and the pool may salvage it."""
+    if not pool.has_salvage or isinstance(exc, (Exception, *pool.exc_classes)):
+        return Reason.ERROR
+    for each in getattr(exc, "exceptions", ()):  # in a group; one of them may say more
+        breaks = verdict_on_use(pool, each) is not Verdict.FINE
+        if breaks and _reason(pool, each) is Reason.ERROR:
+            return Reason.ERROR
+    return Reason.CUT_SHORT
 
 
 def _ask(pool: BasePool[Any], error: Exception) -> Verdict:
