@@ -87,4 +87,15 @@ class Notifier:
                 event.used,
                 f" at\n{event.where}" if event.where else " (track=True tells where)",
             )
+        if what == "pool_went_down":
+            text = "%sno dial succeeds, and callers are sent away until one does; last error: %r"
+            self.log(owner, logging.WARNING, text, _where(event), event.error)
+        if what == "pool_is_back":
+            text = "%sback after %.1f s, %d failed dials, and %d callers sent away"
+            counts = event.seconds, event.dials, event.refused
+            self.log(owner, logging.INFO, text, _where(event), *counts)
         self.notify(owner, what, event)
+
+
+def _where(event: events.PoolEvent) -> str:
+    return "" if event.endpoint is None else f"{event.endpoint}: "

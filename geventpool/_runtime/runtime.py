@@ -178,6 +178,8 @@ class Runtime:
             while bucket.open < max(bucket.size, bucket.min_size):
                 if bucket.closed:
                     raise refusals.pool_closed(bucket)
+                if (error := self.scheduler.refusal(bucket, monotonic())) is not None:
+                    raise copy_of(error)
                 if bucket.fail_fast and bucket.dial_failed > failed and bucket.last_error:
                     raise copy_of(bucket.last_error)
                 if not self.wait_for_change(bucket, deadline):
@@ -251,7 +253,7 @@ class Runtime:
         self.salvager.start(slot)
 
     def reconcile_later(self, bucket: PoolBucket) -> None:
-        """Look at *bucket* again when its back-off is over."""
+        """Look at *bucket* again when its back-off is over, or before."""
         self.timers.retry(bucket, self._retry_now)
 
     def _retry_now(self, bucket: PoolBucket) -> None:
@@ -261,6 +263,20 @@ class Runtime:
             # then would have the dead server dialed each time.
             self.timers.remember(bucket, self.forget_if_empty)
         self.forget_if_empty(bucket)
+
+    def went_down(self, bucket: PoolBucket) -> None:
+        """Say, a little later, that callers are sent away; those of ``fill`` look now."""
+        if bucket.changed is not None:
+            bucket.changed.set()
+        if (owner := bucket.owner()) is not None:
+            event = events.PoolWentDown(owner, bucket.last_error, endpoint=bucket.endpoint)
+            self.notifier.workers.put((owner, "pool_went_down", event))
+
+    def came_back(self, bucket: PoolBucket, seconds: float, dials: int, refused: int) -> None:
+        """Say, a little later, that this is over."""
+        if (owner := bucket.owner()) is not None:
+            event = events.PoolIsBack(owner, seconds, dials, refused, endpoint=bucket.endpoint)
+            self.notifier.workers.put((owner, "pool_is_back", event))
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Reconcile what *limit* touches, soon."""

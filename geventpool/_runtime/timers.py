@@ -106,8 +106,8 @@ class Timers:
         self._loop = loop
 
     def retry(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
-        """Call *call* when the back-off of *bucket* is over."""
-        self._set(bucket, bucket.retry_at, call, ref=bool(bucket.waiters or bucket.filling))
+        """Call *call* when *bucket* is to be looked at again: when its back-off is over, mostly."""
+        self._set(bucket, bucket.reconcile_at, call, ref=bool(bucket.waiters or bucket.filling))
 
     def remember(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
         """Call *call* when the failures of *bucket* do not matter any more, if by then none has

@@ -102,6 +102,8 @@ class WaitingLine:
             bucket.postpone(False)  # its first use: what follows opens its minimum, too
         if bucket.closed:
             raise refusals.pool_closed(bucket)
+        if (error := self._scheduler.refusal(bucket, began)) is not None:
+            raise copy_of(error)
         if late:
             self.time_out(owner, bucket, began, timeout)
         if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:

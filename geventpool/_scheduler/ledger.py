@@ -189,6 +189,10 @@ class Ledger:
 
     # Buckets and limits
 
+    def set_maximum(self, bucket: Bucket) -> None:
+        """Have it open no more than its settings allow, and its server."""
+        bucket.own._maximum = min(bucket.maximum, bucket.ceiling.most)
+
     def claim(self, bucket: Bucket) -> None:
         """Count a place in each of its limits, free or coming free, as that of *bucket*."""
         bucket.coming += 1
@@ -292,6 +296,11 @@ class Ledger:
         bucket.open = bucket.connecting = bucket.closing = 0
         bucket.checking = bucket.salvaging = 0
         bucket.dials.forget()
+        bucket.outage.forget()
+        bucket.ceiling.forget()
+        self.set_maximum(bucket)
+        bucket.set_troubled(False)
+        bucket.condemned_at, bucket.reconcile_at = AT_ONCE, NEVER
         bucket.fast_path_open = 0
 
 

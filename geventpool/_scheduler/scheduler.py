@@ -41,6 +41,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.state import CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._scheduler.verbs import Verbs
+from geventpool.errors import Verdict
 from geventpool.events import Reason
 
 __all__ = ["AUDIT_EVERY", "CUT_SHORT", "Effects", "Scheduler"]
@@ -212,8 +213,7 @@ class Scheduler:
             or requeued
             or bucket._idle
             or own.used - own._closing + own._coming < own._maximum
-            or bucket.fail_when_full
-            or bucket.fail_when_down
+            or not bucket.patient
         ):
             self._do(self._verbs.enqueue, waiter, now, requeued)
             return
@@ -314,6 +314,15 @@ class Scheduler:
         """It was an earlier socket of *slot* whose peer hung up."""
         self.ledger.forget_hangup(slot)
 
+    def wrong_server(self, slot: Slot, now: float) -> bool:
+        """A holder has learnt that *slot*, which it has yet to give back, is connected to the wrong
+        server: so is all that was dialed before now.  False if that was known."""
+        return bool(self._do(self._verbs.wrong_server, slot, now))
+
+    def refusal(self, bucket: Bucket, now: float) -> BaseException | None:
+        """What a caller gets that would stand in line while no dial succeeds; None: it may."""
+        return self.arbiter.outcomes.refusal(bucket, now)
+
     def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
         """Close *slot* if it is idle; whether it was."""
         if slot.state is not IDLE or self.busy == AT_WORK:
@@ -341,9 +350,12 @@ class Scheduler:
         """The dial succeeded and the slot has its connection."""
         self._do(self._verbs.opened, slot, now)
 
-    def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
-        """The dial failed: one dial at a time from now on, and after a pause."""
-        self._do(self._verbs.dial_failed, slot, error, now)
+    def dial_failed(
+        self, slot: Slot, error: BaseException, now: float, verdict: Verdict = Verdict.BROKEN
+    ) -> None:
+        """The dial failed: one dial at a time from now on, and after a pause, unless it was refused
+        by a server that is full."""
+        self._do(self._verbs.dial_failed, slot, error, now, verdict)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
         """The peer hung up: an idle slot is closed now, another as soon as it is not held."""

@@ -19,7 +19,7 @@ from gevent import getcurrent
 from geventpool._util.arguments import check_seconds
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import MarkedDownError, NotInUse
-from geventpool.events import Holder, PoolStats, Reason
+from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
@@ -168,8 +168,9 @@ class ConnectionManager:
         callable that takes the socket, and may shake hands and log in.  If it has a method
         *keepalive*, that is called on what it made when this was idle for the manager's
         *keepalive* seconds, and what it raises closes it; its *idle_timeout*, in seconds, goes
-        before the manager's.  It should be one object, not made anew for each call: connections
-        are shared by callers that ask with the same.
+        before the manager's.  Its *classify_error(error)* may return Verdict.SERVER_FULL for what a
+        log-in raised: that marks no server down.  It should be one object, not made anew for each
+        call: connections are shared by callers that ask with the same.
 
         The timeout of the socket is *read_timeout* seconds (None: that of the name's ConnectInfo).
 
@@ -372,10 +373,7 @@ class ConnectionManager:
                 self._failed(use, exc)
             else:
                 use.cancelled()
-        if pool._breaks_connection(exc):
-            pool._discard(hold, sock, Reason.ERROR, exc)
-        else:
-            pool._checkin(hold, sock, suspect=True)
+        pool._end_use(hold, sock, exc)
         self._log_transitions()
 
     def _run(self, walk: AddressWalk) -> Any:
