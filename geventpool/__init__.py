@@ -3,6 +3,7 @@
 from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
+from geventpool.deadline import Deadline
 from geventpool.discovery import (
     CachingResolver,
     DnsResolver,
@@ -60,6 +61,7 @@ __all__ = [
     "ServerModelDirectory",
     # Opening connections, trying again
     "Backoff",
+    "Deadline",
     "RetryBudget",
     "RetryDetails",
     "SocketFactory",

@@ -10,6 +10,7 @@ from gevent import getcurrent
 from geventpool._runtime.introspection import holder_of
 from geventpool._runtime.slots import Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
+from geventpool._util.deadlines import nearest
 from geventpool._util.errors import text_of
 from geventpool.errors import ConnectError, PoolClosed, PoolFull, PoolTimeout
 
@@ -36,9 +37,10 @@ def no_connection(
     """None came free in time for a caller that came at *began*; and its cause, if a dial's."""
     held_for, own = _look_at_holders(bucket, now)
     in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
+    why = _too_late(bucket, now) or f"no connection came free in {timeout} s"
     text = (
-        f"pool {bucket.name!r}: no connection came free in {timeout} s ({in_use} in use,"
-        f" {idle} idle, {connecting} connecting, {len(bucket.waiters)} waiting)"
+        f"pool {bucket.name!r}: {why}"
+        f" ({in_use} in use, {idle} idle, {connecting} connecting, {len(bucket.waiters)} waiting)"
     )
     if held_for:
         text += f"; held for up to {held_for[0]:.3f} s"
@@ -60,6 +62,18 @@ def no_connection(
         held_for=held_for,
     )
     return error, last
+
+
+def _too_late(bucket: PoolBucket, now: float) -> str:
+    """What a caller is told of which a Deadline leaves too little time; empty for any other."""
+    me = getcurrent()
+    bound = nearest(me)
+    if bound is None or bucket.useless_after(me) > now:
+        return ""
+    text = f"too little is left of a Deadline of {bound.length:g} s, {bound.at - now:.3f} s"
+    if typical := bucket.long_use():
+        text += f", as nine in ten uses take up to {typical:.3f} s"
+    return text
 
 
 def _died_unused(bucket: PoolBucket) -> BaseException | None:
