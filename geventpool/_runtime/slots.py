@@ -40,6 +40,7 @@ class ConnectionSlot(Slot):
         "ident",
         "identities",
         "looks_on_return",
+        "loose_use",
         "raised_before",
         "ref",
         "returning",
@@ -59,6 +60,7 @@ class ConnectionSlot(Slot):
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
         self.looks_on_return = False  # the fast path must not take it back unseen
+        self.loose_use = 0  # in which no ``with`` has it: another greenlet may give it back
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
         self.identities: tuple[Any, ...] = ()  # of them, if the connection is no mere socket

@@ -29,6 +29,7 @@ class WaitingLine:
         self._scheduler = runtime.scheduler
         self._timers = runtime.timers
         self._deadlines = runtime.deadlines
+        self._deadlocks = runtime.deadlocks
         self._checker = checker
         self._notifier = notifier
 
@@ -47,11 +48,13 @@ class WaitingLine:
         late = deadline is not None and deadline <= now
         if late or bucket.closed or bucket.postponed or owner.max_waiting is not None:
             self._may_wait(owner, bucket, late, began, timeout)
-        deadlines = self._deadlines
+        deadlines, deadlocks = self._deadlines, self._deadlocks
         try:
             self._scheduler.enqueue(waiter, now, requeued)
             if deadline is not None and (deadline < deadlines.at or deadlines.idle):
                 deadlines.set(deadline)
+            if deadlocks.idle:
+                deadlocks.start()
             if bucket.retry_timer is not None:
                 self._timers.keep_alive(bucket)
             if bucket.checking and waiter.slot is None:
