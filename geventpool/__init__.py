@@ -1,5 +1,7 @@
 """A gevent-native pool of connections: kept open, healthy, and fairly shared between greenlets."""
 
+from typing import TYPE_CHECKING
+
 from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
@@ -43,6 +45,9 @@ from geventpool.pools import ConnectionPool, EndpointPool, Lease
 from geventpool.retry import RetryBudget, RetryDetails, retry
 from geventpool.sockets import MonitoredSocket, SocketFactory
 
+if TYPE_CHECKING:  # the package, which is callable: see there
+    from geventpool.registry import pools
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -82,6 +87,7 @@ __all__ = [
     "PoolListener",
     "PoolStats",
     "Reason",
+    "pools",
     # Errors
     "ConnectError",
     "MarkedDownError",

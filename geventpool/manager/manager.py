@@ -20,11 +20,8 @@ from geventpool._util.arguments import check_seconds
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
-from geventpool.errors import (
-    MarkedDownError,
-    NotInUse,
-)
-from geventpool.events import PoolStats, Reason
+from geventpool.errors import MarkedDownError, NotInUse
+from geventpool.events import Holder, PoolStats, Reason
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
@@ -35,6 +32,7 @@ from geventpool.manager.tls import Tls, certified_host, check_context, context_o
 from geventpool.manager.use import Use, blames_server
 from geventpool.pools import Limit
 from geventpool.pools.extension import DEFAULT, Hold
+from geventpool.registry import register
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "ConnectionManager"]
@@ -124,6 +122,7 @@ class ConnectionManager:
             listeners=listeners,
             name=name,
         )
+        register(self)
 
     # Names
 
@@ -296,9 +295,23 @@ class ConnectionManager:
         """What went through all sockets to the address *target*."""
         return self._pool.traffic_of(self.servers[address(target)])
 
+    @property
+    def name(self) -> str:
+        """What it is called, in messages and in the log."""
+        return self._pool.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return self._pool.closed
+
     def stats(self) -> PoolStats:
         """How its pool stands, and what that has counted."""
         return self._pool.stats()
+
+    def holders(self) -> tuple[Holder, ...]:
+        """For each connection in use: who has it, for how long, and where it is just now."""
+        return self._pool.holders()
 
     def __repr__(self) -> str:
         stats = self._pool.stats()

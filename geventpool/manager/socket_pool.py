@@ -97,6 +97,8 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     *max_per_address* to one address.
     """
 
+    _is_listed = False  # its manager is
+
     def __init__(
         self,
         servers: ServerModelDirectory,

@@ -8,7 +8,6 @@ and close are in ``_runtime``.
 from __future__ import annotations
 
 import builtins
-import itertools
 import logging
 import sys
 import weakref
@@ -28,11 +27,13 @@ from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
+from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
 
+sys.modules["geventpool.pools"].__class__ = CallablePackage  # geventpool.pools()
+
 C = TypeVar("C")
-_numbers = itertools.count(1)
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
@@ -69,7 +70,7 @@ class BasePool(PoolExtension[C]):
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
         name = settings.name
-        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        self.name = unnamed(type(self)) if name is None else name
         self.exc_classes = settings.exc_classes
         self.timeout = settings.timeout
         self.max_waiting = settings.max_waiting

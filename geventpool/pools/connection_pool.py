@@ -16,6 +16,7 @@ from geventpool.events import Holder, PoolStats
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 from geventpool.pools.settings import PoolSettings
+from geventpool.registry import register
 
 __all__ = ["ConnectionPool", "Lease"]
 
@@ -149,6 +150,7 @@ class ConnectionPool(BasePool[C]):
         )
         self._runtime.add(bucket)
         self._bucket: PoolBucket = bucket
+        register(self)
 
     # Hooks to override
 

@@ -20,6 +20,7 @@ from geventpool.events import Holder, PoolStats
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease, assert_not_entered
 from geventpool.pools.settings import PoolSettings
+from geventpool.registry import register
 
 __all__ = ["EndpointPool"]
 
@@ -77,6 +78,8 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     are as there.
     """
 
+    _is_listed = True  # in geventpool.pools()
+
     def __init__(
         self,
         *,
@@ -118,6 +121,8 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         #: Has no connections: it adds up what those have counted that have left.
         self._past = self._make_bucket(None)
         self._runtime.buckets.add(self._past)  # for a child to set it back to zero
+        if self._is_listed:
+            register(self)
 
     # Hooks to override
 

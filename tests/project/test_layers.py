@@ -18,7 +18,7 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "geventpool"
 
-NOUNS = {"errors", "events", "stats", "addresses", "backoff", "retry_budget"}
+NOUNS = {"errors", "events", "stats", "addresses", "backoff", "registry", "retry_budget"}
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
 PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}
@@ -44,6 +44,7 @@ ROWS = (
     # What it was before it moved, as its old name is in the examples.
     Row({"health"}, may_import={"manager"}),
     Row({"observe", "fleet", "testing", "demo"}, may_import=PUBLIC, only_public=True),
+    Row({"gunicorn"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
     Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),
 )
@@ -222,8 +223,12 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     names: list[str] = []
     assigned = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+    nodes = list(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module in {"__future__", "typing"}:
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.body  # what is had under that name at run time is the package
             continue
         if isinstance(node, ast.ImportFrom):
             names += [alias.asname or alias.name for alias in node.names]
