@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 import gevent
-from gevent import getcurrent
+from gevent import get_hub, getcurrent
 
 from geventpool._util import deadlines
 from geventpool._util.deadlines import Bound
@@ -90,8 +90,13 @@ class Deadline(gevent.Timeout):
             deadlines.end(*under)
 
     def _on_expiration(self, prev_greenlet: Any, ex: Any) -> None:
+        # gevent's hook for subclasses.  What gave up a moment before has been told so in this very
+        # pass of the loop, if that was late: its greenlet runs first, and may leave in time.
         if prev_greenlet.dead:
             self._leave()  # it was never closed
         else:
-            parent: Any = super()  # where this is a hook for subclasses, though no stub has it
-            parent._on_expiration(prev_greenlet, ex)
+            get_hub().loop.run_callback(self._strike, self._under, ex)
+
+    def _strike(self, under: tuple[Any, Bound] | None, ex: Any) -> None:
+        if under is not None and self._under is under and not under[0].dead:
+            under[0].throw(ex)

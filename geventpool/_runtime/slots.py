@@ -213,7 +213,7 @@ class PoolBucket(Bucket):
             return 0.0
         if self.uses_seen is None:
             self.uses_seen, self.use_long = self.use_count, self.use_sum / self.use_count
-        else:
+        elif self.use_count - self.uses_seen >= _FEW_USES:
             self._adapt(0.0)
         return self.use_long
 

@@ -14,6 +14,7 @@ from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
+from geventpool.errors import PoolDeadlock, PoolTimeout
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -84,12 +85,17 @@ class WaitingLine:
         return slot
 
     def time_out(
-        self, owner: PoolHooks, bucket: PoolBucket, began: float, timeout: float | None
+        self,
+        owner: PoolHooks,
+        bucket: PoolBucket,
+        began: float,
+        timeout: float | None,
+        kind: type[PoolTimeout] = PoolTimeout,
     ) -> NoReturn:
-        """Raise the PoolTimeout of a caller that began to wait at *began*."""
+        """Raise the PoolTimeout, of that *kind*, of a caller that began to wait at *began*."""
         bucket.timed_out += 1
         now = monotonic()
-        error, cause = refusals.no_connection(bucket, timeout, now, began)
+        error, cause = refusals.no_connection(bucket, timeout, now, began, kind)
         if "acquire_timed_out" in owner.listening:
             event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "acquire_timed_out", event)
@@ -130,6 +136,8 @@ class WaitingLine:
             self._scheduler.return_unused(waiter.slot, monotonic())
         if bucket.closed:
             raise refusals.pool_closed(bucket)
+        if isinstance(waiter.error, PoolDeadlock):
+            self.time_out(owner, bucket, began, timeout, PoolDeadlock)
         if waiter.error is not None:
             raise copy_of(waiter.error)  # the pool keeps its own: without this caller's frames
         self.time_out(owner, bucket, began, timeout)
