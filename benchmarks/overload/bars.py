@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 from benchmarks.overload.picture import draw
-from benchmarks.overload.pools import ALL_CURES, CODEL, OURS, PEERS, PLAIN, SALVAGE
+from benchmarks.overload.pools import ALL_CURES, BOTH, CODEL, OURS, PEERS, PLAIN, SALVAGE
 from benchmarks.overload.scenario import (
     NORMAL,
     Outcome,
@@ -43,6 +43,7 @@ LOST = 0.5  # of what is asked: a pool that answers less is lost
 #: (times what can be served, for so many seconds)
 _LOADS = ((1.1, 20.0), (1.5, 10.0), (2.0, 8.0), (5.0, 4.0))
 _HEADLINE = Scenario(1.5, 10.0)
+_EVEN = replace(_HEADLINE, even=True)
 _OVERLOADS = [
     *(
         Scenario(load, seconds, dial, retries)
@@ -50,6 +51,7 @@ _OVERLOADS = [
         for dial in (0.005, 0.1)
         for retries in (0, 2)
     ),
+    _EVEN,
     *(Scenario(NORMAL, 10.0, retries=retries, slowness=3.0) for retries in (0, 2)),
 ]
 _CALM = Scenario(NORMAL, 60.0)
@@ -68,7 +70,7 @@ def overload(quick: bool, picture: Path | None) -> tuple[list[Row], list[tuple[s
     overloads = [_HEADLINE] if quick else _OVERLOADS
     virtual: Outcomes = {name: [] for name in OURS}
     for scenario in overloads:
-        for name in OURS if scenario.load == _HEADLINE.load else (PLAIN, CODEL, ALL_CURES):
+        for name in OURS if scenario.load == _HEADLINE.load else (PLAIN, CODEL, BOTH, ALL_CURES):
             virtual[name].append(in_virtual_time(OURS[name], scenario))
     calm, bursts = (in_virtual_time(OURS[CODEL], each) for each in (_CALM, _BURSTS))
 
@@ -86,7 +88,7 @@ def overload(quick: bool, picture: Path | None) -> tuple[list[Row], list[tuple[s
     return (
         [
             *_bars("virtual, CoDel", virtual[CODEL]),
-            *_bars("virtual, salvage alone", [o for o in virtual[SALVAGE] if _patient(o)]),
+            *_bars("virtual, salvage alone", [o for o in virtual[SALVAGE] if _for_salvage(o)]),
             _bar("virtual, CoDel, refused at 0.8 × load, %", 100 * calm.refused, MOST_REFUSED),
             _bar(
                 "virtual, CoDel, refused of bursts of 25, %",
@@ -129,9 +131,10 @@ def _bar(what: str, figure: float, bar: float, *, at_least: bool = False) -> Row
     return Row(f"overload, {what} | {bar:g}", f"{figure:.4g}", f"{bar:g}", figure, bar, at_least)
 
 
-def _patient(outcome: Outcome) -> bool:
-    """Whether its callers did not ask again: they make more than 1.5 × load of it."""
-    return not outcome.scenario.retries
+def _for_salvage(outcome: Outcome) -> bool:
+    """Whether salvage alone is a cure for it: not where callers ask again, which makes more than
+    1.5 × load of it, nor for queries of one length, which it cancels just before their end."""
+    return not outcome.scenario.retries and not outcome.scenario.even
 
 
 def _ok(outcome: Outcome) -> bool:

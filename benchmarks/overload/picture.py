@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.overload.pools import ALL_CURES, CODEL, DEADLINE, PEERS, PLAIN, SALVAGE
+from benchmarks.overload.pools import CODEL, DEADLINE, PEERS, PLAIN, SALVAGE
 from benchmarks.overload.scenario import Outcome
 
 __all__ = ["draw"]
@@ -19,15 +19,14 @@ _STYLES: dict[str, dict[str, Any]] = {
     CODEL: {"color": "#0072B2", "linestyle": "-", "linewidth": 2.2},
     SALVAGE: {"color": "#009E73", "linestyle": "--"},
     DEADLINE: {"color": "#CC79A7", "linestyle": "-."},
-    ALL_CURES: {"color": "black", "linestyle": ":"},
     "SQLAlchemy": {"color": "#009E73", "linestyle": "--"},
     "psycopg_pool": {"color": "#CC79A7", "linestyle": "-."},
     "redis": {"color": "#E69F00", "linestyle": "-"},
 }
 _NAMES = {
-    PLAIN: "first come, first served, no cure",
-    CODEL: "overload=CoDel()",
-    SALVAGE: "salvage hook",
+    PLAIN: "no cure",
+    CODEL: "geventpool, overload=CoDel()",
+    SALVAGE: "a salvage hook",
     DEADLINE: "with Deadline(1.0)",
     "SQLAlchemy": "SQLAlchemy QueuePool",
     "redis": "redis-py BlockingConnectionPool",
@@ -44,9 +43,9 @@ def draw(outcomes: dict[str, Outcome], picture: Path) -> None:
     figure, panels = pyplot.subplots(
         1, 2, sharex=True, sharey=True, figsize=(10, 4.8), layout="constrained"
     )
-    others = [CODEL, *PEERS]
-    _panel(panels[0], "geventpool", {n: o for n, o in outcomes.items() if n not in PEERS})
-    _panel(panels[1], "other pools, and geventpool's CoDel", {n: outcomes[n] for n in others})
+    ours, others = (PLAIN, SALVAGE, DEADLINE, CODEL), (*PEERS, CODEL)
+    _panel(panels[0], "geventpool", {name: outcomes[name] for name in ours})
+    _panel(panels[1], "other pools, and geventpool with CoDel", {n: outcomes[n] for n in others})
     panels[0].set_ylabel("answers per second, in the callers' own time")
     for panel in panels:
         panel.set_xlabel("seconds since more was asked than can be served")

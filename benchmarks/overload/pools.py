@@ -16,6 +16,7 @@ from benchmarks.traffic import Lender
 
 __all__ = [
     "ALL_CURES",
+    "BOTH",
     "CODEL",
     "DEADLINE",
     "OURS",
@@ -73,6 +74,7 @@ PLAIN = "no cure"
 CODEL = "CoDel"
 SALVAGE = "salvage"
 DEADLINE = "Deadline"
+BOTH = "salvage, Deadline"
 ALL_CURES = "all three"
 
 _SHEDDING: dict[str, Any] = {"overload": geventpool.CoDel(target=0.1, interval=1.0)}
@@ -83,6 +85,7 @@ OURS: dict[str, Make] = {
     CODEL: _ours(**_SHEDDING),
     SALVAGE: _ours(SalvagingPool),
     DEADLINE: _ours(bound=geventpool.Deadline),
+    BOTH: _ours(SalvagingPool, geventpool.Deadline),
     ALL_CURES: _ours(SalvagingPool, geventpool.Deadline, **_SHEDDING),
 }
 
