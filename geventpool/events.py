@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "AcquireShed",
     "AcquireTimedOut",
     "ConnectionCheckedIn",
     "ConnectionCheckedOut",
@@ -150,6 +151,15 @@ class AcquireTimedOut(PoolEvent):
 
 
 @dataclass(frozen=True)
+class AcquireShed(PoolEvent):
+    """A caller was sent away after it had *waited* for so many seconds, as more is asked of the
+    pool than it can serve; *error* is the PoolOverloaded that it gets."""
+
+    waited: float
+    error: BaseException
+
+
+@dataclass(frozen=True)
 class ConnectionLost(PoolEvent):
     """A connection was garbage collected while in use; its place is free again.
 
@@ -205,6 +215,9 @@ class PoolListener:
     def acquire_timed_out(self, event: AcquireTimedOut) -> None:
         """Called when a caller has waited in vain."""
 
+    def acquire_shed(self, event: AcquireShed) -> None:
+        """Called when *overload* has sent away a caller that had waited too long."""
+
     def connection_lost(self, event: ConnectionLost) -> None:
         """Called when a connection was garbage collected without having been released."""
 
@@ -248,6 +261,7 @@ class PoolStats:
     released: int  # ticks when a connection comes back fit for use
     timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
+    shed: int  # ticks when overload sends away a caller that has waited too long
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins
     opened: int  # ticks when a dial succeeds

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.dial_window import DialWindow
 from geventpool._scheduler.idle_queue import IdleQueue
 from geventpool._scheduler.limit import Limit
@@ -17,6 +18,7 @@ from geventpool._scheduler.line import Line
 from geventpool._scheduler.state import CONNECTING, NEVER
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
+from geventpool.overload import CoDel
 
 __all__ = ["Bucket", "Slot", "Waiter"]
 
@@ -84,6 +86,7 @@ class Waiter:
     __slots__ = (
         "bucket",
         "callback",
+        "came",
         "deadline",
         "error",
         "expired",
@@ -93,10 +96,13 @@ class Waiter:
         "wake_handle",
     )
 
-    def __init__(self, bucket: Bucket, ticket: int, deadline: float | None, callback: Any) -> None:
+    def __init__(
+        self, bucket: Bucket, ticket: int, deadline: float | None, callback: Any, came: float = 0.0
+    ) -> None:
         self.bucket = bucket
         self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
         self.deadline = deadline
+        self.came = came  # when its caller did; kept as well
         self.slot: Any = None  # a Slot, of its bucket's kind
         self.error: BaseException | None = None
         self.expired = False
@@ -149,6 +155,7 @@ class Bucket:
         transient: bool = False,
         fail_when_full: bool = False,
         fail_when_down: bool = False,
+        overload: CoDel | None = None,
     ) -> None:
         self.name = name
         self.size = size
@@ -162,7 +169,10 @@ class Bucket:
         self.idle_timeout = idle_timeout
         self.max_lifetime = max_lifetime
         self.max_uses = max_uses
-        self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
+        #: Says when its line is slow; None: callers wait as long as they like.
+        self.delay_control = None if overload is None else DelayControl(overload)
+        # Nothing to weigh at a hand-over
+        self.simple = max_uses is None and not self.shared and overload is None
         self.jitter = jitter
         self.rng: Any = rng or random  # the module's own starts anew in a forked child
         # So many connections idle_timeout spares; they are not opened for that

@@ -45,7 +45,7 @@ _REASONS = {
 
 #: Those of the settings that are each bucket's own.
 _OF_BUCKETS = (
-    *("max_connecting", "backoff", "fail_fast"),
+    *("max_connecting", "backoff", "fail_fast", "overload"),
     *("idle_timeout", "max_lifetime", "max_uses", "jitter"),
 )
 
@@ -328,6 +328,7 @@ def stats_of(
         released=total("use_count") - total("lost_uses"),
         timed_out=total("timed_out"),
         refused=total("refused"),
+        shed=total("shed"),
         abandoned=total("abandoned"),
         dialed=total("dialed"),
         opened=total("connect_count"),

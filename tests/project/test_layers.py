@@ -18,7 +18,7 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "geventpool"
 
-NOUNS = {"errors", "events", "stats", "addresses", "backoff", "retry_budget"}
+NOUNS = {"errors", "events", "stats", "addresses", "backoff", "overload", "retry_budget"}
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
 PUBLIC = {*NOUNS, "retry", "sockets", "discovery", "pools", "manager"}
