@@ -41,6 +41,7 @@ NAMES = [
     "pool_at_max",
     # and new
     "acquire_timed_out",
+    "acquire_shed",
     "connection_lost",
     "peer_closed",
     "pool_went_down",
