@@ -62,14 +62,20 @@ def test_a_pool_waits_and_times_out_by_its_clock(loop: VirtualLoop) -> None:
             gevent.sleep(5.0)
             return Conn(maker, 0)
 
+    def hold() -> None:
+        with pool.get():
+            gevent.sleep(100.0)
+
     maker = Maker()
     began = loop.now()
     with Pool(1, max_lifetime=3600, jitter=0.0) as pool:
-        with pool.get(timeout=30.0):
-            assert loop.now() == pytest.approx(began + 5.0)
-            with pytest.raises(PoolTimeout):
-                pool.acquire(timeout=30.0)
-            assert loop.now() == pytest.approx(began + 35.0, abs=0.001)
+        holder = gevent.spawn(hold)
+        gevent.sleep(10.0)
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=30.0)
+        assert loop.now() == pytest.approx(began + 40.0, abs=0.001)
+        holder.get()
+        assert loop.now() == pytest.approx(began + 105.0, abs=0.001)
         gevent.sleep(3600)
         assert pool.stats().opened == 2
 
