@@ -22,6 +22,7 @@ from support import ROOT
 from support.servers import EchoServer, require_server
 from support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("run_folder")
 EXAMPLES = ROOT / "examples"
 PATIENCE = 30.0
 
