@@ -42,6 +42,7 @@ NAMES = [
     # and new
     "acquire_timed_out",
     "connection_lost",
+    "connection_salvaged",
     "peer_closed",
 ]
 

@@ -295,6 +295,7 @@ def test_a_hook_may_kill_itself_close_the_pool_or_release_the_connection(maker: 
     class Pool(SalvagingPool):
         def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
             act(self, conn)
+            done.append(act)
 
     def kill_itself(pool: Pool, conn: Conn) -> None:
         gevent.getcurrent().kill()
@@ -308,11 +309,13 @@ def test_a_hook_may_kill_itself_close_the_pool_or_release_the_connection(maker: 
     def close(pool: Pool, conn: Conn) -> None:
         pool.close()
 
+    done: list[Any] = []
     for act, closed in ((kill_itself, True), (release, False), (close, True)):
         with Pool(1, connect=maker) as pool:
             conn = cut_short(pool)
             until(lambda pool=pool: not (pool.stats().salvaging + pool.stats().closing))  # type: ignore[misc]
             assert conn.closed is closed, act
+    assert done == [release, close]
     assert not maker.open
 
 
@@ -379,6 +382,14 @@ def test_listeners_are_told_what_was_salvaged_and_what_was_not(maker: Maker) -> 
         cut_short(pool, error)
         pool.let_end()
         assert told == [("failed", conn, why), (Reason.SALVAGE, conn, why)]
+
+
+def test_what_is_to_be_closed_anyway_is_not_salvaged(maker: Maker) -> None:
+    with SalvagingPool(1, connect=maker, max_uses=1) as pool:
+        conn = cut_short(pool)
+
+        assert conn.closed
+        assert pool.salvages == []
 
 
 # How many at a time
