@@ -29,8 +29,10 @@ __all__ = [
     "PoolAtMax",
     "PoolDisposed",
     "PoolEvent",
+    "PoolIsBack",
     "PoolListener",
     "PoolStats",
+    "PoolWentDown",
     "Reason",
     "ServerListObtained",
 ]
@@ -147,6 +149,25 @@ class PoolDisposed(PoolEvent):
 
 
 @dataclass(frozen=True)
+class PoolWentDown(PoolEvent):
+    """Who would have to wait is sent away from now on: nothing was open and every dial has failed
+    for *down_after* seconds, or a dial's error was FATAL.  *error* is that of the last dial."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class PoolIsBack(PoolEvent):
+    """A dial has succeeded, *seconds* after the first that failed; *dials* have failed and
+    *refused* callers were sent away meanwhile.  (An endpoint that has had no caller for a minute is
+    forgotten instead.)"""
+
+    seconds: float
+    dials: int
+    refused: int
+
+
+@dataclass(frozen=True)
 class ServerListObtained(PoolEvent):
     """The pool has a new list of servers to choose from."""
 
@@ -214,6 +235,12 @@ class PoolListener:
     def pool_disposed(self, event: PoolDisposed) -> None:
         """Called when the idle connections were told to close, or the whole pool was."""
 
+    def pool_went_down(self, event: PoolWentDown) -> None:
+        """Called when callers are sent away because no dial succeeds."""
+
+    def pool_is_back(self, event: PoolIsBack) -> None:
+        """Called when that is over."""
+
     def server_list_obtained(self, event: ServerListObtained) -> None:
         """Called when a pool over several servers has a new list of them."""
 
@@ -264,6 +291,7 @@ class PoolStats:
     released: int  # ticks when a connection comes back fit for use
     timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
+    refused_down: int  # ticks when one gets PoolDown, or a FATAL error of a dial before
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins
     opened: int  # ticks when a dial succeeds

@@ -29,6 +29,7 @@ from geventpool._runtime.auditor import Auditor
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
+from geventpool._runtime.deadlocks import DeadlockWatch
 from geventpool._runtime.desk import Desk
 from geventpool._runtime.dialer import Dialer
 from geventpool._runtime.hangups import HangupWatcher, peer_of
@@ -44,7 +45,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.errors import copy_of
-from geventpool._util.forks import Fork, catch_up, in_child, in_parent, unseen
+from geventpool._util.forks import Fork, catch_up, forks_seen, in_child, in_parent
 from geventpool.errors import PoolClosed, WrongHub
 from geventpool.events import Reason
 
@@ -69,8 +70,11 @@ class Runtime:
         self.timers = Timers(hub.loop)
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
+        self.deadlocks = DeadlockWatch(self, self.notifier)
         leaks = Leaks(self)
-        self.index = ConnectionIndex(HangupWatcher(hub, self._peer_closed), leaks.collected)
+        self.index = ConnectionIndex(
+            HangupWatcher(hub, self._peer_closed), leaks.collected, self.scheduler.forget_hangup
+        )
         self.closer = Closer(self, self.index, self.notifier)
         self.dialer = Dialer(self, self.index, self.closer, self.notifier)
         self.checker = Checker(self, self.notifier)
@@ -146,7 +150,7 @@ class Runtime:
 
     def assert_usable_here(self, pool: PoolBucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
-        if unseen():
+        if not forks_seen:
             catch_up()
         self.assert_own_thread(pool)
         if getcurrent() is self.hub:
@@ -176,6 +180,8 @@ class Runtime:
             while bucket.open < max(bucket.size, bucket.min_size):
                 if bucket.closed:
                     raise refusals.pool_closed(bucket)
+                if (error := self.scheduler.refusal(bucket, monotonic())) is not None:
+                    raise copy_of(error)
                 if bucket.fail_fast and bucket.dial_failed > failed and bucket.last_error:
                     raise copy_of(bucket.last_error)
                 if not self.wait_for_change(bucket, deadline):
@@ -249,7 +255,7 @@ class Runtime:
         self.salvager.start(slot)
 
     def reconcile_later(self, bucket: PoolBucket) -> None:
-        """Look at *bucket* again when its back-off is over."""
+        """Look at *bucket* again when its back-off is over, or before."""
         self.timers.retry(bucket, self._retry_now)
 
     def _retry_now(self, bucket: PoolBucket) -> None:
@@ -259,6 +265,20 @@ class Runtime:
             # then would have the dead server dialed each time.
             self.timers.remember(bucket, self.forget_if_empty)
         self.forget_if_empty(bucket)
+
+    def went_down(self, bucket: PoolBucket) -> None:
+        """Say, a little later, that callers are sent away; those of ``fill`` look now."""
+        if bucket.changed is not None:
+            bucket.changed.set()
+        if (owner := bucket.owner()) is not None:
+            event = events.PoolWentDown(owner, bucket.last_error, endpoint=bucket.endpoint)
+            self.notifier.workers.put((owner, "pool_went_down", event))
+
+    def came_back(self, bucket: PoolBucket, seconds: float, dials: int, refused: int) -> None:
+        """Say, a little later, that this is over."""
+        if (owner := bucket.owner()) is not None:
+            event = events.PoolIsBack(owner, seconds, dials, refused, endpoint=bucket.endpoint)
+            self.notifier.workers.put((owner, "pool_is_back", event))
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Reconcile what *limit* touches, soon."""
@@ -332,7 +352,7 @@ class Runtime:
 
 
 def _look_for_a_fork() -> None:
-    if unseen():
+    if not forks_seen:
         catch_up()
 
 

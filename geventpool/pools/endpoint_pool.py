@@ -68,15 +68,16 @@ class EndpointPool(BasePool[C], Generic[E, C]):
       it is asked for.
 
     All other arguments, the hooks and the verbs are those of ConnectionPool; hooks get the
-    endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff* and
-    *fail_fast* are for each endpoint.  Durations are seconds; None means no bound.
+    endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff*,
+    *fail_fast* and *down_after* are for each endpoint; one that is down is dialed until it is back,
+    or has had no caller for a minute.  Durations are seconds; None means no bound.
 
     Hooks to override, which are called as those of ConnectionPool: ``_new_connection(endpoint)``,
     ``_keepalive(endpoint, conn)``, ``_is_alive(endpoint, conn)``,
     ``_reset_connection(endpoint, conn)``, ``_salvage_connection(endpoint, conn, error)`` (for half
     of *max_size* at a time), ``_close_connection(endpoint, conn)``,
-    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``.  ``_may_reconnect`` and ``_may_poll``
-    are as there.
+    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``; ``_classify_error(error)`` gets none.
+    ``_may_reconnect`` and ``_may_poll`` are as there.
     """
 
     _is_listed = True  # in geventpool.pools()
@@ -105,6 +106,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         order: str | None = None,
         strict: bool = False,
         fail_fast: bool = False,
+        down_after: float | None = None,
         greenlet_local: bool = False,
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
@@ -172,7 +174,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         lease._endpoint = endpoint
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease  # type: ignore[no-any-return]
 
     def acquire(self, endpoint: E, timeout: float | None = DEFAULT) -> C:
@@ -297,6 +299,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         bucket = self._expect(endpoint)
         try:
             (slot, _), conn = self._desk.acquire(self, bucket, timeout)
+            slot.loose_use = slot.uses
             return slot, conn
         finally:
             self._expected(bucket)

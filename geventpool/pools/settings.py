@@ -49,6 +49,7 @@ class PoolSettings:
     order: str | None
     strict: bool
     fail_fast: bool
+    down_after: float | None
     greenlet_local: bool
     limits: tuple[Limit, ...]
     listeners: tuple[object, ...]
@@ -92,7 +93,7 @@ class PoolSettings:
     def _check_durations(self) -> None:
         for name in ("timeout", "check_after"):
             check_seconds(name, getattr(self, name), zero=True)
-        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime"):
+        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime", "down_after"):
             check_seconds(name, getattr(self, name))
         for name in ("keepalive_timeout", "salvage_timeout"):
             check_seconds(name, getattr(self, name), none=False)

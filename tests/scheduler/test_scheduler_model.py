@@ -52,6 +52,7 @@ from geventpool._scheduler.state import (
 )
 from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
+from geventpool.errors import Verdict
 from geventpool.events import Reason
 
 THREAD = 7  # the ident of the one thread there is
@@ -93,6 +94,8 @@ class Hub:
         self.held: list[Slot] = []
         self.gone: Waiter | None = None  # its greenlet is
         self.damaged = False
+        self.down: set[Bucket] = set()
+        self.failed_since: dict[Bucket, float] = {}  # the first failure since a success
 
     def catch_up_later(self) -> None:
         raise AssertionError("no verb was cut short")
@@ -171,7 +174,19 @@ class Hub:
         return "woken"
 
     def reconcile_later(self, bucket: Bucket) -> None:
-        self.timers[bucket] = bucket.retry_at
+        self.timers[bucket] = bucket.reconcile_at
+
+    def went_down(self, bucket: Bucket) -> None:
+        assert bucket not in self.down, "down twice"
+        if bucket.outage.fatal is None:
+            assert not bucket.open
+            assert self.now >= self.failed_since[bucket] + bucket.outage.after - 1e-9
+        self.down.add(bucket)
+
+    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+        self.down.remove(bucket)
+        assert seconds >= 0
+        assert dials >= 1
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.lowered[limit] = None
@@ -249,6 +264,7 @@ class Machine(RuleBasedStateMachine):
             transient=transient,
             fail_when_full=draw(st.sampled_from([False, False, True])),
             fail_when_down=draw(st.sampled_from([False, False, True])),
+            down_after=draw(st.sampled_from([None, 0.5, 3.0])),
         )
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
@@ -426,13 +442,24 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.hub.begun)
     @rule(n=st.integers(0, 5))
     def dial_succeeds(self, n: int) -> None:
-        self.scheduler.opened(self.hub.begun.pop(n % len(self.hub.begun)), self.now)
+        slot = self.hub.begun.pop(n % len(self.hub.begun))
+        self.hub.failed_since.pop(slot.bucket, None)
+        self.scheduler.opened(slot, self.now)
+        assert slot.bucket not in self.hub.down, "the first success ends it"
 
     @precondition(lambda self: self.hub.begun)
-    @rule(n=st.integers(0, 5))
-    def dial_fails(self, n: int) -> None:
+    @rule(n=st.integers(0, 5), verdict=st.sampled_from([Verdict.BROKEN, *Verdict]))
+    def dial_fails(self, n: int, verdict: Verdict) -> None:
         slot = self.hub.begun.pop(n % len(self.hub.begun))
-        self.scheduler.dial_failed(slot, OSError("refused"), self.now)
+        bucket = slot.bucket
+        self.hub.failed_since.setdefault(bucket, self.now)
+        allowed = bucket.open + bucket.connecting - (slot.state is CONNECTING)
+        self.scheduler.dial_failed(slot, OSError("refused"), self.now, verdict)
+        if verdict is Verdict.SERVER_FULL and not bucket.closed:
+            assert bucket.open + bucket.connecting <= allowed, "it asks a full server for more"
+        if verdict is Verdict.FATAL and not bucket.closed:
+            assert bucket in self.hub.down
+            assert not bucket.waiters
 
     @precondition(lambda self: self.hub.closes)
     @rule(n=st.integers(0, 5))
@@ -487,6 +514,22 @@ class Machine(RuleBasedStateMachine):
         deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline is not None]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
+
+    @precondition(lambda self: self.held)
+    @rule(n=st.integers(0, 9))
+    def learn_that_the_server_is_the_wrong_one(self, n: int) -> None:
+        slot = self.held[n % len(self.held)]
+        if slot.state is not IN_USE:
+            return
+        bucket = slot.bucket
+        before = [each for each in bucket.slots if each.state is not CLOSING]
+        if self.scheduler.wrong_server(slot, self.now):
+            for each in before:
+                assert each is slot or each.state is CLOSING or each.close_reason is not None
+            for each in set(bucket.slots) - set(before):
+                assert each.close_reason is None or each.state is CLOSING, "it was dialed after"
+        self.held.remove(slot)
+        self.scheduler.discard(slot, Reason.ERROR, self.now)
 
     @rule(n=st.integers(0, 3))
     def reap(self, n: int) -> None:
@@ -715,6 +758,26 @@ class Machine(RuleBasedStateMachine):
             elif bucket.dials.may_dial(bucket.connecting + bucket.coming, self.now):
                 assert not bucket.fail_when_full
                 assert bucket.own.spare <= 0 or bucket.blocked_at is not None
+
+    @invariant()
+    def the_refused_do_not_wait(self) -> None:
+        """Who comes while a dial comes by itself is told; and it does come, until it is over."""
+        for bucket in self.buckets:
+            outage = bucket.outage
+            assert bucket.closed or outage.on == (bucket in self.hub.down)
+            if not outage.on or bucket.closed or bucket.shared or self._awaits_news(bucket):
+                continue
+            if bucket.connecting or self.now < bucket.retry_at:
+                assert not bucket.waiters
+            elif outage.probing:
+                assert bucket.own.full, "it is not probed"
+
+    @invariant()
+    def a_full_server_is_not_asked(self) -> None:
+        for bucket in self.buckets:
+            assert bucket.own.maximum == min(bucket.maximum, bucket.ceiling.most)
+            if bucket.ceiling.on or bucket.outage.on:
+                assert bucket.troubled
 
     def _awaits_news(self, bucket: Bucket) -> bool:
         """Whether its timer is about to fire, or a limit of its was set and it does not know."""

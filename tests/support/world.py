@@ -34,6 +34,8 @@ class Notes:
         self.woken: list[Waiter] = []
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
+        self.down: list[Bucket] = []
+        self.back: list[tuple[Bucket, float, int, int]] = []  # seconds, dials, callers refused
         self.limits: list[Limit] = []
         self.gone: list[Waiter] = []  # their greenlets are
         self.adrift: list[Slot] = []  # no caller has their connection, nor is about to
@@ -58,7 +60,13 @@ class Notes:
         return "woken"
 
     def reconcile_later(self, bucket: Bucket) -> None:
-        self.retries.append(bucket.retry_at)
+        self.retries.append(bucket.reconcile_at)
+
+    def went_down(self, bucket: Bucket) -> None:
+        self.down.append(bucket)
+
+    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+        self.back.append((bucket, seconds, dials, refused))
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.limits.append(limit)
