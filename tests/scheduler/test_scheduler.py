@@ -1587,3 +1587,26 @@ def test_what_is_marked_for_closing_is_salvaged_if_it_was_no_more_than_cut_short
         assert slot.fast_path_until == NEVER
     else:
         assert slot.state is CLOSING
+
+
+def test_what_was_cut_short_and_is_to_go_for_another_reason_too_is_not_salvaged(
+    world: World,
+) -> None:
+    bucket = world.full(2)
+    first, slot = (world.checkout(bucket) for _ in range(2))
+    world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+    world.scheduler.wrong_server(first, world.now)
+    world.salvage(slot)
+
+    assert (world.notes.closes, bucket.salvaging) == ([slot], 0)
+
+
+def test_a_hang_up_that_is_forgotten_leaves_known_that_the_use_was_cut_short(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+    world.scheduler.peer_closed(slot, world.now)
+    world.scheduler.ledger.forget_hangup(slot)
+    world.release(slot)
+
+    assert world.notes.reasons == [Reason.CUT_SHORT]
