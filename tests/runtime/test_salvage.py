@@ -17,7 +17,15 @@ import pytest
 from gevent import GreenletExit
 from gevent.event import Event
 
-from geventpool import ConnectionPool, EndpointPool, NotInUse, PoolListener, Reason, SocketFactory
+from geventpool import (
+    ConnectionPool,
+    EndpointPool,
+    NotInUse,
+    PoolListener,
+    PoolTimeout,
+    Reason,
+    SocketFactory,
+)
 from geventpool.testing import FakeClock
 from support.objects import Conn, Maker
 from support.servers import EchoServer
@@ -439,6 +447,14 @@ def test_surplus_is_not_salvaged_unless_a_caller_waits(maker: Maker) -> None:
 
 
 # What else may happen meanwhile
+
+
+def test_a_caller_that_waits_in_vain_is_told_how_many_are_being_salvaged(maker: Maker) -> None:
+    with SalvagingPool(1, connect=maker) as pool:
+        cut_short(pool)
+
+        with pytest.raises(PoolTimeout, match="0 in use, 0 idle.*; 1 being salvaged"):
+            pool.acquire(timeout=0.01)
 
 
 def test_an_audit_finds_nothing_wrong_with_a_salvage(
