@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
+from geventpool.deadline import Deadline
 from geventpool.discovery import (
     CachingResolver,
     DnsResolver,
@@ -65,6 +66,7 @@ __all__ = [
     "ServerModelDirectory",
     # Opening connections, trying again
     "Backoff",
+    "Deadline",
     "RetryBudget",
     "RetryDetails",
     "SocketFactory",

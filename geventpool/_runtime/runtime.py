@@ -29,6 +29,7 @@ from geventpool._runtime.auditor import Auditor
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
+from geventpool._runtime.deadlocks import DeadlockWatch
 from geventpool._runtime.desk import Desk
 from geventpool._runtime.dialer import Dialer
 from geventpool._runtime.hangups import HangupWatcher, peer_of
@@ -69,8 +70,11 @@ class Runtime:
         self.timers = Timers(hub.loop)
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
+        self.deadlocks = DeadlockWatch(self, self.notifier)
         leaks = Leaks(self)
-        self.index = ConnectionIndex(HangupWatcher(hub, self._peer_closed), leaks.collected)
+        self.index = ConnectionIndex(
+            HangupWatcher(hub, self._peer_closed), leaks.collected, self.scheduler.forget_hangup
+        )
         self.closer = Closer(self, self.index, self.notifier)
         self.dialer = Dialer(self, self.index, self.closer, self.notifier)
         self.checker = Checker(self, self.notifier)

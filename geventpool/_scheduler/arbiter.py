@@ -58,6 +58,8 @@ class Arbiter:
             self.outcomes.send_away(bucket, now)
         if bucket.retiring:
             self._retire_due(bucket, now)
+        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
+            self._ledger.expire(bucket.waiters.oldest)  # the place is for one that can use it
         if bucket.waiters or bucket.shared or bucket.coming:
             self._trim_claims(bucket, now)
             self._dial_ripe(bucket.limits, now)

@@ -136,9 +136,15 @@ class Ledger:
 
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
-        if slot.close_reason is None:
-            slot.close_reason = reason
+        if slot.close_reason is None or slot.close_reason is Reason.PEER_CLOSED:
+            slot.close_reason = reason  # that of a peer may yet be forgotten
             slot.fast_path_until = AT_ONCE
+
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        if slot.close_reason is Reason.PEER_CLOSED:
+            slot.close_reason = None
+            self.update_fast_path_until(slot)
 
     def update_fast_path_until(self, slot: Slot) -> None:
         """Say until when the fast path may have *slot* without asking."""

@@ -86,13 +86,22 @@ class Waiter:
         "requeued",
         "slot",
         "ticket",
+        "useless_after",
         "wake_handle",
     )
 
-    def __init__(self, bucket: Bucket, ticket: int, deadline: float | None, callback: Any) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        ticket: int,
+        deadline: float | None,
+        callback: Any,
+        useless_after: float = NEVER,
+    ) -> None:
         self.bucket = bucket
         self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
         self.deadline = deadline
+        self.useless_after = useless_after  # a connection that it gets later is of no use to it
         self.slot: Any = None  # a Slot, of its bucket's kind
         self.error: BaseException | None = None
         self.expired = False

@@ -251,6 +251,10 @@ class Scheduler:
         first = min((bucket.waiters.next_deadline() for bucket in self.with_waiters), default=NEVER)
         return None if first == NEVER else first
 
+    def refuse(self, waiter: Waiter, error: BaseException, now: float) -> None:
+        """End the wait of *waiter*, if it still lasts, with *error*."""
+        self._do(self._verbs.refuse, waiter, error, now)
+
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
         self._do(self._verbs.return_unused, slot, now)
@@ -265,14 +269,13 @@ class Scheduler:
             or slot.state is not IN_USE
             or bucket.closing
             or bucket.own.used > bucket.own._maximum
+            or (waiter := next(iter(waiters))).useless_after <= now
         ):
             self._do(self._verbs.release, slot, now)
             return
         # The crowd's case, in which that comes to this: nothing closes, so no place is claimed.
         try:
             self.busy = AT_WORK
-            for waiter in waiters:  # noqa: B007 - the oldest; next(iter()) is two calls
-                break
             slot.idled = 0.0
             slot.since = now
             slot.uses += 1
@@ -309,6 +312,10 @@ class Scheduler:
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
         self.ledger.mark_for_closing(slot, reason)
+
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        self.ledger.forget_hangup(slot)
 
     def wrong_server(self, slot: Slot, now: float) -> bool:
         """A holder has learnt that *slot*, which it has yet to give back, is connected to the wrong

@@ -139,6 +139,12 @@ class Verbs:
                 self.ledger.expire(waiter)
                 self._reconcile(waiter.bucket, now)
 
+    def refuse(self, waiter: Waiter, error: BaseException, now: float) -> None:
+        """End the wait of *waiter*, if it still lasts, with *error*."""
+        if waiter in waiter.bucket.waiters:
+            self.ledger.fail(waiter, error)
+            self._reconcile(waiter.bucket, now)
+
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
         slot.uses -= 1
@@ -154,6 +160,8 @@ class Verbs:
             self.ledger.begin_close(slot, reason)
             self._reconcile(bucket, now)
             return
+        if bucket.waiters and bucket.waiters.oldest.useless_after <= now:
+            self._reconcile(bucket, now)  # which lets it go
         if bucket.waiters and not (bucket.shared and bucket.crowded):
             self.ledger.hand_over(slot, bucket.waiters.oldest, now)
             slot.idled = 0.0

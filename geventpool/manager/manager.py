@@ -17,6 +17,8 @@ from typing import Any, cast
 from gevent import getcurrent
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.deadlines import active as deadlines
+from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import MarkedDownError, NotInUse
 from geventpool.events import Holder, PoolStats
@@ -52,7 +54,8 @@ class ConnectionManager:
     *address_aliases* maps a name to another one, or to one address.  *ssl_context* is what
     ``ssl=True`` means (None: TLS 1.2 or later, verified against the system's roots).
 
-    - Each call takes at most *timeout* seconds, resolving, markdown and all addresses included.
+    - Each call takes at most *timeout* seconds, resolving, markdown and all addresses included, and
+      ends before a Deadline that the caller is under.
       *connect_infos* says of a name how to connect to it (default: a plain ConnectInfo).
       *connect_timeout* is that of one connect, TLS and *sock_type* included; it goes on for others
       when its caller has gone on to the next address.
@@ -336,7 +339,8 @@ class ConnectionManager:
     def _ends_at(self, timeout: float | None) -> float:
         check_seconds("timeout", None if timeout is DEFAULT else timeout, zero=True)
         seconds = self.timeout if timeout is DEFAULT else timeout
-        return math.inf if seconds is None else monotonic() + seconds
+        latest = ends_at(getcurrent()) if deadlines else math.inf
+        return latest if seconds is None else min(monotonic() + seconds, latest)
 
     def _changed(self, gone: Collection[AnyAddress], joined: Collection[AnyAddress]) -> None:
         """No name leads to those *gone* any more; to others, those *joined*, a new one has come."""

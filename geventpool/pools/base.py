@@ -226,6 +226,7 @@ class BasePool(PoolExtension[C]):
         out perhaps, has nothing to do with it."""
         exc = sys.exc_info()[1]
         slot.raised_before = 0 if exc is None else mark_of(exc, make=True)
+        slot.loose_use = slot.uses
         return conn
 
     def _max_wait(self, timeout: float | None) -> float | None:

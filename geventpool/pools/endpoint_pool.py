@@ -299,6 +299,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         bucket = self._expect(endpoint)
         try:
             (slot, _), conn = self._desk.acquire(self, bucket, timeout)
+            slot.loose_use = slot.uses
             return slot, conn
         finally:
             self._expected(bucket)

@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
-from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.arguments import check_callable, check_seconds, check_whole
 from geventpool._util.errors import copy_of
 from geventpool.events import PoolEvent, Reason
 from geventpool.pools.lease import DEFAULT
@@ -34,6 +34,7 @@ __all__ = [
     "Hold",
     "PoolExtension",
     "Standing",
+    "check_callable",
     "check_seconds",
     "check_whole",
     "copy_of",

@@ -24,6 +24,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen
 from geventpool.errors import Verdict
 from geventpool.events import Reason
@@ -83,6 +84,7 @@ class Lease(Generic[C]):
             and forks_seen
             and bucket.fast_path_open == get_ident()
             and not bucket.scheduler.busy
+            and not (deadlines and bucket.useless_after(getcurrent()) <= monotonic())
         ):
             pop = bucket.pop_idle
             slot: Any = pop()
@@ -151,8 +153,8 @@ class Lease(Generic[C]):
                     used = now - slot.since
                     bucket.use_count += 1
                     bucket.use_sum += used
-                    if used > bucket.use_max:
-                        bucket.use_max = used
+                    if used > bucket.use_long:
+                        bucket.note_long_use(used)
                     slot.conn = self._conn
                     if bucket.fast_path_open and not bucket.scheduler.busy:
                         slot.state = IDLE

@@ -51,7 +51,7 @@ from geventpool.compat.generic_connection_pool import (
     UnixSocketConnectionManager,
     UnixSocketStreamConnectionManager,
 )
-from geventpool.sockets import dial
+from geventpool.sockets import look_up
 from geventpool.testing import FakeClock
 from support import ROOT
 from support.certificates import Certificates
@@ -1076,7 +1076,7 @@ def test_a_name_with_several_addresses_raises_the_error_of_one(
             for n in (1, 2)
         ]
 
-    monkeypatch.setattr(dial, "getaddrinfo", two_addresses)
+    monkeypatch.setattr(look_up, "getaddrinfo", two_addresses)
     with closed_port() as (_, port), pytest.raises(ConnectionRefusedError):
         TcpStreamConnectionManager().create(("twice.test", port), timeout=5)
 
