@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from gevent import Timeout
+from gevent import Timeout, getcurrent
 from gevent.socket import socket
 
 from geventpool._util.clock import part_of
@@ -36,7 +36,7 @@ class Dial:
         self.name = name
         self.server: object = name
         self.began = monotonic()
-        if deadlines and (ends := ends_at(gevent.getcurrent())) < math.inf:
+        if deadlines and (ends := ends_at(getcurrent())) < math.inf:
             left = max(ends - self.began, 0.0)
             seconds = left if seconds is None else min(seconds, left)
         self.seconds = seconds  # that it may take, None: no bound
