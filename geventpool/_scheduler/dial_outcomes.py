@@ -70,7 +70,7 @@ class DialOutcomes:
         if bucket.ceiling.on:
             bucket.ceiling.rise(bucket.maximum, now)
             self._ledger.set_maximum(bucket)
-        if now >= outage.begins_at and not bucket.open and _is_dialing(bucket, now):
+        if now >= outage.begins_at and _is_dialing(bucket, now):
             self._begin(bucket, now)
         if not outage.on:
             return

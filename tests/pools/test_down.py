@@ -122,6 +122,14 @@ def test_fill_is_told_as_well(make_pool: MakePool, maker: Maker):
             pool.fill()
 
 
+def test_fill_is_told_though_no_dial_ends_meanwhile(make_pool: MakePool, maker: Maker):
+    maker.error = REFUSED
+    slow = Backoff(first=30.0, longest=30.0)
+    with make_pool(3, connect=maker, down_after=0.1, backoff=slow) as pool:
+        with gevent.Timeout(10), pytest.raises(PoolDown):
+            pool.fill()
+
+
 def test_without_down_after_callers_wait_for_their_own_time(make_pool: MakePool, maker: Maker):
     maker.error = REFUSED
     with make_pool(1, connect=maker, backoff=SOON) as pool:
