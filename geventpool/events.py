@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "AcquireShed",
     "AcquireTimedOut",
     "ConnectionCheckedIn",
     "ConnectionCheckedOut",
@@ -183,6 +184,15 @@ class AcquireTimedOut(PoolEvent):
 
 
 @dataclass(frozen=True)
+class AcquireShed(PoolEvent):
+    """A caller was sent away after it had *waited* for so many seconds, as more is asked of the
+    pool than it can serve; *error* is the PoolOverloaded that it gets."""
+
+    waited: float
+    error: BaseException
+
+
+@dataclass(frozen=True)
 class ConnectionLost(PoolEvent):
     """A connection was garbage collected while in use; its place is free again.
 
@@ -247,6 +257,9 @@ class PoolListener:
     def acquire_timed_out(self, event: AcquireTimedOut) -> None:
         """Called when a caller has waited in vain."""
 
+    def acquire_shed(self, event: AcquireShed) -> None:
+        """Called when *overload* has sent away a caller that had waited too long."""
+
     def connection_lost(self, event: ConnectionLost) -> None:
         """Called when a connection was garbage collected without having been released."""
 
@@ -292,6 +305,7 @@ class PoolStats:
     timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
     refused_down: int  # ticks when one gets PoolDown, or a FATAL error of a dial before
+    shed: int  # ticks when overload sends away a caller that has waited too long
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins
     opened: int  # ticks when a dial succeeds

@@ -31,6 +31,7 @@ from geventpool._runtime.slots import (
     is_quiet,
 )
 from geventpool._runtime.threads import get_ident
+from geventpool._runtime.timeout_losses import TimeoutLosses
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
 from geventpool._util.deadlines import active as deadlines
@@ -58,6 +59,7 @@ class Desk:
         self._index = index
         self._checker = checker
         self._notifier = notifier
+        self._timeout_losses = TimeoutLosses(notifier)
         self._asking: dict[Any, Hold] = {}  # greenlet -> what it has checked before it gets it
         #: What callers have been given and are looking at before they take it.
         self.looked_at: dict[ConnectionSlot, None] = {}
@@ -88,7 +90,7 @@ class Desk:
             if slot is not None:
                 slot.handed_out(now)
             else:
-                waiter = Caller(bucket, ticket, deadline, me.switch, useless_after)
+                waiter = Caller(bucket, ticket, deadline, me.switch, began, useless_after)
                 waiter.gone = False
                 slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
@@ -342,6 +344,8 @@ class Desk:
     ) -> None:
         """Have a connection closed that came back in no state to be used again."""
         if is_held(hold):
+            bucket = hold[0].bucket
+            self._timeout_losses.note(bucket.last_owner, bucket, reason, error)
             self._count_lost_use(hold[0])
             self._end(hold, conn, reason, error)
 
@@ -367,6 +371,7 @@ class Desk:
         self._runtime.assert_own_thread(bucket)
         if not is_held(hold):
             return
+        self._timeout_losses.note(owner, bucket, reason, error)
         self._count_lost_use(slot)
         self._end(hold, conn, reason, error)
         if slot.state is SALVAGING:

@@ -280,6 +280,14 @@ class Runtime:
             event = events.PoolIsBack(owner, seconds, dials, refused, endpoint=bucket.endpoint)
             self.notifier.workers.put((owner, "pool_is_back", event))
 
+    def look_later(self, bucket: PoolBucket, at: float) -> None:
+        """Look at its line at that time."""
+        self.timers.look(bucket, at, self.look_at_line)
+
+    def look_at_line(self, bucket: PoolBucket) -> None:
+        """Send away those that wait too long in a slow line."""
+        self.scheduler.look_at_line(bucket, monotonic())
+
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Reconcile what *limit* touches, soon."""
         if self.dead:

@@ -121,7 +121,7 @@ class Look(NamedTuple):
 
 _COUNTERS = (
     *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
-    *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "checked"),
+    *("lost_uses", "timed_out", "refused", "shed", "abandoned", "dialed", "checked"),
     *("salvaged", "salvage_failed"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max")
@@ -152,6 +152,8 @@ class PoolBucket(Bucket):
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
         self.shorten_timer: Any = None  # runs while a caller waits for a check
+        self.look_timer: Any = None  # until the next look at its line, with *overload*
+        self.cut_short: deque[float] | None = None  # when Timeouts did that to the last few uses
         self.changed: Any = None  # an Event, for those that wait for slots to come or go
         self.pins = 0  # of one of many: callers that are about to wait or do
         self.on_empty: Callable[[PoolBucket], object] | None = None  # called when it left, empty
@@ -169,7 +171,7 @@ class PoolBucket(Bucket):
         self.use_count = self.wait_count = self.connect_count = 0
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
-        self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
+        self.lost_uses = self.timed_out = self.refused = self.shed = self.abandoned = 0
         self.use_long = 0.0  # a use that took longer is noted: see long_use
         self.uses_seen: int | None = None  # by that; None: nobody has asked for it yet
         self.dialed = self.checked = self.salvaged = self.salvage_failed = 0

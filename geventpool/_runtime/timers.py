@@ -100,7 +100,8 @@ class DeadlineTimer:
 
 
 class Timers:
-    """The timers of a bucket: the end of its back-off, and of the patience with its checks."""
+    """The timers of a bucket: the end of its back-off, and of the patience with its checks; the
+    next look at its line."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -151,6 +152,17 @@ class Timers:
             call(bucket)
 
         bucket.shorten_timer = Timer(self._loop, begun + max_wait, over)
+
+    def look(self, bucket: PoolBucket, at: float, call: Callable[[PoolBucket], object]) -> None:
+        """Call *call* at that time, if it is not called before by what was asked for already."""
+        if bucket.look_timer is not None:
+            return
+
+        def over() -> None:
+            bucket.look_timer = None
+            call(bucket)
+
+        bucket.look_timer = Timer(self._loop, at, over)
 
     def stop(self, bucket: PoolBucket) -> None:
         """End the wait for the end of its back-off."""

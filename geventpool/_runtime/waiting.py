@@ -15,7 +15,7 @@ from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import catch_up, forks_seen
-from geventpool.errors import PoolDeadlock, PoolTimeout
+from geventpool.errors import PoolDeadlock, PoolOverloaded, PoolTimeout
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -104,6 +104,19 @@ class WaitingLine:
             self._notifier.notify(owner, "acquire_timed_out", event)
         raise error from cause
 
+    def _shed(self, owner: PoolHooks, bucket: PoolBucket, sent: PoolOverloaded) -> NoReturn:
+        """Raise the PoolOverloaded of a caller that was sent away."""
+        bucket.shed += 1
+        error: Any = copy_of(sent)  # for the waiter must not keep this caller's frames
+        try:
+            if "acquire_shed" in owner.listening:
+                event = events.AcquireShed(owner, error.waited, error, endpoint=bucket.endpoint)
+                self._notifier.notify(owner, "acquire_shed", event)
+                del event
+            raise error
+        finally:
+            del error  # its traceback leads here: under load these would be the collector's
+
     def _may_wait(
         self, owner: PoolHooks, bucket: PoolBucket, late: bool, began: float, timeout: float | None
     ) -> None:
@@ -117,7 +130,7 @@ class WaitingLine:
             self.time_out(owner, bucket, began, timeout)
         if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:
             bucket.refused += 1
-            raise refusals.pool_full(bucket, owner.max_waiting)
+            raise refusals.pool_full(bucket, owner.max_waiting, began)
 
     def _give_up(self, waiter: Caller) -> None:
         """Leave the line after a Timeout or a kill.
@@ -143,6 +156,8 @@ class WaitingLine:
             raise refusals.pool_closed(bucket)
         if isinstance(waiter.error, PoolDeadlock):
             self.time_out(owner, bucket, began, timeout, PoolDeadlock)
+        if isinstance(waiter.error, PoolOverloaded):
+            self._shed(owner, bucket, waiter.error)
         if waiter.error is not None:
             raise copy_of(waiter.error)  # the pool keeps its own: without this caller's frames
         self.time_out(owner, bucket, began, timeout)

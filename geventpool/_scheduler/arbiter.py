@@ -31,7 +31,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import NEVER
 from geventpool._util.errors import copy_of
-from geventpool.errors import ConnectError, OutOfSockets
+from geventpool.errors import ConnectError, OutOfSockets, PoolOverloaded
 from geventpool.events import Reason
 
 __all__ = ["Arbiter"]
@@ -138,7 +138,9 @@ class Arbiter:
         ledger = self._ledger
         touched.update(dict.fromkeys(bucket.shared))
         if bucket.waiters and bucket.idle:
-            if slot := ledger.next_idle(bucket, now):
+            if bucket.delay_control is not None and self.shed_late(bucket, now):
+                self._trim_claims(bucket, now)
+            elif slot := ledger.next_idle(bucket, now):
                 ledger.hand_over(slot, bucket.waiters.oldest, now)
                 self._trim_claims(bucket, now)
             return True
@@ -182,6 +184,26 @@ class Arbiter:
         for waiter in list(itertools.islice(bucket.waiters, served, None)):
             self._ledger.fail(waiter, copy_of(error))
         self._ledger.update_fast_path(bucket)
+
+    def shed_late(self, bucket: Bucket, now: float, spared: int = 0) -> bool:
+        """Send away those at the head of a slow line, behind as many as are *spared*, that have
+        waited too long; whether there was one.  Only for a bucket with a DelayControl; the caller
+        sees to its claims."""
+        control = bucket.delay_control
+        first = bucket.waiters.at(spared)
+        if control is None or first is None or not control.is_slow(now - first.came, now):
+            return False
+        late = []
+        for waiter in itertools.islice(bucket.waiters, spared, None):
+            if now - waiter.came <= control.longest:
+                break
+            late.append(waiter)
+        seconds = control.drains_in(len(bucket.waiters) - len(late), now)
+        for waiter in late:
+            # Apart from one another, so that they do not all come back together.
+            retry_after = seconds * (0.5 + bucket.rng.random())
+            self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
+        return bool(late)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:
         """Close an idle slot for the sake of its places."""
@@ -338,6 +360,16 @@ def _ways_to_make_room(
             return limit, [], []
         losers.append((claim[1], limit))
     return None, victims, losers
+
+
+def _overloaded(bucket: Bucket, waited: float, retry_after: float) -> PoolOverloaded:
+    return PoolOverloaded(
+        f"pool {bucket.name!r}: more is asked than can be served: its turn came after"
+        f" {waited:.3f} s ({bucket!r})",
+        pool=bucket.name,
+        waited=waited,
+        retry_after=retry_after,
+    )
 
 
 def _backing_off(bucket: Bucket) -> BaseException:

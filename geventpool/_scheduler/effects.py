@@ -37,6 +37,9 @@ class Effects(Protocol):
     def reconcile_later(self, bucket: Any) -> None:
         """Call ``reconcile`` at ``bucket.reconcile_at``; what was asked for before is void."""
 
+    def look_later(self, bucket: Any, at: float) -> None:
+        """Call ``look_at_line`` at *at*, or before it if that is to come anyway."""
+
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Call ``reconcile_limit`` soon, with the time (this one from any thread)."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from geventpool._scheduler.ceiling import Ceiling
+from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.dial_window import DialWindow
 from geventpool._scheduler.idle_queue import IdleQueue
 from geventpool._scheduler.limit import Limit
@@ -19,6 +20,7 @@ from geventpool._scheduler.outage import Outage
 from geventpool._scheduler.state import AT_ONCE, CONNECTING, NEVER
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
+from geventpool.overload import CoDel
 
 __all__ = ["Bucket", "Slot", "Waiter"]
 
@@ -80,6 +82,7 @@ class Waiter:
     __slots__ = (
         "bucket",
         "callback",
+        "came",
         "deadline",
         "error",
         "expired",
@@ -96,11 +99,13 @@ class Waiter:
         ticket: int,
         deadline: float | None,
         callback: Any,
+        came: float = 0.0,
         useless_after: float = NEVER,
     ) -> None:
         self.bucket = bucket
         self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
         self.deadline = deadline
+        self.came = came  # when its caller did; kept as well
         self.useless_after = useless_after  # a connection that it gets later is of no use to it
         self.slot: Any = None  # a Slot, of its bucket's kind
         self.error: BaseException | None = None
@@ -155,6 +160,7 @@ class Bucket:
         fail_when_full: bool = False,
         fail_when_down: bool = False,
         down_after: float | None = None,
+        overload: CoDel | None = None,
     ) -> None:
         self.name = name
         self.size = size
@@ -168,7 +174,10 @@ class Bucket:
         self.idle_timeout = idle_timeout
         self.max_lifetime = max_lifetime
         self.max_uses = max_uses
-        self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
+        #: Says when its line is slow; None: callers wait as long as they like.
+        self.delay_control = None if overload is None else DelayControl(overload)
+        # Nothing to weigh at a hand-over
+        self.simple = max_uses is None and not self.shared and overload is None
         self.jitter = jitter
         self.rng: Any = rng or random  # the module's own starts anew in a forked child
         # So many connections idle_timeout spares; they are not opened for that

@@ -246,6 +246,10 @@ class Scheduler:
         """End the wait of each waiter whose deadline has come."""
         self._do(self._verbs.expire, now)
 
+    def look_at_line(self, bucket: Bucket, now: float) -> None:
+        """Send away those that wait too long in a slow line, though nothing may have come back."""
+        self._do(self._verbs.look_at_line, bucket, now)
+
     def next_deadline(self) -> float | None:
         """When ``expire`` has work next; None if no waiter has a deadline."""
         first = min((bucket.waiters.next_deadline() for bucket in self.with_waiters), default=NEVER)

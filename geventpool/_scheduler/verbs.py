@@ -104,6 +104,9 @@ class Verbs:
         waiters = bucket.waiters
         if not waiters:
             self.ledger.with_waiters[bucket] = None
+            if bucket.delay_control is not None:
+                bucket.delay_control.begins(now)
+                self.ledger.effects.look_later(bucket, bucket.delay_control.next_look(now))
         bucket.fast_path_open = 0
         if requeued:
             waiters.rejoin(waiter)
@@ -145,6 +148,19 @@ class Verbs:
             self.ledger.fail(waiter, error)
             self._reconcile(waiter.bucket, now)
 
+    def look_at_line(self, bucket: Bucket, now: float) -> None:
+        """Send away those that wait too long in a slow line, though nothing may have come back."""
+        control = bucket.delay_control
+        if control is None or not bucket.waiters:
+            return
+        under_way = bucket.connecting + bucket.coming
+        if len(bucket.waiters) <= under_way:
+            control.fine(now)
+        if self.arbiter.shed_late(bucket, now, spared=under_way):
+            self._reconcile(bucket, now)
+        if bucket.waiters:
+            self.ledger.effects.look_later(bucket, control.next_look(now))
+
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
         slot.uses -= 1
@@ -162,10 +178,13 @@ class Verbs:
             return
         if bucket.waiters and bucket.waiters.oldest.useless_after <= now:
             self._reconcile(bucket, now)  # which lets it go
+        shed = False
+        if bucket.delay_control is not None and not (bucket.shared and bucket.crowded):
+            shed = self.arbiter.shed_late(bucket, now)
         if bucket.waiters and not (bucket.shared and bucket.crowded):
             self.ledger.hand_over(slot, bucket.waiters.oldest, now)
             slot.idled = 0.0
-            if bucket.coming or (bucket.shared and not bucket.waiters):
+            if shed or bucket.coming or (bucket.shared and not bucket.waiters):
                 self._reconcile(bucket, now)  # no place need be kept for it any more
             elif not bucket.waiters:
                 self.ledger.update_fast_path(bucket)
@@ -177,7 +196,7 @@ class Verbs:
             return
         slot.since = now if idle_since is None else idle_since
         self.ledger.make_idle(slot, now)
-        if not bucket.quiet or bucket.retiring:
+        if shed or not bucket.quiet or bucket.retiring:
             self._reconcile(bucket, now)
         else:
             self.ledger.update_fast_path(bucket)

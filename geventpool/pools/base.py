@@ -45,7 +45,7 @@ _REASONS = {
 
 #: Those of the settings that are each bucket's own.
 _OF_BUCKETS = (
-    *("max_connecting", "backoff", "fail_fast", "down_after"),
+    *("max_connecting", "backoff", "fail_fast", "down_after", "overload"),
     *("idle_timeout", "max_lifetime", "max_uses", "jitter"),
 )
 
@@ -337,6 +337,7 @@ def stats_of(
         timed_out=total("timed_out"),
         refused=total("refused"),
         refused_down=total("refused_down"),
+        shed=total("shed"),
         abandoned=total("abandoned"),
         dialed=total("dialed"),
         opened=total("connect_count"),

@@ -13,6 +13,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
+from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 from geventpool.pools.settings import PoolSettings
@@ -47,7 +48,9 @@ class ConnectionPool(BasePool[C]):
       is handed out, within the caller's *timeout*.
     - *salvage_timeout*: how long ``_salvage_connection`` may take, where it is overridden.
     - *timeout*: how long acquire waits, checks included; *max_waiting*: more callers in line than
-      this are sent away with PoolFull.
+      this are sent away with PoolFull; *overload*: a CoDel keeps the line short under more load
+      than can be served, and sends away those that waited too long with PoolOverloaded (None: they
+      wait).
     - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause
       after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest;
       *down_after*: once nothing was open and every dial has failed for that long, who waits and
@@ -136,6 +139,7 @@ class ConnectionPool(BasePool[C]):
         max_overflow: int | None = 0,
         timeout: float | None = 30.0,
         max_waiting: int | None = None,
+        overload: CoDel | None = None,
         connect_timeout: float | None = 10.0,
         max_connecting: int = 16,
         backoff: Backoff | None = None,
@@ -242,9 +246,10 @@ class ConnectionPool(BasePool[C]):
 
         Raises PoolTimeout if none came free in time; its ``__cause__`` is the last dial error, if
         the pool could not open what it wanted.  Raises PoolFull if *max_waiting* callers wait
-        already, PoolDown or a FATAL error of a dial at once while no dial succeeds (*down_after*,
-        ``_classify_error``), PoolClosed once ``close()`` was called, WrongHub in a foreign
-        thread.  Whatever is raised, the caller holds nothing and the pool has lost nothing.
+        already, PoolOverloaded if *overload* sends it away, PoolDown or a FATAL error of a dial at
+        once while no dial succeeds (*down_after*, ``_classify_error``), PoolClosed once ``close()``
+        was called, WrongHub in a foreign thread.  Whatever is raised, the caller holds nothing and
+        the pool has lost nothing.
         """
         hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
         return self._acquired(hold[0], conn)

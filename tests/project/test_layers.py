@@ -18,7 +18,10 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "geventpool"
 
-NOUNS = {"errors", "events", "stats", "addresses", "backoff", "registry", "retry_budget"}
+NOUNS = {
+    *("errors", "events", "stats", "addresses", "backoff"),
+    *("overload", "registry", "retry_budget"),
+}
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
 PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}

@@ -41,6 +41,8 @@ NAMES = [
     "pool_at_max",
     # and new
     "acquire_timed_out",
+    "acquire_shed",
+    "connection_salvaged",
     "connection_lost",
     "peer_closed",
     "pool_went_down",
@@ -510,6 +512,8 @@ def test_what_a_listener_raises_is_logged_and_the_pool_is_whole(maker, caplog):
 
     assert set(NAMES) - set(raising.names) == {
         "server_list_obtained",
+        "acquire_shed",
+        "connection_salvaged",
         "connection_lost",
         "peer_closed",
         "pool_went_down",

@@ -20,6 +20,7 @@ import os
 import random
 import sys
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,11 +53,13 @@ from geventpool._scheduler.state import (
 )
 from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
-from geventpool.errors import Verdict
+from geventpool.errors import PoolOverloaded, Verdict
 from geventpool.events import Reason
+from geventpool.overload import CoDel
 
 THREAD = 7  # the ident of the one thread there is
 LONG = 10.0  # the keepalive
+CODEL = CoDel(target=0.1, interval=1.0)
 
 
 class WatchedSlot(Slot):
@@ -89,6 +92,8 @@ class Hub:
         self.salvages: list[Slot] = []
         self.woken: list[Waiter] = []
         self.timers: dict[Bucket, float] = {}
+        self.looks: dict[Bucket, float] = {}  # at the lines of those with *overload*
+        self.fine: dict[Bucket, list[float]] = {}  # when those lines were
         self.lowered: dict[Limit, None] = {}  # limits to be reconciled
         self.buckets: list[Bucket] = []
         self.held: list[Slot] = []
@@ -170,8 +175,28 @@ class Hub:
             assert slot.since == self.now
             fit_for_hand_out(slot, self.now)
             assert waiter.ticket <= ticket_at(waiter.bucket, 0), "served out of order"
+        if waiter.bucket.delay_control is not None:
+            self._look_at_overload(waiter)
         self.woken.append(waiter)
         return "woken"
+
+    def _look_at_overload(self, waiter: Waiter) -> None:
+        """Nobody is sent away that has not waited too long, or whose line is not slow."""
+        waited = self.now - waiter.came
+        if waiter.slot is not None and waited <= CODEL.target:
+            self.fine[waiter.bucket].append(self.now)
+        if isinstance(waiter.error, PoolOverloaded):
+            assert waited > 2 * CODEL.target, "sent away too soon"
+            assert waiter.error.waited == waited
+            # It was found slow not longer ago than an interval.
+            times = [at for at in self.fine[waiter.bucket] if at < self.now] + [self.now]
+            gaps = [b - a for a, b in pairwise(times) if b >= self.now - CODEL.interval]
+            assert max(gaps) >= CODEL.interval - 1e-9, "sent away from a line that is not slow"
+
+    def look_later(self, bucket: Bucket, at: float) -> None:
+        assert bucket.delay_control is not None
+        assert at > self.now
+        self.looks[bucket] = min(at, self.looks.get(bucket, at))
 
     def reconcile_later(self, bucket: Bucket) -> None:
         self.timers[bucket] = bucket.reconcile_at
@@ -265,7 +290,9 @@ class Machine(RuleBasedStateMachine):
             fail_when_full=draw(st.sampled_from([False, False, True])),
             fail_when_down=draw(st.sampled_from([False, False, True])),
             down_after=draw(st.sampled_from([None, 0.5, 3.0])),
+            overload=draw(st.sampled_from([None, CODEL])),
         )
+        self.hub.fine[bucket] = [self.now]
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
         bucket.fast_path_max_idle = bucket.idle_timeout
@@ -297,7 +324,12 @@ class Machine(RuleBasedStateMachine):
     # Callers, exactly as Runtime.acquire and pool.Lease go about it
 
     def _acquire(
-        self, bucket: Bucket, ticket: int, timeout: float | None, requeued: bool = False
+        self,
+        bucket: Bucket,
+        ticket: int,
+        timeout: float | None,
+        requeued: bool = False,
+        came: float | None = None,
     ) -> None:
         slot = self.scheduler.try_checkout(bucket, self.now)
         if slot is not None:
@@ -307,7 +339,15 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            self.scheduler.enqueue(Waiter(bucket, ticket, deadline, None), self.now, requeued)
+            waiter = Waiter(bucket, ticket, deadline, None, self.now if came is None else came)
+            self._note_fine_lines()
+            self.scheduler.enqueue(waiter, self.now, requeued)
+
+    def _note_fine_lines(self) -> None:
+        """Those in which nobody waits for more than a dial of its own."""
+        for bucket in self.buckets:
+            if bucket.unserved <= bucket.coming:
+                self.hub.fine[bucket].append(self.now)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
     def acquire(self, n: int, timeout: float | None) -> None:
@@ -350,7 +390,7 @@ class Machine(RuleBasedStateMachine):
             assert waiter.slot is not None
             self.scheduler.discard(waiter.slot, Reason.UNREAD, self.now)
             if not waiter.bucket.closed:
-                self._acquire(waiter.bucket, waiter.ticket, None, requeued=True)
+                self._acquire(waiter.bucket, waiter.ticket, None, True, waiter.came)
 
     @precondition(lambda self: self.hub.woken)
     @rule(n=st.integers(0, 5))
@@ -500,7 +540,13 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.peer_closed(slots[n % len(slots)], self.now)
 
     def _pass_time(self, seconds: float) -> None:
+        self._note_fine_lines()
         self.hub.now += seconds
+        self._note_fine_lines()
+        for bucket, at in list(self.hub.looks.items()):
+            if at <= self.now:
+                del self.hub.looks[bucket]
+                self.scheduler.look_at_line(bucket, self.now)
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:
                 del self.hub.timers[bucket]
@@ -792,6 +838,9 @@ class Machine(RuleBasedStateMachine):
             assert all(waiter.pending for waiter in bucket.waiters)
             assert not (bucket.waiters and bucket.idle), "waits while a connection lies idle"
             assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
+        for bucket in self.buckets:
+            if bucket.delay_control is not None and bucket.waiters:
+                assert bucket in self.hub.looks, "nobody will look at its line again"
         assert set(self.scheduler.with_waiters) == {
             bucket for bucket in self.buckets if bucket.waiters
         }
