@@ -518,7 +518,6 @@ def test_what_a_listener_raises_is_logged_and_the_pool_is_whole(maker, caplog):
         "peer_closed",
         "pool_went_down",
         "pool_is_back",
-        "connection_salvaged",
     }
     assert pool.stats().idle == 1
     failures = [r for r in caplog.records if r.levelno == logging.ERROR]
