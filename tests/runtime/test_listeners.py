@@ -48,6 +48,7 @@ NAMES = [
     "peer_closed",
     "pool_went_down",
     "pool_is_back",
+    "connection_salvaged",
 ]
 
 
