@@ -1,8 +1,11 @@
 """A gevent-native pool of connections: kept open, healthy, and fairly shared between greenlets."""
 
+from typing import TYPE_CHECKING
+
 from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
+from geventpool.deadline import Deadline
 from geventpool.discovery import (
     CachingResolver,
     DnsResolver,
@@ -43,6 +46,9 @@ from geventpool.pools import ConnectionPool, EndpointPool, Lease
 from geventpool.retry import RetryBudget, RetryDetails, retry
 from geventpool.sockets import MonitoredSocket, SocketFactory
 
+if TYPE_CHECKING:  # the package, which is callable: see there
+    from geventpool.registry import pools
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -62,6 +68,7 @@ __all__ = [
     "ServerModelDirectory",
     # Opening connections, trying again
     "Backoff",
+    "Deadline",
     "RetryBudget",
     "RetryDetails",
     "SocketFactory",
@@ -82,6 +89,7 @@ __all__ = [
     "PoolListener",
     "PoolStats",
     "Reason",
+    "pools",
     # Errors
     "ConnectError",
     "MarkedDownError",

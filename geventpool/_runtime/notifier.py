@@ -10,6 +10,7 @@ from gevent.hub import Hub
 
 from geventpool import events
 from geventpool._runtime.hooks import PoolHooks
+from geventpool._runtime.introspection import outermost_first
 from geventpool._runtime.slots import PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._util.log import log_safely
@@ -71,6 +72,10 @@ class Notifier:
         """Say, a little later, that a connection was collected and never released."""
         self.workers.put((owner, "connection_lost", event))
 
+    def nested(self, owner: PoolHooks, where: Any, now_at: Any) -> None:
+        """Say, a little later, that a greenlet waits for a second connection, and where it is."""
+        self.workers.put((owner, "nested", (where, now_at)))
+
     def mended(self, owner: PoolHooks, what: str) -> None:
         """Log, a little later, what was wrong with the books and has been set right."""
         self.workers.put((owner, "mended", what))
@@ -92,6 +97,16 @@ class Notifier:
         if what == "mended":
             text = "the books were wrong, as something was cut short, and are right again: %s"
             self.log(owner, logging.WARNING, text, event)
+        if what == "nested":
+            where, now_at = event
+            self.log(
+                owner,
+                logging.WARNING,
+                "a greenlet that holds a connection waits in line for another one of the same pool:"
+                " if all do so at once, they wait for ever.  It got the first%s\nIt waits at\n%s",
+                f" at\n{outermost_first(where)}" if where else ": track=True tells where.",
+                outermost_first(now_at),
+            )
         if what == "overloaded":
             self.log(owner, logging.WARNING, _OVERLOADED, *event)
         if what == "connection_lost":
@@ -103,4 +118,15 @@ class Notifier:
                 event.used,
                 f" at\n{event.where}" if event.where else " (track=True tells where)",
             )
+        if what == "pool_went_down":
+            text = "%sno dial succeeds, and callers are sent away until one does; last error: %r"
+            self.log(owner, logging.WARNING, text, _where(event), event.error)
+        if what == "pool_is_back":
+            text = "%sback after %.1f s, %d failed dials, and %d callers sent away"
+            counts = event.seconds, event.dials, event.refused
+            self.log(owner, logging.INFO, text, _where(event), *counts)
         self.notify(owner, what, event)
+
+
+def _where(event: events.PoolEvent) -> str:
+    return "" if event.endpoint is None else f"{event.endpoint}: "

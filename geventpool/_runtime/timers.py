@@ -106,9 +106,19 @@ class Timers:
     def __init__(self, loop: Any) -> None:
         self._loop = loop
 
+    def soon(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call *call* in about so many seconds of real time, perhaps a little early."""
+        timer = self._loop.timer(seconds)
+
+        def over() -> None:
+            timer.close()
+            call()
+
+        timer.start(over, update=True)
+
     def retry(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
-        """Call *call* when the back-off of *bucket* is over."""
-        self._set(bucket, bucket.retry_at, call, ref=bool(bucket.waiters or bucket.filling))
+        """Call *call* when *bucket* is to be looked at again: when its back-off is over, mostly."""
+        self._set(bucket, bucket.reconcile_at, call, ref=bool(bucket.waiters or bucket.filling))
 
     def remember(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
         """Call *call* when the failures of *bucket* do not matter any more, if by then none has

@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+from geventpool._scheduler.dial_outcomes import DialOutcomes
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
@@ -43,6 +44,7 @@ class Arbiter:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.outcomes = DialOutcomes(ledger, self._refill)
 
     def reconcile(self, bucket: Bucket, now: float) -> None:
         """Decide everything that a change of *bucket* made possible.
@@ -52,8 +54,12 @@ class Arbiter:
         they starve a waiter for ever.
         """
         touched: Touched = dict.fromkeys(bucket.shared) if bucket.shared else {}
+        if bucket.troubled:
+            self.outcomes.send_away(bucket, now)
         if bucket.retiring:
             self._retire_due(bucket, now)
+        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
+            self._ledger.expire(bucket.waiters.oldest)  # the place is for one that can use it
         if bucket.waiters or bucket.shared or bucket.coming:
             self._trim_claims(bucket, now)
             self._dial_ripe(bucket.limits, now)
@@ -70,6 +76,8 @@ class Arbiter:
         self._ledger.update_fast_path(bucket)
         if touched:
             self._leave(touched, now)
+        if bucket.troubled:
+            self.outcomes.look_ahead(bucket, now)
 
     def reconcile_limit(self, limit: Limit, now: float) -> None:
         """Bring *limit* down to its maximum, or use its new room, after the maximum was set."""
@@ -80,6 +88,9 @@ class Arbiter:
             self._push_aside(claim[1], limit, touched)
         self._dial_ripe(touched, now)
         self._assign(None, touched, now)
+        for bucket in limit._buckets:  # what was evicted before may not have been missed yet
+            if bucket.connecting < bucket.missing:
+                self._refill(bucket, now)
         self._leave(touched, now)
         for bucket in limit._few:
             self._ledger.update_fast_path(bucket)
@@ -143,7 +154,7 @@ class Arbiter:
         barrier, victims, losers = _ways_to_make_room(bucket, ticket)
         if barrier is not None:
             if bucket.fail_when_full:
-                self._fail_unserved(bucket, _out_of_sockets(bucket))
+                self._fail_unserved(bucket, _no_place(bucket))
             elif barrier is not bucket.own:
                 ledger.block(bucket, barrier, ticket)
             ledger.file(bucket)
@@ -165,7 +176,7 @@ class Arbiter:
             if bucket.fail_when_down:
                 self._fail_unserved(bucket, _backing_off(bucket))
         elif bucket.fail_when_full and _ways_to_make_room(bucket, ticket)[0] is not None:
-            self._fail_unserved(bucket, _out_of_sockets(bucket))
+            self._fail_unserved(bucket, _no_place(bucket))
 
     def _fail_unserved(self, bucket: Bucket, error: BaseException) -> None:
         """Fail the waiters of *bucket* for which nothing is under way."""
@@ -293,6 +304,16 @@ class Arbiter:
             return slot.retire_for
         return None
 
+    def may_salvage(self, slot: Slot, now: float) -> bool:
+        """Whether a slot that is held, and whose use was cut short, should be salvaged rather than
+        closed: it is worth it, and not half of the connections are being salvaged already."""
+        bucket = slot.bucket
+        if bucket.salvaging >= max(1, bucket.size // 2):
+            return False
+        if bucket.open > bucket.size and not bucket.waiters:
+            return False  # surplus
+        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
+
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""
         while bucket.open > bucket.size and (oldest := bucket.longest_idle()):
@@ -355,6 +376,13 @@ def _backing_off(bucket: Bucket) -> BaseException:
     """What a caller that will not wait gets during a back-off."""
     text = f"pool {bucket.name!r}: its last connections broke at once, and it waits a moment"
     return bucket.last_error or ConnectError(text)
+
+
+def _no_place(bucket: Bucket) -> BaseException:
+    """What a caller that will not wait gets where there is no place."""
+    if bucket.ceiling.on and bucket.own.spare <= 0 and bucket.last_error is not None:
+        return bucket.last_error  # it is the server that has none
+    return _out_of_sockets(bucket)
 
 
 def _out_of_sockets(bucket: Bucket) -> OutOfSockets:

@@ -17,12 +17,11 @@ from typing import Any, cast
 from gevent import getcurrent
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.deadlines import active as deadlines
+from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
-from geventpool.errors import (
-    MarkedDownError,
-    NotInUse,
-)
-from geventpool.events import PoolStats, Reason
+from geventpool.errors import MarkedDownError, NotInUse
+from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
@@ -34,6 +33,7 @@ from geventpool.manager.use import Use, blames_server
 from geventpool.overload import CoDel
 from geventpool.pools import Limit
 from geventpool.pools.extension import DEFAULT, Hold
+from geventpool.registry import register
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "ConnectionManager"]
@@ -55,7 +55,8 @@ class ConnectionManager:
     *address_aliases* maps a name to another one, or to one address.  *ssl_context* is what
     ``ssl=True`` means (None: TLS 1.2 or later, verified against the system's roots).
 
-    - Each call takes at most *timeout* seconds, resolving, markdown and all addresses included.
+    - Each call takes at most *timeout* seconds, resolving, markdown and all addresses included, and
+      ends before a Deadline that the caller is under.
       *connect_infos* says of a name how to connect to it (default: a plain ConnectInfo).
       *connect_timeout* is that of one connect, TLS and *sock_type* included; it goes on for others
       when its caller has gone on to the next address.
@@ -127,6 +128,7 @@ class ConnectionManager:
             listeners=listeners,
             name=name,
         )
+        register(self)
 
     # Names
 
@@ -175,8 +177,9 @@ class ConnectionManager:
         callable that takes the socket, and may shake hands and log in.  If it has a method
         *keepalive*, that is called on what it made when this was idle for the manager's
         *keepalive* seconds, and what it raises closes it; its *idle_timeout*, in seconds, goes
-        before the manager's.  It should be one object, not made anew for each call: connections
-        are shared by callers that ask with the same.
+        before the manager's.  Its *classify_error(error)* may return Verdict.SERVER_FULL for what a
+        log-in raised: that marks no server down.  It should be one object, not made anew for each
+        call: connections are shared by callers that ask with the same.
 
         The timeout of the socket is *read_timeout* seconds (None: that of the name's ConnectInfo).
 
@@ -299,9 +302,23 @@ class ConnectionManager:
         """What went through all sockets to the address *target*."""
         return self._pool.traffic_of(self.servers[address(target)])
 
+    @property
+    def name(self) -> str:
+        """What it is called, in messages and in the log."""
+        return self._pool.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return self._pool.closed
+
     def stats(self) -> PoolStats:
         """How its pool stands, and what that has counted."""
         return self._pool.stats()
+
+    def holders(self) -> tuple[Holder, ...]:
+        """For each connection in use: who has it, for how long, and where it is just now."""
+        return self._pool.holders()
 
     def __repr__(self) -> str:
         stats = self._pool.stats()
@@ -328,7 +345,8 @@ class ConnectionManager:
     def _ends_at(self, timeout: float | None) -> float:
         check_seconds("timeout", None if timeout is DEFAULT else timeout, zero=True)
         seconds = self.timeout if timeout is DEFAULT else timeout
-        return math.inf if seconds is None else monotonic() + seconds
+        latest = ends_at(getcurrent()) if deadlines else math.inf
+        return latest if seconds is None else min(monotonic() + seconds, latest)
 
     def _changed(self, gone: Collection[AnyAddress], joined: Collection[AnyAddress]) -> None:
         """No name leads to those *gone* any more; to others, those *joined*, a new one has come."""
@@ -365,10 +383,7 @@ class ConnectionManager:
                 self._failed(use, exc)
             else:
                 use.cancelled()
-        if pool._breaks_connection(exc):
-            pool._discard(hold, sock, Reason.ERROR, exc)
-        else:
-            pool._checkin(hold, sock, suspect=True)
+        pool._end_use(hold, sock, exc)
         self._log_transitions()
 
     def _run(self, walk: AddressWalk) -> Any:

@@ -3,6 +3,8 @@
 Must never be here: names, look-ups and the health of servers, which are the manager's.  Read
 ``base.py`` first for what all pools have in common, ``lease.py`` for the way of a connection that
 is idle, and ``extension.py`` before you write a pool with another face.
+
+Called, as ``geventpool.pools()``, it tells which pools there are: see ``geventpool.registry``.
 """
 
 from geventpool._scheduler.limit import Limit

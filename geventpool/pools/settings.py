@@ -42,6 +42,7 @@ class PoolSettings:
     max_connecting: int
     backoff: Backoff | None
     keepalive_timeout: float
+    salvage_timeout: float
     idle_timeout: float | None
     max_lifetime: float | None
     max_uses: int | None
@@ -50,6 +51,7 @@ class PoolSettings:
     order: str | None
     strict: bool
     fail_fast: bool
+    down_after: float | None
     greenlet_local: bool
     limits: tuple[Limit, ...]
     listeners: tuple[object, ...]
@@ -95,6 +97,7 @@ class PoolSettings:
     def _check_durations(self) -> None:
         for name in ("timeout", "check_after"):
             check_seconds(name, getattr(self, name), zero=True)
-        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime"):
+        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime", "down_after"):
             check_seconds(name, getattr(self, name))
-        check_seconds("keepalive_timeout", self.keepalive_timeout, none=False)
+        for name in ("keepalive_timeout", "salvage_timeout"):
+            check_seconds(name, getattr(self, name), none=False)

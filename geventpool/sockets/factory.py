@@ -25,11 +25,10 @@ from geventpool.sockets.dial import (
     RESOLVING,
     SHAKING_HANDS,
     Dial,
-    look_up,
-    numeric,
 )
 from geventpool.sockets.guard import GuardedSocket
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
+from geventpool.sockets.look_up import look_up, numeric
 from geventpool.sockets.options import Option, check_options, check_source, tcp_options
 from geventpool.sockets.server_list import ServerList, Turn
 from geventpool.sockets.tls import TLSSession, TLSSessions, make_context, secure, try_out
@@ -61,6 +60,11 @@ class SocketFactory:
     (None: no bound but *user_timeout* and the system's).  It is shared out among several servers,
     so the connect_timeout of a pool should not be shorter.  *read_timeout* is the timeout the
     socket is returned with (None: none).
+
+    A host is looked up by gevent's resolver, at each call that has no *resolver*; two look-ups of
+    one host are under way at a time, and other calls wait for an answer of theirs.  Gevent's usual
+    resolver asks the system in a thread, of which a hub has ten, and one whose servers are dead
+    takes half a minute: a program that has many such names sets ``GEVENT_RESOLVER=ares``.
 
     A TCP socket comes with TCP_NODELAY, and with two ways to notice that its peer is gone, as
     neither does the work of the other.  *keepalive* is for a silent connection, ``(idle, interval,
@@ -114,8 +118,9 @@ class SocketFactory:
     def __call__(self) -> socket:
         """Return a new open socket, a ``gevent.ssl.SSLSocket`` if there is TLS.
 
-        Blocks for at most *connect_timeout*.  The addresses of one host are raced, servers are
-        tried one after the other.  If there was only one address to try, what the system, the
+        Blocks for at most *connect_timeout*, and not beyond a Deadline that the caller is under (a
+        pool's dials are in greenlets of the pool).  The addresses of one host are raced, servers
+        are tried one after the other.  If there was only one address to try, what the system, the
         resolver or TLS has to say is raised as it is; if there were more, a MultiConnectFailure
         has it all.  If the time is over, the error is a ConnectError that says what it was spent
         on, or a MultiConnectFailure whose last error is that.  The same is made the ``__cause__``

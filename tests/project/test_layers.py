@@ -18,10 +18,13 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "geventpool"
 
-NOUNS = {"errors", "events", "stats", "addresses", "backoff", "overload", "retry_budget"}
+NOUNS = {
+    *("errors", "events", "stats", "addresses", "backoff"),
+    *("overload", "registry", "retry_budget"),
+}
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
-PUBLIC = {*NOUNS, "retry", "sockets", "discovery", "pools", "manager"}
+PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}
 
 
 class Row(NamedTuple):
@@ -37,13 +40,14 @@ class Row(NamedTuple):
 ROWS = (
     Row(ROW_0, may_import=ROW_0, never=GEVENT),
     Row({"_scheduler"}, may_import=ROW_0, never=GEVENT | {"time", "socket", "logging"}),
-    Row({"sockets", "discovery", "retry"}, may_import=ROW_0),
+    Row({"sockets", "discovery", "retry", "deadline"}, may_import=ROW_0),
     Row({"_runtime"}, may_import={*ROW_0, "_scheduler"}),
     Row({"pools"}, may_import={*ROW_0, "_scheduler", "_runtime", "sockets"}),
     Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),
     # What it was before it moved, as its old name is in the examples.
     Row({"health"}, may_import={"manager"}),
     Row({"observe", "fleet", "testing", "demo"}, may_import=PUBLIC, only_public=True),
+    Row({"gunicorn"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
     Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),
 )
@@ -63,6 +67,9 @@ ALLOWED = {"gevent", "greenlet", "geventpool"}
 
 # An optional client that one file alone imports, as in {"contrib/redis.py": {"redis"}}.
 CLIENTS: dict[str, set[str]] = {
+    "contrib/psycopg.py": {"psycopg"},
+    "contrib/psycopg2.py": {"psycogreen", "psycopg2"},
+    "contrib/pymysql.py": {"pymysql"},
     "discovery/_srv_wire.py": {"dns"},
     "testing/fixtures.py": {"pytest"},
 }
@@ -222,8 +229,12 @@ def test_the_package_holds_nothing_but_the_public_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     names: list[str] = []
     assigned = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+    nodes = list(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module in {"__future__", "typing"}:
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.body  # what is had under that name at run time is the package
             continue
         if isinstance(node, ast.ImportFrom):
             names += [alias.asname or alias.name for alias in node.names]

@@ -30,9 +30,12 @@ class Notes:
         self.dials: list[Slot] = []
         self.closes: list[Slot] = []
         self.checks: list[Slot] = []
+        self.salvages: list[Slot] = []
         self.woken: list[Waiter] = []
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
+        self.down: list[Bucket] = []
+        self.back: list[tuple[Bucket, float, int, int]] = []  # seconds, dials, callers refused
         self.looks: dict[Bucket, float] = {}
         self.limits: list[Limit] = []
         self.gone: list[Waiter] = []  # their greenlets are
@@ -50,12 +53,21 @@ class Notes:
     def start_check(self, slot: Slot) -> None:
         self.checks.append(slot)
 
+    def start_salvage(self, slot: Slot) -> None:
+        self.salvages.append(slot)
+
     def wake(self, callback: object, waiter: Waiter) -> str:
         self.woken.append(waiter)
         return "woken"
 
     def reconcile_later(self, bucket: Bucket) -> None:
-        self.retries.append(bucket.retry_at)
+        self.retries.append(bucket.reconcile_at)
+
+    def went_down(self, bucket: Bucket) -> None:
+        self.down.append(bucket)
+
+    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+        self.back.append((bucket, seconds, dials, refused))
 
     def look_later(self, bucket: Bucket, at: float) -> None:
         self.looks[bucket] = min(at, self.looks.get(bucket, at))
@@ -67,7 +79,7 @@ class Notes:
         self.catching_up += 1
 
     def at_work_on(self) -> list[Slot]:
-        return self.dials + self.closes + self.checks
+        return self.dials + self.closes + self.checks + self.salvages
 
     def has_out(self, slot: Slot) -> bool:
         return slot not in self.adrift
@@ -144,6 +156,14 @@ class World:
 
     def discard(self, slot: Slot, reason: Reason = Reason.DISCARDED) -> None:
         self.scheduler.discard(slot, reason, self.now)
+
+    def salvage(self, slot: Slot) -> None:
+        self.scheduler.salvage(slot, self.now)
+
+    def end_salvage(self, ok: bool) -> Slot:
+        slot = self.notes.salvages.pop(0)
+        self.scheduler.salvaged(slot, ok, self.now)
+        return slot
 
     def pass_time(self, seconds: float) -> None:
         """Let it pass; lines are looked at when that was asked for."""
