@@ -260,9 +260,11 @@ def test_a_refused_caller_leaves_no_cycle_behind(maker: Maker) -> None:
 
 
 def test_nobody_waits_for_long_though_nothing_comes_back(maker: Maker) -> None:
-    with ConnectionPool(1, connect=maker, overload=QUICK) as pool, pool.get():
+    with ConnectionPool(1, connect=maker, overload=QUICK) as pool:
+        held = gevent.spawn(pool.acquire).get(timeout=5)
         with pytest.raises(PoolOverloaded) as raised:
             pool.acquire(timeout=None)
+        pool.release(held)
 
     assert raised.value.waited >= 0.05
 
@@ -432,6 +434,20 @@ def test_timeouts_while_no_caller_waits_or_long_ago_are_no_sign_of_it(
             clock.advance(6.0)
 
     assert warnings(caplog) == []
+
+
+def test_what_is_salvaged_is_not_lost(maker: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    class Salvaging(ConnectionPool[Any]):
+        def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
+            pass
+
+    with Salvaging(10, connect=maker) as pool:
+        pool.fill()
+        for _ in range(5):
+            lose_while_a_caller_waits(pool, gevent.Timeout())
+
+    assert warnings(caplog) == []
+    assert maker.dials == 10
 
 
 def test_a_pool_with_overload_needs_no_such_warning(
