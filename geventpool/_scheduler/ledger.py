@@ -171,11 +171,9 @@ class Ledger:
         waiter.slot = slot
         waiter.wake_handle = self.wake(waiter.callback, waiter)
         self.drop(waiter)
-        bucket = slot.bucket
-        if bucket.delay_control is not None:
-            bucket.delay_control.served(now - waiter.came, now)
-            if bucket.unserved <= bucket.coming:
-                bucket.delay_control.fine(now)
+        control = slot.bucket.delay_control
+        if control is not None:
+            control.served(now - waiter.came, now)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """End the wait of *waiter*, which leaves the line, with *error*."""
