@@ -54,6 +54,7 @@ from geventpool.backoff import Backoff
 from geventpool.events import Reason
 
 THREAD = 7  # the ident of the one thread there is
+UNDER_A_DEADLINE = 4.0  # seconds of a caller that has no use for a connection after them
 LONG = 10.0  # the keepalive
 
 
@@ -154,7 +155,7 @@ class Hub:
         if slot is not None:
             assert slot.state is IN_USE
             assert slot.bucket is waiter.bucket
-            assert slot.since == self.now
+            assert slot.since == self.now < waiter.useless_after
             fit_for_hand_out(slot, self.now)
             assert waiter.ticket <= ticket_at(waiter.bucket, 0), "served out of order"
         self.woken.append(waiter)
@@ -281,9 +282,13 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            self.scheduler.enqueue(Waiter(bucket, ticket, deadline, None), self.now, requeued)
+            useless_after = NEVER
+            if timeout == UNDER_A_DEADLINE:
+                deadline = useless_after = self.now + timeout
+            waiter = Waiter(bucket, ticket, deadline, None, useless_after)
+            self.scheduler.enqueue(waiter, self.now, requeued)
 
-    @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
+    @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, UNDER_A_DEADLINE]))
     def acquire(self, n: int, timeout: float | None) -> None:
         if bucket := self._pick(n):
             self._acquire(bucket, self.scheduler.next_ticket(), timeout)
@@ -460,6 +465,11 @@ class Machine(RuleBasedStateMachine):
         deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline is not None]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
+
+    @rule(seconds=st.sampled_from([0.3, 2.5, 6.0]))
+    def time_passes_unnoticed(self, seconds: float) -> None:
+        """A greenlet computes, and no timer fires."""
+        self.hub.now += seconds
 
     @rule(n=st.integers(0, 3))
     def reap(self, n: int) -> None:

@@ -11,6 +11,7 @@ from geventpool import _scheduler
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.scheduler import Scheduler
+from geventpool._scheduler.state import NEVER
 from geventpool._util import heap
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
@@ -120,9 +121,16 @@ class World:
         slot.handed_out(self.now)
         return slot
 
-    def enqueue(self, bucket: Bucket, timeout: float | None = None, ticket: int = 0) -> Waiter:
+    def enqueue(
+        self,
+        bucket: Bucket,
+        timeout: float | None = None,
+        ticket: int = 0,
+        useless_after: float = NEVER,
+    ) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
-        waiter = Waiter(bucket, ticket or self.scheduler.next_ticket(), deadline, None)
+        ticket_drawn = ticket or self.scheduler.next_ticket()
+        waiter = Waiter(bucket, ticket_drawn, deadline, None, useless_after)
         self.scheduler.enqueue(waiter, self.now, requeued=ticket > 0)
         return waiter
 
