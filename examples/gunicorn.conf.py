@@ -7,7 +7,7 @@ from gevent import monkey as _monkey
 
 _monkey.patch_all()
 
-from geventpool.gunicorn import (  # noqa: E402, F401
+from geventpool.gunicorn import (  # noqa: F401
     child_exit,
     post_worker_init,  # fills the pools before the worker serves
     worker_exit,  # closes them as it ends

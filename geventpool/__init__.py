@@ -41,6 +41,7 @@ from geventpool.manager import (
     ServerModel,
     ServerModelDirectory,
 )
+from geventpool.overload import CoDel
 from geventpool.pools import ConnectionPool, EndpointPool, Lease
 from geventpool.retry import RetryBudget, RetryDetails, retry
 from geventpool.sockets import MonitoredSocket, SocketFactory
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     # Pools
+    "CoDel",
     "ConnectionPool",
     "EndpointPool",
     "Lease",

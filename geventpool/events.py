@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "AcquireShed",
     "AcquireTimedOut",
     "ConnectionCheckedIn",
     "ConnectionCheckedOut",
@@ -22,14 +23,17 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "ConnectionRecycled",
+    "ConnectionSalvaged",
     "Duration",
     "Holder",
     "PeerClosed",
     "PoolAtMax",
     "PoolDisposed",
     "PoolEvent",
+    "PoolIsBack",
     "PoolListener",
     "PoolStats",
+    "PoolWentDown",
     "Reason",
     "ServerListObtained",
 ]
@@ -47,6 +51,7 @@ class Reason(str, enum.Enum):
     CUT_SHORT = "a wait on it was cut short"
     KEEPALIVE = "keepalive failed"
     RESET = "reset on return failed"
+    SALVAGE = "salvage failed"
     EXPIRED = "max_lifetime reached"
     IDLE = "idle_timeout reached"
     WORN_OUT = "max_uses reached"
@@ -121,6 +126,16 @@ class ConnectionFailed(PoolEvent):
 
 
 @dataclass(frozen=True)
+class ConnectionSalvaged(PoolEvent):
+    """The use of *connection* was cut short, and the pool has brought it back into step, which took
+    *seconds*; *error* is what left its ``with``, None if a wait was found to be cut short."""
+
+    connection: Any
+    seconds: float
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
 class PoolAtMax(PoolEvent):
     """A caller begins to wait because the pool has all the *maximum* connections it may have."""
 
@@ -135,6 +150,25 @@ class PoolDisposed(PoolEvent):
 
 
 @dataclass(frozen=True)
+class PoolWentDown(PoolEvent):
+    """Who would have to wait is sent away from now on: nothing was open and every dial has failed
+    for *down_after* seconds, or a dial's error was FATAL.  *error* is that of the last dial."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class PoolIsBack(PoolEvent):
+    """A dial has succeeded, *seconds* after the first that failed; *dials* have failed and
+    *refused* callers were sent away meanwhile.  (An endpoint that has had no caller for a minute is
+    forgotten instead.)"""
+
+    seconds: float
+    dials: int
+    refused: int
+
+
+@dataclass(frozen=True)
 class ServerListObtained(PoolEvent):
     """The pool has a new list of servers to choose from."""
 
@@ -144,6 +178,15 @@ class ServerListObtained(PoolEvent):
 @dataclass(frozen=True)
 class AcquireTimedOut(PoolEvent):
     """A caller gave up after *waited* seconds; *error* is the PoolTimeout that it gets."""
+
+    waited: float
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class AcquireShed(PoolEvent):
+    """A caller was sent away after it had *waited* for so many seconds, as more is asked of the
+    pool than it can serve; *error* is the PoolOverloaded that it gets."""
 
     waited: float
     error: BaseException
@@ -193,17 +236,29 @@ class PoolListener:
     def connection_failed(self, event: ConnectionFailed) -> None:
         """Called when a dial failed, and when an error made a holder's connection unfit."""
 
+    def connection_salvaged(self, event: ConnectionSalvaged) -> None:
+        """Called when a connection whose use was cut short is fit for use again."""
+
     def pool_at_max(self, event: PoolAtMax) -> None:
         """Called when a caller has to wait and the pool may not open more."""
 
     def pool_disposed(self, event: PoolDisposed) -> None:
         """Called when the idle connections were told to close, or the whole pool was."""
 
+    def pool_went_down(self, event: PoolWentDown) -> None:
+        """Called when callers are sent away because no dial succeeds."""
+
+    def pool_is_back(self, event: PoolIsBack) -> None:
+        """Called when that is over."""
+
     def server_list_obtained(self, event: ServerListObtained) -> None:
         """Called when a pool over several servers has a new list of them."""
 
     def acquire_timed_out(self, event: AcquireTimedOut) -> None:
         """Called when a caller has waited in vain."""
+
+    def acquire_shed(self, event: AcquireShed) -> None:
+        """Called when *overload* has sent away a caller that had waited too long."""
 
     def connection_lost(self, event: ConnectionLost) -> None:
         """Called when a connection was garbage collected without having been released."""
@@ -236,11 +291,12 @@ class PoolStats:
     size: int
     min_size: int
     maximum: float  # size + max_overflow; math.inf without bound
-    # ... and where its connections are.  The six of them add up to what its limits count.
+    # ... and where its connections are.  These six (not *waiting*) add up to what limits count.
     in_use: int  # held by callers, or handed over to one that is about to wake
     idle: int
     connecting: int
     checking: int  # the pool itself is running _keepalive on it
+    salvaging: int  # the pool itself is running _salvage_connection on it
     closing: int
     waiting: int  # callers in line
     #: Counters.
@@ -248,11 +304,15 @@ class PoolStats:
     released: int  # ticks when a connection comes back fit for use
     timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
+    refused_down: int  # ticks when one gets PoolDown, or a FATAL error of a dial before
+    shed: int  # ticks when overload sends away a caller that has waited too long
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins
     opened: int  # ticks when a dial succeeds
     dial_failed: int  # ticks when a dial fails, whatever the cause
     checked: int  # ticks when the pool's own keepalive has run, well or not
+    salvaged: int  # ticks when a connection whose use was cut short is fit for use again
+    salvage_failed: int  # ticks when salvaging one has failed
     closed: Mapping[Reason, int]  # ticks when a connection leaves the pool, by reason
     #: Durations in seconds.
     wait: Duration  # of the acquires that found nothing idle and were served

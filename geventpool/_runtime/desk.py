@@ -31,10 +31,11 @@ from geventpool._runtime.slots import (
     is_quiet,
 )
 from geventpool._runtime.threads import get_ident
+from geventpool._runtime.timeout_losses import TimeoutLosses
 from geventpool._runtime.waiting import WaitingLine
-from geventpool._scheduler.state import IDLE, IN_USE, NEVER
+from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
 from geventpool._util.deadlines import active as deadlines
-from geventpool._util.forks import unseen
+from geventpool._util.forks import forks_seen
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
@@ -58,6 +59,7 @@ class Desk:
         self._index = index
         self._checker = checker
         self._notifier = notifier
+        self._timeout_losses = TimeoutLosses(notifier)
         self._asking: dict[Any, Hold] = {}  # greenlet -> what it has checked before it gets it
         #: What callers have been given and are looking at before they take it.
         self.looked_at: dict[ConnectionSlot, None] = {}
@@ -69,7 +71,7 @@ class Desk:
     ) -> tuple[Hold, Any]:
         """By what the current greenlet has a connection, and that."""
         me = getcurrent()
-        if get_ident() != self._ident or me is self._hub or self._hub.dead or unseen():
+        if get_ident() != self._ident or me is self._hub or self._hub.dead or not forks_seen:
             self._runtime.assert_usable_here(bucket)
         began = now = monotonic()
         listening = owner.listening
@@ -88,7 +90,7 @@ class Desk:
             if slot is not None:
                 slot.handed_out(now)
             else:
-                waiter = Caller(bucket, ticket, deadline, me.switch, useless_after)
+                waiter = Caller(bucket, ticket, deadline, me.switch, began, useless_after)
                 waiter.gone = False
                 slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
@@ -103,7 +105,7 @@ class Desk:
             self._line.time_out(owner, bucket, began, timeout)
         conn = slot.conn
         slot.conn = None
-        slot.held_by(weakref.proxy(me))
+        slot.holder = weakref.proxy(me)
         hold = slot, slot.uses
         if owner.track:
             slot.where = callers_stack()
@@ -239,6 +241,7 @@ class Desk:
             self._notifier.log(owner, logging.INFO, text, raised)
             return False
         slot.check_begins(monotonic())
+        self._index.look_for_a_reconnect(owner, slot, conn)
         if slot.bucket.closed:
             self._end(hold, conn, Reason.POOL_CLOSED)
         elif slot.close_reason is not None:
@@ -278,7 +281,7 @@ class Desk:
         if not is_held(hold) or slot.returning:
             return
         used = monotonic() - slot.since
-        if (slot.close_reason is None or suspect) and not bucket.closed:
+        if (slot.close_reason is None or suspect or owner._may_reconnect) and not bucket.closed:
             reason, error = self._reason_to_refuse(owner, hold, conn, suspect)
             # In good order it was used if no more is said than that its peer has hung up since.
             if reason is not None and (suspect or reason is not slot.close_reason):
@@ -293,7 +296,7 @@ class Desk:
             self._scheduler.verified(slot)
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         self._scheduler.release(slot, monotonic())
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
@@ -330,6 +333,7 @@ class Desk:
         finally:
             slot.returning = False
         if raised is None:
+            self._index.look_for_a_reconnect(owner, slot, conn)
             return is_held(hold)  # else closed by force meanwhile
         self._lose(hold, conn, Reason.RESET, raised)
         self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", raised)
@@ -340,6 +344,8 @@ class Desk:
     ) -> None:
         """Have a connection closed that came back in no state to be used again."""
         if is_held(hold):
+            bucket = hold[0].bucket
+            self._timeout_losses.note(bucket.last_owner, bucket, reason, error)
             self._count_lost_use(hold[0])
             self._end(hold, conn, reason, error)
 
@@ -348,7 +354,7 @@ class Desk:
         slot = hold[0]
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         self._scheduler.return_unused(slot, monotonic())
 
     def discard(
@@ -359,13 +365,17 @@ class Desk:
         reason: Reason,
         error: BaseException | None = None,
     ) -> None:
-        """Take back a connection that must not be used again."""
-        bucket = hold[0].bucket
+        """Take back a connection that must not be used again, unless it can be salvaged."""
+        slot = hold[0]
+        bucket = slot.bucket
         self._runtime.assert_own_thread(bucket)
         if not is_held(hold):
             return
-        self._count_lost_use(hold[0])
+        self._timeout_losses.note(owner, bucket, reason, error)
+        self._count_lost_use(slot)
         self._end(hold, conn, reason, error)
+        if slot.state is SALVAGING:
+            return  # whether it has failed is yet to be seen
         if error is not None and "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, conn, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)
@@ -409,17 +419,21 @@ class Desk:
     def _end(
         self, hold: Hold, conn: Any, reason: Reason, error: BaseException | None = None
     ) -> None:
-        """Have the connection closed, if that use still lasts."""
+        """Have the connection closed, or salvaged, if that use still lasts."""
         if not is_held(hold):
             return
         slot = hold[0]
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         slot.broken_by = error
-        self._scheduler.discard(slot, reason, monotonic())
+        owner = slot.bucket.owner() if reason is Reason.CUT_SHORT else None
+        if owner is not None and owner.has_salvage:
+            self._scheduler.salvage(slot, monotonic())
+        else:
+            self._scheduler.discard(slot, reason, monotonic())
 
     def _count_lost_use(self, slot: ConnectionSlot) -> None:
-        """Book the end of a use after which the connection is not the pool's any more."""
+        """Book the end of a use that its connection has not come through fit for the next."""
         slot.bucket.lost_uses += 1
         slot.bucket.count_use(monotonic() - slot.since)

@@ -22,6 +22,15 @@ __all__ = ["Notifier"]
 logging.getLogger("geventpool").addHandler(logging.NullHandler())
 
 
+_OVERLOADED = (
+    "%d connections were closed within 10 s because a Timeout cut their use short, while %d callers"
+    " wait in line: those that are served have waited until their time is over, and the places of"
+    " the connections are spent on dials. Cures: overload=CoDel() keeps the line short; in a with"
+    " geventpool.Deadline callers are given nothing they have no time for; a _salvage_connection"
+    " hook keeps the connections (said once)"
+)
+
+
 class Notifier:
     """Calls listeners and log handlers: both may switch, so the books come first."""
 
@@ -71,6 +80,11 @@ class Notifier:
         """Log, a little later, what was wrong with the books and has been set right."""
         self.workers.put((owner, "mended", what))
 
+    def overloaded(self, owner: PoolHooks, lost: int, waiting: int) -> None:
+        """Log, a little later, that so many connections were lost to Timeouts lately, while
+        callers waited."""
+        self.workers.put((owner, "overloaded", (lost, waiting)))
+
     def log(
         self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
     ) -> None:
@@ -93,6 +107,8 @@ class Notifier:
                 f" at\n{outermost_first(where)}" if where else ": track=True tells where.",
                 outermost_first(now_at),
             )
+        if what == "overloaded":
+            self.log(owner, logging.WARNING, _OVERLOADED, *event)
         if what == "connection_lost":
             self.log(
                 owner,
@@ -102,4 +118,15 @@ class Notifier:
                 event.used,
                 f" at\n{event.where}" if event.where else " (track=True tells where)",
             )
+        if what == "pool_went_down":
+            text = "%sno dial succeeds, and callers are sent away until one does; last error: %r"
+            self.log(owner, logging.WARNING, text, _where(event), event.error)
+        if what == "pool_is_back":
+            text = "%sback after %.1f s, %d failed dials, and %d callers sent away"
+            counts = event.seconds, event.dials, event.refused
+            self.log(owner, logging.INFO, text, _where(event), *counts)
         self.notify(owner, what, event)
+
+
+def _where(event: events.PoolEvent) -> str:
+    return "" if event.endpoint is None else f"{event.endpoint}: "

@@ -28,12 +28,14 @@ def pool_closed(bucket: PoolBucket) -> PoolClosed:
     return PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
 
 
-def pool_full(bucket: PoolBucket, max_waiting: int) -> PoolFull:
+def pool_full(bucket: PoolBucket, max_waiting: int, now: float) -> PoolFull:
     """As many wait already as may."""
+    waited = now - bucket.waiters.oldest.came if bucket.waiters else 0.0
     return PoolFull(
         f"pool {bucket.name!r}: {len(bucket.waiters)} callers are waiting already ({bucket!r})",
         pool=bucket.name,
         max_waiting=max_waiting,
+        retry_after=_retry_after(bucket, waited),
     )
 
 
@@ -72,6 +74,7 @@ def no_connection(
         connecting=connecting,
         waiting=len(bucket.waiters),
         held_for=held_for,
+        retry_after=_retry_after(bucket, now - began),
     )
     return error, last
 
@@ -86,6 +89,24 @@ def _too_late(bucket: PoolBucket, now: float) -> str:
     if typical := bucket.long_use():
         text += f", as nine in ten uses take up to {typical:.3f} s"
     return text
+
+
+_ENOUGH = 10  # uses, to tell by them how long one takes
+
+
+def _retry_after(bucket: PoolBucket, waited: float) -> float | None:
+    """In how many seconds those in line will have been served, at random half of that more or less,
+    lest all come back together; None if that cannot be told.
+
+    By how long the uses so far have lasted; but a caller that has *waited* far longer than that
+    would explain has shown that they are no measure any more.
+    """
+    if bucket.use_count < _ENOUGH or not bucket.in_use:
+        return None
+    seconds = (len(bucket.waiters) + 1) * bucket.use_sum / bucket.use_count / bucket.in_use
+    if waited > 2 * seconds:
+        return None
+    return seconds * (0.5 + float(bucket.rng.random()))
 
 
 def _died_unused(bucket: PoolBucket) -> BaseException | None:

@@ -37,6 +37,7 @@ class ConnectionSlot(Slot):
         "conn",
         "fds",
         "forked",
+        "holder",
         "ident",
         "identities",
         "looks_on_return",
@@ -55,6 +56,7 @@ class ConnectionSlot(Slot):
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None
         self.ref: Any = None  # callable -> the connection wherever it is, None once collected
+        self.holder: Any = None  # weak proxy of the greenlet that has it
         self.returning = False  # a caller has released it, and its reset is under way
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
@@ -64,7 +66,7 @@ class ConnectionSlot(Slot):
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
         self.identities: tuple[Any, ...] = ()  # of them, if the connection is no mere socket
-        self.broken_by: BaseException | None = None  # what broke it, for the listeners
+        self.broken_by: BaseException | None = None  # what broke it, or cut its use short
         self.forked = False  # left behind by a fork: it is the parent's
 
 
@@ -119,7 +121,8 @@ class Look(NamedTuple):
 
 _COUNTERS = (
     *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
-    *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "checked"),
+    *("lost_uses", "timed_out", "refused", "shed", "abandoned", "dialed", "checked"),
+    *("salvaged", "salvage_failed"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max")
 
@@ -149,6 +152,8 @@ class PoolBucket(Bucket):
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
         self.shorten_timer: Any = None  # runs while a caller waits for a check
+        self.look_timer: Any = None  # until the next look at its line, with *overload*
+        self.cut_short: deque[float] | None = None  # when Timeouts did that to the last few uses
         self.changed: Any = None  # an Event, for those that wait for slots to come or go
         self.pins = 0  # of one of many: callers that are about to wait or do
         self.on_empty: Callable[[PoolBucket], object] | None = None  # called when it left, empty
@@ -166,10 +171,10 @@ class PoolBucket(Bucket):
         self.use_count = self.wait_count = self.connect_count = 0
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
-        self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
+        self.lost_uses = self.timed_out = self.refused = self.shed = self.abandoned = 0
         self.use_long = 0.0  # a use that took longer is noted: see long_use
         self.uses_seen: int | None = None  # by that; None: nobody has asked for it yet
-        self.dialed = self.checked = 0
+        self.dialed = self.checked = self.salvaged = self.salvage_failed = 0
 
     def absorb(self, other: Bucket) -> None:
         """Add what *other* has counted."""

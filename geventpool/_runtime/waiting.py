@@ -14,7 +14,8 @@ from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
-from geventpool.errors import PoolDeadlock, PoolTimeout
+from geventpool._util.forks import catch_up, forks_seen
+from geventpool.errors import PoolDeadlock, PoolOverloaded, PoolTimeout
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -62,6 +63,8 @@ class WaitingLine:
                 self._timers.shorten(bucket, self._checker.end_some)
             while self._hub.switch() is not waiter:
                 pass
+            if not forks_seen:
+                catch_up()  # what it was handed, by a caller of this child, is the parent's
             waiter.gone = True
         except BaseException:
             waiter.gone = True
@@ -101,6 +104,19 @@ class WaitingLine:
             self._notifier.notify(owner, "acquire_timed_out", event)
         raise error from cause
 
+    def _shed(self, owner: PoolHooks, bucket: PoolBucket, sent: PoolOverloaded) -> NoReturn:
+        """Raise the PoolOverloaded of a caller that was sent away."""
+        bucket.shed += 1
+        error: Any = copy_of(sent)  # for the waiter must not keep this caller's frames
+        try:
+            if "acquire_shed" in owner.listening:
+                event = events.AcquireShed(owner, error.waited, error, endpoint=bucket.endpoint)
+                self._notifier.notify(owner, "acquire_shed", event)
+                del event
+            raise error
+        finally:
+            del error  # its traceback leads here: under load these would be the collector's
+
     def _may_wait(
         self, owner: PoolHooks, bucket: PoolBucket, late: bool, began: float, timeout: float | None
     ) -> None:
@@ -108,11 +124,13 @@ class WaitingLine:
             bucket.postpone(False)  # its first use: what follows opens its minimum, too
         if bucket.closed:
             raise refusals.pool_closed(bucket)
+        if (error := self._scheduler.refusal(bucket, began)) is not None:
+            raise copy_of(error)
         if late:
             self.time_out(owner, bucket, began, timeout)
         if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:
             bucket.refused += 1
-            raise refusals.pool_full(bucket, owner.max_waiting)
+            raise refusals.pool_full(bucket, owner.max_waiting, began)
 
     def _give_up(self, waiter: Caller) -> None:
         """Leave the line after a Timeout or a kill.
@@ -138,6 +156,8 @@ class WaitingLine:
             raise refusals.pool_closed(bucket)
         if isinstance(waiter.error, PoolDeadlock):
             self.time_out(owner, bucket, began, timeout, PoolDeadlock)
+        if isinstance(waiter.error, PoolOverloaded):
+            self._shed(owner, bucket, waiter.error)
         if waiter.error is not None:
             raise copy_of(waiter.error)  # the pool keeps its own: without this caller's frames
         self.time_out(owner, bucket, began, timeout)

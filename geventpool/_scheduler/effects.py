@@ -27,15 +27,27 @@ class Effects(Protocol):
     def start_check(self, slot: Any) -> None:
         """Run the keepalive; then call ``checked``."""
 
+    def start_salvage(self, slot: Any) -> None:
+        """Try to bring the connection back into step; then call ``salvaged``."""
+
     def wake(self, callback: Any, waiter: Waiter) -> Any:
         """Have ``callback(waiter)`` called soon, to let the waiter look at what it has got.  What
         is returned is kept as ``waiter.wake_handle``."""
 
     def reconcile_later(self, bucket: Any) -> None:
-        """Call ``reconcile`` at ``bucket.retry_at``."""
+        """Call ``reconcile`` at ``bucket.reconcile_at``; what was asked for before is void."""
+
+    def look_later(self, bucket: Any, at: float) -> None:
+        """Call ``look_at_line`` at *at*, or before it if that is to come anyway."""
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Call ``reconcile_limit`` soon, with the time (this one from any thread)."""
+
+    def went_down(self, bucket: Any) -> None:
+        """Say that who would have to wait is sent away from now on."""
+
+    def came_back(self, bucket: Any, seconds: float, dials: int, refused: int) -> None:
+        """Say that this is over, after so many seconds, failed dials and callers sent away."""
 
     @property
     def catch_up_later(self) -> Callable[[], object]:
@@ -44,7 +56,7 @@ class Effects(Protocol):
     # For an audit: what there is to be seen outside of the books.
 
     def at_work_on(self) -> Container[Any]:
-        """The slots that are being dialed, closed, checked or looked at, or are about to be."""
+        """The slots that a greenlet dials, closes, checks, salvages or looks at, or is about to."""
 
     def has_out(self, slot: Any) -> bool:
         """Whether a caller has the connection of *slot*, or had it and has lost it."""

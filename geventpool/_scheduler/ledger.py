@@ -17,6 +17,7 @@ from geventpool._scheduler.state import (
     IDLE,
     IN_USE,
     NEVER,
+    SALVAGING,
     TRANSITIONS,
     State,
 )
@@ -58,6 +59,14 @@ class Ledger:
         """Have an idle slot checked; the caller compacts the queue."""
         self.move(slot, CHECKING)
         self.effects.start_check(slot)
+
+    def begin_salvage(self, slot: Slot) -> None:
+        """Have a slot that was in use salvaged.  If it was to be closed, then for no more than
+        that its use was cut short."""
+        slot.close_reason = None
+        self.update_fast_path_until(slot)
+        self.move(slot, SALVAGING)
+        self.effects.start_salvage(slot)
 
     def next_idle(self, bucket: Bucket, now: float) -> Slot | None:
         """Take the next idle slot that may still be handed out; it is IN_USE from now on."""
@@ -102,6 +111,7 @@ class Ledger:
                 limit._closing -= 1
         else:
             bucket.checking += (state is CHECKING) - (old is CHECKING)
+            bucket.salvaging += (state is SALVAGING) - (old is SALVAGING)
             if old is IDLE and bucket.retiring:
                 bucket.retiring.pop(slot, None)
             if state is CLOSING or state is CLOSED:
@@ -126,9 +136,15 @@ class Ledger:
 
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
-        if slot.close_reason is None:
-            slot.close_reason = reason
+        if slot.close_reason is None or slot.close_reason is Reason.PEER_CLOSED:
+            slot.close_reason = reason  # that of a peer may yet be forgotten
             slot.fast_path_until = AT_ONCE
+
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        if slot.close_reason is Reason.PEER_CLOSED:
+            slot.close_reason = None
+            self.update_fast_path_until(slot)
 
     def update_fast_path_until(self, slot: Slot) -> None:
         """Say until when the fast path may have *slot* without asking."""
@@ -151,6 +167,11 @@ class Ledger:
         waiter.slot = slot
         waiter.wake_handle = self.wake(waiter.callback, waiter)
         self.drop(waiter)
+        bucket = slot.bucket
+        if bucket.delay_control is not None:
+            bucket.delay_control.served(now - waiter.came, now)
+            if bucket.unserved <= bucket.coming:
+                bucket.delay_control.fine(now)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """End the wait of *waiter*, which leaves the line, with *error*."""
@@ -172,6 +193,10 @@ class Ledger:
             self.with_waiters.pop(bucket, None)
 
     # Buckets and limits
+
+    def set_maximum(self, bucket: Bucket) -> None:
+        """Have it open no more than its settings allow, and its server."""
+        bucket.own._maximum = min(bucket.maximum, bucket.ceiling.most)
 
     def claim(self, bucket: Bucket) -> None:
         """Count a place in each of its limits, free or coming free, as that of *bucket*."""
@@ -273,8 +298,14 @@ class Ledger:
         bucket.slots.clear()
         bucket._idle.refill([])
         bucket.retiring.clear()
-        bucket.open = bucket.connecting = bucket.checking = bucket.closing = 0
+        bucket.open = bucket.connecting = bucket.closing = 0
+        bucket.checking = bucket.salvaging = 0
         bucket.dials.forget()
+        bucket.outage.forget()
+        bucket.ceiling.forget()
+        self.set_maximum(bucket)
+        bucket.set_troubled(False)
+        bucket.condemned_at, bucket.reconcile_at = AT_ONCE, NEVER
         bucket.fast_path_open = 0
 
 

@@ -41,6 +41,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.state import CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._scheduler.verbs import Verbs
+from geventpool.errors import Verdict
 from geventpool.events import Reason
 
 __all__ = ["AUDIT_EVERY", "CUT_SHORT", "Effects", "Scheduler"]
@@ -58,7 +59,6 @@ class Scheduler:
         self._verbs = Verbs(self.ledger, self.arbiter)
         self._audit = Audit(self.ledger)
         self._wake = effects.wake
-        self._enqueue = self._verbs.enqueue
         self._buckets: WeakSet[Bucket] = WeakSet()
         self.with_waiters = self.ledger.with_waiters
         #: The ticket of a caller that comes now; which waiter is served first goes by it.
@@ -173,7 +173,7 @@ class Scheduler:
         self._do(self._verbs.resize, bucket, size, min_size, now, max_overflow)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
-        """Close every idle slot, and the ones being checked when that is done."""
+        """Close every idle slot, and the ones being checked or salvaged when that is done."""
         self._do(self._verbs.dispose, bucket, reason, now)
 
     def drain(self, bucket: Bucket, over: float, now: float) -> None:
@@ -205,13 +205,30 @@ class Scheduler:
 
     def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
         """Put *waiter* in line: at the end, or *requeued* by the ticket it drew when it came."""
-        if self.busy:
+        bucket = waiter.bucket
+        waiters, own = bucket.waiters, bucket.own
+        if (
+            self.busy
+            or not waiters
+            or requeued
+            or bucket._idle
+            or own.used - own._closing + own._coming < own._maximum
+            or not bucket.patient
+        ):
             self._do(self._verbs.enqueue, waiter, now, requeued)
             return
+        # The crowd's case: only a release, or a close, can do anything for it.  What the verb and
+        # ``Line.join`` come to then is spelled out, as every caller of a crowd comes by.
         try:
             self.busy = AT_WORK
-            enqueue = self._enqueue
-            enqueue(waiter, now, requeued)
+            waiters[waiter] = None
+            deadline = waiter.deadline
+            if deadline is None:
+                waiters.latest = NEVER
+            elif deadline >= waiters.latest:
+                waiters.latest = deadline
+            else:
+                waiters.note_early(waiter, deadline)
             self.busy = FREE
         except BaseException:
             self.busy = CUT_SHORT
@@ -228,6 +245,10 @@ class Scheduler:
     def expire(self, now: float) -> None:
         """End the wait of each waiter whose deadline has come."""
         self._do(self._verbs.expire, now)
+
+    def look_at_line(self, bucket: Bucket, now: float) -> None:
+        """Send away those that wait too long in a slow line, though nothing may have come back."""
+        self._do(self._verbs.look_at_line, bucket, now)
 
     def next_deadline(self) -> float | None:
         """When ``expire`` has work next; None if no waiter has a deadline."""
@@ -283,6 +304,11 @@ class Scheduler:
         """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
         self._do(self._verbs.discard, slot, reason, now)
 
+    def salvage(self, slot: Slot, now: float) -> None:
+        """Have a slot that a caller holds, and whose use was cut short, salvaged if that is worth
+        it, closed otherwise."""
+        self._do(self._verbs.salvage, slot, now)
+
     def verified(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
         self._do(self._verbs.verified, slot)
@@ -290,6 +316,19 @@ class Scheduler:
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
         self.ledger.mark_for_closing(slot, reason)
+
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        self.ledger.forget_hangup(slot)
+
+    def wrong_server(self, slot: Slot, now: float) -> bool:
+        """A holder has learnt that *slot*, which it has yet to give back, is connected to the wrong
+        server: so is all that was dialed before now.  False if that was known."""
+        return bool(self._do(self._verbs.wrong_server, slot, now))
+
+    def refusal(self, bucket: Bucket, now: float) -> BaseException | None:
+        """What a caller gets that would stand in line while no dial succeeds; None: it may."""
+        return self.arbiter.outcomes.refusal(bucket, now)
 
     def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
         """Close *slot* if it is idle; whether it was."""
@@ -318,9 +357,12 @@ class Scheduler:
         """The dial succeeded and the slot has its connection."""
         self._do(self._verbs.opened, slot, now)
 
-    def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
-        """The dial failed: one dial at a time from now on, and after a pause."""
-        self._do(self._verbs.dial_failed, slot, error, now)
+    def dial_failed(
+        self, slot: Slot, error: BaseException, now: float, verdict: Verdict = Verdict.BROKEN
+    ) -> None:
+        """The dial failed: one dial at a time from now on, and after a pause, unless it was refused
+        by a server that is full."""
+        self._do(self._verbs.dial_failed, slot, error, now, verdict)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
         """The peer hung up: an idle slot is closed now, another as soon as it is not held."""
@@ -343,6 +385,10 @@ class Scheduler:
     def checked(self, slot: Slot, ok: bool, now: float) -> None:
         """The check is done; fit, the slot goes back where it was among the idle ones."""
         self._do(self._verbs.checked, slot, ok, now)
+
+    def salvaged(self, slot: Slot, ok: bool, now: float) -> None:
+        """The salvage is done; fit, the slot goes to the oldest waiter, or lies idle."""
+        self._do(self._verbs.salvaged, slot, ok, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
         """Close what has been idle too long, have the old replaced; returns when to call again."""

@@ -21,7 +21,7 @@ from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import MarkedDownError, NotInUse
-from geventpool.events import Holder, PoolStats, Reason
+from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
@@ -30,6 +30,7 @@ from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
 from geventpool.manager.use import Use, blames_server
+from geventpool.overload import CoDel
 from geventpool.pools import Limit
 from geventpool.pools.extension import DEFAULT, Hold
 from geventpool.registry import register
@@ -63,7 +64,10 @@ class ConnectionManager:
       marked down: see ServerModelDirectory and HealthPolicy.  ``servers`` has what is known.
     - At most *max_sockets* are open (None: 0.8 of the files that the process may open), and at most
       *max_per_address* to one address; the longest idle ones are closed to make room.  With
-      *limits* it shares the limits of other pools.
+      *limits* it shares the limits of other pools.  No caller waits for a place: at a limit it gets
+      OutOfSockets at once.  What it may have to wait for is its turn to dial; with *overload*, a
+      CoDel, one that waits too long for that goes on to the next address, or gets PoolOverloaded
+      if it was like that at all of them.
     - A socket that was idle for *idle_timeout*, or open for *max_lifetime*, is closed.
 
     One manager is for one gevent hub.  Dropped, it closes what is idle.  Durations are seconds;
@@ -84,6 +88,7 @@ class ConnectionManager:
         max_sockets: int | None = None,
         max_per_address: int | None = None,
         limits: Iterable[Limit] = (),
+        overload: CoDel | None = None,
         idle_timeout: float | None = 60.0,
         max_lifetime: float | None = 3600.0,
         keepalive: float | None = 30.0,
@@ -119,6 +124,7 @@ class ConnectionManager:
             max_lifetime=max_lifetime,
             keepalive=keepalive,
             limits=limits,
+            overload=overload,
             listeners=listeners,
             name=name,
         )
@@ -171,8 +177,9 @@ class ConnectionManager:
         callable that takes the socket, and may shake hands and log in.  If it has a method
         *keepalive*, that is called on what it made when this was idle for the manager's
         *keepalive* seconds, and what it raises closes it; its *idle_timeout*, in seconds, goes
-        before the manager's.  It should be one object, not made anew for each call: connections
-        are shared by callers that ask with the same.
+        before the manager's.  Its *classify_error(error)* may return Verdict.SERVER_FULL for what a
+        log-in raised: that marks no server down.  It should be one object, not made anew for each
+        call: connections are shared by callers that ask with the same.
 
         The timeout of the socket is *read_timeout* seconds (None: that of the name's ConnectInfo).
 
@@ -376,10 +383,7 @@ class ConnectionManager:
                 self._failed(use, exc)
             else:
                 use.cancelled()
-        if pool._breaks_connection(exc):
-            pool._discard(hold, sock, Reason.ERROR, exc)
-        else:
-            pool._checkin(hold, sock, suspect=True)
+        pool._end_use(hold, sock, exc)
         self._log_transitions()
 
     def _run(self, walk: AddressWalk) -> Any:

@@ -11,7 +11,13 @@ import gevent
 from gevent import socket
 
 from geventpool.observe.snapshot import snapshot
-from geventpool.observe.worker_socket import Worker, group_here, run_directory, workers
+from geventpool.observe.worker_socket import (
+    Worker,
+    group_here,
+    is_running,
+    run_directory,
+    workers,
+)
 
 __all__ = ["ask", "gather"]
 
@@ -44,7 +50,7 @@ def _snapshot_of(worker: Worker, timeout: float) -> dict[str, Any] | None:
     try:
         return {**ask(worker.path, timeout), "error": None}
     except (ConnectionRefusedError, FileNotFoundError):
-        if not _is_running(worker.pid):
+        if not is_running(worker):
             worker.path.unlink(missing_ok=True)
             return None
         error = "it does not listen"
@@ -70,13 +76,3 @@ def ask(path: Path, timeout: float) -> dict[str, Any]:
                 answer += data
     found: dict[str, Any] = json.loads(bytes(answer))
     return found
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -23,7 +23,15 @@ from gevent import socket
 
 from geventpool.observe.snapshot import snapshot
 
-__all__ = ["Worker", "group_here", "listen", "run_directory", "stop_listening", "workers"]
+__all__ = [
+    "Worker",
+    "group_here",
+    "is_running",
+    "listen",
+    "run_directory",
+    "stop_listening",
+    "workers",
+]
 
 _PATIENCE = 5.0  # seconds that one who asks may take, for its line or to read the answer
 _BACKLOG = 16
@@ -78,6 +86,17 @@ def workers(directory: Path) -> list[Worker]:
         if group.isdecimal() and pid.isdecimal():
             found.append(Worker(int(group), int(pid), path))
     return sorted(found, key=lambda worker: worker.pid)
+
+
+def is_running(worker: Worker) -> bool:
+    """Whether there is a process of that id."""
+    try:
+        os.kill(worker.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def group_here() -> int:

@@ -7,7 +7,6 @@ and close are in ``_runtime``.
 
 from __future__ import annotations
 
-import builtins
 import logging
 import sys
 import weakref
@@ -22,11 +21,12 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.errors import mark_of
-from geventpool.errors import PoolError, Verdict
+from geventpool.errors import Verdict
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
+from geventpool.pools.verdicts import end_use, is_wrong_server, verdict_on_dial, verdict_on_use
 from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
@@ -35,7 +35,6 @@ sys.modules["geventpool.pools"].__class__ = CallablePackage  # geventpool.pools(
 
 C = TypeVar("C")
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
-_GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 _REASONS = {
@@ -46,7 +45,7 @@ _REASONS = {
 
 #: Those of the settings that are each bucket's own.
 _OF_BUCKETS = (
-    *("max_connecting", "backoff", "fail_fast"),
+    *("max_connecting", "backoff", "fail_fast", "down_after", "overload"),
     *("idle_timeout", "max_lifetime", "max_uses", "jitter"),
 )
 
@@ -62,6 +61,7 @@ class BasePool(PoolExtension[C]):
     _socket: Callable[..., Any]
     _fileno: Callable[..., int | None]
     _reset_connection: Callable[..., object]
+    _salvage_connection: Callable[..., object]
 
     # What is said by setting it in a subclass.  See ConnectionPool.
     _may_reconnect = False
@@ -77,6 +77,7 @@ class BasePool(PoolExtension[C]):
         self.connect_timeout = settings.connect_timeout
         self.keepalive = settings.keepalive
         self.keepalive_timeout = settings.keepalive_timeout
+        self.salvage_timeout = settings.salvage_timeout
         self.check_after = settings.check_after
         self.strict = settings.strict
         self.track = settings.track
@@ -89,6 +90,7 @@ class BasePool(PoolExtension[C]):
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
+        self.has_salvage = self._overrides("_salvage_connection")
         self._has_socket = self._overrides("_socket")
         self._has_fileno = self._overrides("_fileno") and not self._has_socket
         self.socket_hook = "_fileno" if self._has_fileno else "_socket"
@@ -138,10 +140,11 @@ class BasePool(PoolExtension[C]):
         """Give back a connection that is fit for use.  Does not block, unless a reset does.
 
         In a ``finally`` or an ``except`` the exception there decides, as one that leaves a ``with``
-        does: *exc_classes*, or what is not an ``Exception``, closes the connection; after another
-        it is looked at more closely.  An ``except`` that has dealt with its exception cannot be
-        told from one that has not: release after it.  An exception that was being handled already
-        when ``acquire`` was called is none of the connection's, and does not count.
+        does: after one that ``_classify_error`` calls FINE the connection is looked at closely; any
+        other, or what is not an ``Exception``, closes it.  An ``except`` that has dealt with its
+        exception cannot be told from one that has not: release after it.  An exception that was
+        being handled already when ``acquire`` was called is none of the connection's, and does not
+        count.
 
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
@@ -149,21 +152,26 @@ class BasePool(PoolExtension[C]):
         slot = hold[0]
         if slot.state is CLOSED:
             return
-        exc = sys.exc_info()[1]
-        if exc is None or (slot.raised_before and mark_of(exc) == slot.raised_before):
+        exc = _raised_in_use(slot)
+        if exc is None:
             self._desk.checkin(self, hold, conn)
-        elif self._breaks_connection(exc):
-            self._desk.discard(self, hold, conn, Reason.ERROR, exc)
         else:
-            self._desk.checkin(self, hold, conn, suspect=True)
+            end_use(self, hold, conn, exc)
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
 
-        Raises NotInUse as ``release`` does.
+        If an exception is being handled that says WRONG_SERVER, all others are closed, too, as
+        after one that leaves a ``with``.  Raises NotInUse as ``release`` does.
         """
         hold = self._desk.find(self, conn)
-        if hold[0].state is not CLOSED:
+        if hold[0].state is CLOSED:
+            return
+        exc = _raised_in_use(hold[0])
+        try:
+            if exc is not None and verdict_on_use(self, exc) is Verdict.WRONG_SERVER:
+                is_wrong_server(self, hold)
+        finally:
             self._desk.discard(self, hold, conn, Reason.DISCARDED)
 
     def detach(self, conn: C) -> C:
@@ -209,7 +217,8 @@ class BasePool(PoolExtension[C]):
     # A hook that needs no endpoint
 
     def _classify_error(self, error: Exception) -> Verdict:
-        """What *error*, which leaves a ``with``, says.  Must not switch.
+        """What *error*, which leaves a ``with`` or was raised by a dial, says of the connection or
+        the server.  Must not switch.
 
         By default BROKEN for one of *exc_classes*, else FINE.
         """
@@ -234,15 +243,8 @@ class BasePool(PoolExtension[C]):
     def _leases_of_this_greenlet(self) -> dict[Any, SharedConnection[C]]:
         return self._leases.setdefault(getcurrent(), {})
 
-    def _breaks_connection(self, exc: BaseException) -> bool:
-        """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
-        if self.strict or not isinstance(exc, Exception):
-            return True
-        if not isinstance(exc, PoolError) and self._classify_error(exc) is not Verdict.FINE:
-            return True
-        # A group has them in itself.
-        within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
-        return any(self._breaks_connection(each) for each in within)
+    def _verdict_on_dial(self, error: BaseException) -> Verdict:
+        return verdict_on_dial(self, error)
 
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)
@@ -297,6 +299,14 @@ class BasePool(PoolExtension[C]):
 F = TypeVar("F", bound=BasePool[Any])
 
 
+def _raised_in_use(slot: ConnectionSlot) -> BaseException | None:
+    """The exception that is being handled, unless it was when the connection was acquired."""
+    exc = sys.exc_info()[1]
+    if exc is not None and slot.raised_before and mark_of(exc) == slot.raised_before:
+        return None
+    return exc
+
+
 def stats_of(
     name: str, buckets: Sequence[PoolBucket], *, size: int, min_size: int, maximum: float
 ) -> PoolStats:
@@ -324,17 +334,22 @@ def stats_of(
         idle=total("idle"),
         connecting=total("connecting"),
         checking=total("checking"),
+        salvaging=total("salvaging"),
         closing=total("closing"),
         waiting=sum(len(bucket.waiters) for bucket in buckets),
         acquired=total("use_count") + closed[Reason.LOST] + held,
         released=total("use_count") - total("lost_uses"),
         timed_out=total("timed_out"),
         refused=total("refused"),
+        refused_down=total("refused_down"),
+        shed=total("shed"),
         abandoned=total("abandoned"),
         dialed=total("dialed"),
         opened=total("connect_count"),
         dial_failed=total("dial_failed"),
         checked=total("checked"),
+        salvaged=total("salvaged"),
+        salvage_failed=total("salvage_failed"),
         closed=closed,
         wait=duration("wait"),
         use=duration("use"),

@@ -13,6 +13,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
+from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 from geventpool.pools.settings import PoolSettings
@@ -45,10 +46,15 @@ class ConnectionPool(BasePool[C]):
     - *keepalive*: run ``_keepalive`` on connections idle for that long, each run bounded by
       *keepalive_timeout*; *check_after*: run it also before a connection idle for longer than that
       is handed out, within the caller's *timeout*.
+    - *salvage_timeout*: how long ``_salvage_connection`` may take, where it is overridden.
     - *timeout*: how long acquire waits, checks included; *max_waiting*: more callers in line than
-      this are sent away with PoolFull.
+      this are sent away with PoolFull; *overload*: a CoDel keeps the line short under more load
+      than can be served, and sends away those that waited too long with PoolOverloaded (None: they
+      wait).
     - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause
-      after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest.
+      after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest;
+      *down_after*: once nothing was open and every dial has failed for that long, who waits and
+      who comes gets PoolDown at once, until a dial of the pool's own succeeds (None: never).
     - *idle_timeout* closes what was not used for that long, above *min_size*; *max_lifetime*
       replaces what is older, up to the share *jitter* of it earlier, so that not all go at once;
       *max_uses*: hand-outs of one connection.
@@ -80,6 +86,14 @@ class ConnectionPool(BasePool[C]):
       it (nor comes in a hub callback, where it is closed).  Called in the greenlet that gives it
       back; may switch; bounded by *keepalive_timeout*.  What it raises is logged, and *conn* is
       closed.
+    - ``_salvage_connection(conn, error)``: brings *conn* back into step, whose use was cut short,
+      by a Timeout or a kill that left its ``with``, say: cancels at the server, reads what still
+      comes, rolls back, and returns when no reply can come any more.  *error* is what left the
+      ``with``, None if a wait that was cut short was found on return.  Not overridden: *conn* is
+      closed.  Called in a greenlet of the pool, for half of *size* at a time (at least one; others
+      are closed); may switch; bounded by *salvage_timeout*.  Meanwhile no caller has *conn*;
+      after it *conn* is looked at as on return, ``_reset_connection`` is called, and the caller
+      that has waited longest gets it.  What it raises is logged, and *conn* is closed.
     - ``_close_connection(conn)``: closes *conn*, which left the pool; by default ``conn.close()``.
       Called in a greenlet of the pool; may switch; bounded by 5 s.  What it raises is logged, and
       *conn* counts as closed.
@@ -90,6 +104,17 @@ class ConnectionPool(BasePool[C]):
       Called in a greenlet of the pool after each dial, bounded by *connect_timeout* with it, and
       then in the caller's greenlet; must not switch; bounded by nothing there.  What it raises
       after a dial is logged, and *conn* is not watched; later *conn* is closed, as for None.
+    - ``_classify_error(error)``: the Verdict on an error that leaves a ``with``, or that a dial has
+      raised; by default BROKEN for *exc_classes*, else FINE.  After a use: FINE keeps the
+      connection, BROKEN closes it, WRONG_SERVER closes it and every other that was dialed before
+      now, those in use on return.  After a dial, that is a failed one like any other; SERVER_FULL
+      asks the server for no more connections than are open, and for one more after each second
+      in which it has not said so again, while callers wait for what comes back; FATAL is raised to
+      all who wait, and who come, until a dial succeeds, and the next one comes after the longest
+      pause.  Of a group it is asked for each part, and the worst counts.  Not asked about what is
+      no ``Exception``, nor after a use about a PoolError.  Called in the greenlet that gives back,
+      or dials; must not switch; bounded by nothing.  What it raises is logged, as is what it
+      returns that is no Verdict: BROKEN.
     - ``_fileno(conn)``: the old name of ``_socket``, asked in its place where only this one is
       overridden: the descriptor, or None.  Called in the same greenlets; must not switch; bounded
       by the same.  What it raises counts as there.
@@ -99,6 +124,9 @@ class ConnectionPool(BasePool[C]):
     ``_may_poll = True``: a wait for the server that is ended by a time-out is nothing to worry
     about, as with a client that waits for messages; then cut-short waits are not looked for.
     """
+
+    # What every get() reads: of thirty attributes and more, a slot's is found soonest.
+    __slots__ = ("_bucket", "_lease")
 
     def __init__(
         self,
@@ -111,10 +139,12 @@ class ConnectionPool(BasePool[C]):
         max_overflow: int | None = 0,
         timeout: float | None = 30.0,
         max_waiting: int | None = None,
+        overload: CoDel | None = None,
         connect_timeout: float | None = 10.0,
         max_connecting: int = 16,
         backoff: Backoff | None = None,
         keepalive_timeout: float = 5.0,
+        salvage_timeout: float = 1.0,
         idle_timeout: float | None = None,
         max_lifetime: float | None = None,
         max_uses: int | None = None,
@@ -123,6 +153,7 @@ class ConnectionPool(BasePool[C]):
         order: str | None = None,
         strict: bool = False,
         fail_fast: bool = False,
+        down_after: float | None = None,
         greenlet_local: bool = False,
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
@@ -191,6 +222,9 @@ class ConnectionPool(BasePool[C]):
     def _reset_connection(self, conn: C) -> object:
         """Called on return, to make *conn* as good as new.  Any exception discards it."""
 
+    def _salvage_connection(self, conn: C, error: BaseException | None) -> object:
+        """Bring *conn*, whose use *error* cut short, back into step.  Any exception closes it."""
+
     # Verbs
 
     def get(self, timeout: float | None = DEFAULT) -> Lease[C]:
@@ -201,7 +235,7 @@ class ConnectionPool(BasePool[C]):
         lease._bucket = self._bucket
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease
 
     def acquire(self, timeout: float | None = DEFAULT) -> C:
@@ -212,8 +246,10 @@ class ConnectionPool(BasePool[C]):
 
         Raises PoolTimeout if none came free in time; its ``__cause__`` is the last dial error, if
         the pool could not open what it wanted.  Raises PoolFull if *max_waiting* callers wait
-        already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
-        is raised, the caller holds nothing and the pool has lost nothing.
+        already, PoolOverloaded if *overload* sends it away, PoolDown or a FATAL error of a dial at
+        once while no dial succeeds (*down_after*, ``_classify_error``), PoolClosed once ``close()``
+        was called, WrongHub in a foreign thread.  Whatever is raised, the caller holds nothing and
+        the pool has lost nothing.
         """
         hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
         return self._acquired(hold[0], conn)
@@ -237,8 +273,8 @@ class ConnectionPool(BasePool[C]):
         """Wait until *size* connections are open, in an elastic pool too.
 
         Raises PoolTimeout, with the last dial error as its cause, if that takes longer than
-        *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; what is
-        open by then stays open.
+        *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; PoolDown
+        and FATAL errors as ``acquire``.  What is open by then stays open.
         """
         self._runtime.fill(self, self._bucket, self._max_wait(timeout))
 
@@ -276,7 +312,7 @@ class ConnectionPool(BasePool[C]):
     def add_listener(self, listener: object) -> None:
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
         super().add_listener(listener)
-        if self.listening and "_bucket" in self.__dict__:
+        if self.listening and hasattr(self, "_bucket"):
             self._bucket.allow_fast_path(0)
 
     # Looking
@@ -294,7 +330,7 @@ class ConnectionPool(BasePool[C]):
             (bucket,),
             size=bucket.size,
             min_size=bucket.min_size,
-            maximum=bucket.own.maximum,
+            maximum=bucket.maximum,
         )
 
     def holders(self) -> tuple[Holder, ...]:
@@ -307,7 +343,7 @@ class ConnectionPool(BasePool[C]):
     # Inside
 
     def _all_buckets(self) -> tuple[PoolBucket, ...]:
-        return (self._bucket,) if "_bucket" in self.__dict__ else ()
+        return (self._bucket,) if hasattr(self, "_bucket") else ()
 
     def _bucket_of(self, *key: Any) -> PoolBucket:
         return self._bucket

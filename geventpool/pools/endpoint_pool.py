@@ -17,6 +17,7 @@ from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
+from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease, assert_not_entered
 from geventpool.pools.settings import PoolSettings
@@ -68,14 +69,16 @@ class EndpointPool(BasePool[C], Generic[E, C]):
       it is asked for.
 
     All other arguments, the hooks and the verbs are those of ConnectionPool; hooks get the
-    endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff* and
-    *fail_fast* are for each endpoint.  Durations are seconds; None means no bound.
+    endpoint first, and so do verbs that need one.  *max_waiting*, *overload*, *max_connecting*,
+    *backoff*, *fail_fast* and *down_after* are for each endpoint; one that is down is dialed until
+    it is back, or has had no caller for a minute.  Durations are seconds; None means no bound.
 
     Hooks to override, which are called as those of ConnectionPool: ``_new_connection(endpoint)``,
     ``_keepalive(endpoint, conn)``, ``_is_alive(endpoint, conn)``,
-    ``_reset_connection(endpoint, conn)``, ``_close_connection(endpoint, conn)``,
-    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``.  ``_may_reconnect`` and ``_may_poll``
-    are as there.
+    ``_reset_connection(endpoint, conn)``, ``_salvage_connection(endpoint, conn, error)`` (for half
+    of *max_size* at a time), ``_close_connection(endpoint, conn)``,
+    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``; ``_classify_error(error)`` gets none.
+    ``_may_reconnect`` and ``_may_poll`` are as there.
     """
 
     _is_listed = True  # in geventpool.pools()
@@ -93,16 +96,19 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         connect: Callable[[E], C] | None = None,
         timeout: float | None = 30.0,
         max_waiting: int | None = None,
+        overload: CoDel | None = None,
         connect_timeout: float | None = 10.0,
         max_connecting: int = 16,
         backoff: Backoff | None = None,
         keepalive_timeout: float = 5.0,
+        salvage_timeout: float = 1.0,
         max_uses: int | None = None,
         jitter: float = 0.1,
         check_after: float | None = None,
         order: str | None = None,
         strict: bool = False,
         fail_fast: bool = False,
+        down_after: float | None = None,
         greenlet_local: bool = False,
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
@@ -158,6 +164,9 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     def _reset_connection(self, endpoint: E, conn: C) -> object:
         """Called on return, to make *conn* as good as new.  Any exception discards it."""
 
+    def _salvage_connection(self, endpoint: E, conn: C, error: BaseException | None) -> object:
+        """Bring *conn*, whose use *error* cut short, back into step.  Any exception closes it."""
+
     # Verbs
 
     def get(self, endpoint: E, timeout: float | None = DEFAULT) -> Lease[C]:
@@ -167,7 +176,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         lease._endpoint = endpoint
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease  # type: ignore[no-any-return]
 
     def acquire(self, endpoint: E, timeout: float | None = DEFAULT) -> C:

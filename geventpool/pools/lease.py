@@ -25,7 +25,10 @@ from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
 from geventpool._util.deadlines import active as deadlines
+from geventpool._util.forks import forks_seen
+from geventpool.errors import Verdict
 from geventpool.events import Reason
+from geventpool.pools.verdicts import end_use, mark_broken, verdict_on_use
 
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
@@ -49,10 +52,13 @@ ENTERED: Any = _Entered()
 class Lease(Generic[C]):
     """What ``pool.get()`` returns: in a ``with`` it is a connection, for a while.
 
-    Nothing raised in the ``with``: the connection goes back.  *exc_classes*, or anything that is
-    not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
-    a reply to the request that was cut short may still come.  Another ``Exception``, or a
-    PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
+    Nothing raised in the ``with``: the connection goes back.  *exc_classes* (or what the hook
+    ``_classify_error`` does not call FINE), or anything that is not an ``Exception``
+    (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as a reply to the request
+    that was cut short may still come.  Another ``Exception``, or a PoolError: it goes back, unless
+    bytes lie unread on it; with ``strict=True`` it is closed.  What is no ``Exception`` only cuts
+    its use short: a pool that overrides ``_salvage_connection`` tries that first, in the
+    background.
 
     One lease is for one ``with`` at a time: entered a second time meanwhile, it raises
     RuntimeError.  Left in another thread than the pool's it raises WrongHub, and is not left.
@@ -64,7 +70,7 @@ class Lease(Generic[C]):
     _bucket: PoolBucket
     _pool: BasePool[C]
     _slot: ConnectionSlot
-    _timeout: float | None  # not set: the pool's own
+    _timeout: float | None  # DEFAULT: the pool's own
 
     def __enter__(self) -> C:
         # The fast path: something is idle and no waiter could use it (the scheduler keeps
@@ -75,6 +81,7 @@ class Lease(Generic[C]):
         idle = bucket._idle
         if (
             idle
+            and forks_seen
             and bucket.fast_path_open == get_ident()
             and not bucket.scheduler.busy
             and not (deadlines and bucket.useless_after(getcurrent()) <= monotonic())
@@ -113,7 +120,9 @@ class Lease(Generic[C]):
         if bucket is ENTERED:
             assert_not_entered(self)
         pool = self._pool
-        timeout = getattr(self, "_timeout", pool.timeout)
+        timeout = self._timeout
+        if timeout is DEFAULT:
+            timeout = pool.timeout
         self._bucket = ENTERED  # also while it waits
         try:
             (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)
@@ -173,10 +182,10 @@ class Lease(Generic[C]):
             return
         if get_ident() != pool._runtime.ident:
             self._bucket = ENTERED  # it stays with its holder
-        if exc is not None and pool._breaks_connection(exc):
-            pool._desk.discard(pool, hold, self._conn, Reason.ERROR, exc)
+        if exc is not None:
+            end_use(pool, hold, self._conn, exc)
         else:
-            pool._desk.checkin(pool, hold, self._conn, suspect or exc is not None)
+            pool._desk.checkin(pool, hold, self._conn, suspect)
 
 
 def assert_not_entered(lease: Lease[Any]) -> None:
@@ -190,12 +199,13 @@ def assert_not_entered(lease: Lease[Any]) -> None:
 class SharedConnection(Generic[C]):
     """A connection that a greenlet has, and how many leases of it there are."""
 
-    __slots__ = ("lease", "leases", "suspect")
+    __slots__ = ("cut_by", "lease", "leases", "suspect")
 
     def __init__(self, lease: LocalLease[C]) -> None:
         self.lease = lease  # by which the connection was acquired
         self.leases = 1
         self.suspect = False  # an exception has left one of them
+        self.cut_by: BaseException | None = None  # what has left one and cut its use short
 
 
 class LocalLease(Lease[C]):
@@ -212,7 +222,7 @@ class LocalLease(Lease[C]):
         assert_not_entered(self)
         key, leases = self._bucket.key, self._pool._leases_of_this_greenlet()
         shared = leases.get(key)
-        if shared is not None and is_held((shared.lease._slot, shared.lease._use)):
+        if shared is not None and forks_seen and is_held((shared.lease._slot, shared.lease._use)):
             shared.leases += 1
             self._shared, self._bucket = shared, ENTERED
             return shared.lease._conn
@@ -235,11 +245,13 @@ class LocalLease(Lease[C]):
             if lease._leases.get(slot.bucket.key) is shared:
                 del lease._leases[slot.bucket.key]
             if shared.suspect or exc is not None:
+                if exc is None or verdict_on_use(self._pool, exc) is Verdict.FINE:
+                    exc = shared.cut_by or exc
                 lease._give_back(exc, suspect=True)
             else:
                 Lease.__exit__(lease, None, None, None)
         elif exc is not None:
             shared.suspect = True
-            if self._pool._breaks_connection(exc) and is_held((slot, lease._use)):
-                # Another with may yet swallow it, but the connection is broken all the same.
-                self._pool._runtime.scheduler.mark_for_closing(slot, Reason.ERROR)
+            # Another with may yet swallow it, but what it says is true all the same.
+            if mark_broken(self._pool, (slot, lease._use), exc) is Reason.CUT_SHORT:
+                shared.cut_by = exc

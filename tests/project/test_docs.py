@@ -5,6 +5,8 @@ own.  (But those of docs/testing.md are a suite, which test_testing.py runs.)  E
 example domains that a block names together with a port, as in ``"test.example.org", 2485`` or
 ``"test.example.org:2485"``, is an echo server meanwhile.
 
+What a page takes from ``os.environ`` is where a real server is: see ``ENVIRONMENT``.
+
 The command lines of README's sections "Run it" and "Test it" are run by .ci/run.
 """
 
@@ -27,12 +29,20 @@ import gevent
 import pytest
 
 from support import ROOT, TESTS
+from support.servers import require_server
 
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 EXAMPLE_HOST = r"[\w.-]*\bexample\.(?:com|net|org)"
 EXAMPLE_ADDRESS = re.compile(rf"""(["'])({EXAMPLE_HOST})(\1,\s*|:)(\d+)\b""")
+
+#: What a snippet may take from ``os.environ``: of which server, and what of its address.
+ENVIRONMENT = {
+    "DATABASE_URL": ("postgres", "postgresql://postgres@{0}:{1}/postgres"),
+    "MYSQL_HOST": ("mariadb", "{0}"),
+    "MYSQL_PORT": ("mariadb", "{1}"),
+}
 
 # Starts as many echo servers as it is told, prints their addresses, and serves until its standard
 # input ends.  A process of its own, so that a snippet may block.
@@ -112,9 +122,21 @@ def on_loopback(code: str, addresses: dict[tuple[str, str], tuple[str, int]]) ->
     return EXAMPLE_ADDRESS.sub(replace, code)
 
 
+def environment_of(page: str) -> dict[str, str]:
+    """Where the servers are that *page* wants; skips, or fails, if one is not there."""
+    __tracebackhide__ = True
+    code = "".join(snippet.text for snippet in SNIPPETS[page])
+    return {
+        name: text.format(*require_server(server))
+        for name, (server, text) in ENVIRONMENT.items()
+        if f'"{name}"' in code
+    }
+
+
 def run_snippets(page: str, files: Path) -> list[str | None]:
     """The traceback, or None, of each snippet of *page*, in order; *files* is an empty folder."""
     snippets = SNIPPETS[page]
+    environment = environment_of(page)
     named = sorted({(m[2], m[4]) for s in snippets for m in EXAMPLE_ADDRESS.finditer(s.text)})
     echo: Any = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(TESTS), str(len(named))],
@@ -131,7 +153,7 @@ def run_snippets(page: str, files: Path) -> list[str | None]:
             ended: Any = subprocess.run(
                 command,
                 cwd=files,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=90,

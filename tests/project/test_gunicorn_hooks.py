@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ from geventpool import (
     PoolClosed,
     SocketFactory,
     gunicorn,
-    observe,
 )
 from geventpool.observe.worker_socket import workers
 from geventpool.testing import EchoServer, closed_port
@@ -35,11 +33,7 @@ class Worker:
         self.log = logging.getLogger("a worker")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("GEVENTPOOL_RUN_DIR", str(tmp_path / "run"))
-    yield tmp_path / "run"
-    observe.stop_listening()
+pytestmark = pytest.mark.usefixtures("run_folder")
 
 
 def test_the_pools_are_full_when_the_worker_begins() -> None:
@@ -95,18 +89,18 @@ def test_at_an_interrupt_a_request_may_finish_and_one_in_line_is_sent_away() -> 
         interrupt.get(timeout=10)
 
 
-def test_a_worker_answers_for_its_master_s_group_until_it_exits(folder: Path) -> None:
+def test_a_worker_answers_for_its_master_s_group_until_it_exits(run_folder: Path) -> None:
     gunicorn.post_worker_init(Worker())
-    (worker,) = workers(folder)
+    (worker,) = workers(run_folder)
     assert (worker.group, worker.pid) == (os.getppid(), os.getpid())
     gunicorn.worker_exit(None, Worker())
-    assert workers(folder) == []
+    assert workers(run_folder) == []
 
 
 def test_where_it_cannot_listen_the_worker_begins_all_the_same(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder.write_text("no folder")
+    run_folder.write_text("no folder")
     with caplog.at_level(logging.WARNING, "a worker"):
         gunicorn.post_worker_init(Worker())
     assert "cannot be looked at from outside" in caplog.text

@@ -18,7 +18,10 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "geventpool"
 
-NOUNS = {"errors", "events", "stats", "addresses", "backoff", "registry", "retry_budget"}
+NOUNS = {
+    *("errors", "events", "stats", "addresses", "backoff"),
+    *("overload", "registry", "retry_budget"),
+}
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
 PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}
@@ -64,6 +67,9 @@ ALLOWED = {"gevent", "greenlet", "geventpool"}
 
 # An optional client that one file alone imports, as in {"contrib/redis.py": {"redis"}}.
 CLIENTS: dict[str, set[str]] = {
+    "contrib/psycopg.py": {"psycopg"},
+    "contrib/psycopg2.py": {"psycogreen", "psycopg2"},
+    "contrib/pymysql.py": {"pymysql"},
     "discovery/_srv_wire.py": {"dns"},
     "testing/fixtures.py": {"pytest"},
 }

@@ -31,9 +31,13 @@ class Notes:
         self.dials: list[Slot] = []
         self.closes: list[Slot] = []
         self.checks: list[Slot] = []
+        self.salvages: list[Slot] = []
         self.woken: list[Waiter] = []
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
+        self.down: list[Bucket] = []
+        self.back: list[tuple[Bucket, float, int, int]] = []  # seconds, dials, callers refused
+        self.looks: dict[Bucket, float] = {}
         self.limits: list[Limit] = []
         self.gone: list[Waiter] = []  # their greenlets are
         self.adrift: list[Slot] = []  # no caller has their connection, nor is about to
@@ -50,12 +54,24 @@ class Notes:
     def start_check(self, slot: Slot) -> None:
         self.checks.append(slot)
 
+    def start_salvage(self, slot: Slot) -> None:
+        self.salvages.append(slot)
+
     def wake(self, callback: object, waiter: Waiter) -> str:
         self.woken.append(waiter)
         return "woken"
 
     def reconcile_later(self, bucket: Bucket) -> None:
-        self.retries.append(bucket.retry_at)
+        self.retries.append(bucket.reconcile_at)
+
+    def went_down(self, bucket: Bucket) -> None:
+        self.down.append(bucket)
+
+    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+        self.back.append((bucket, seconds, dials, refused))
+
+    def look_later(self, bucket: Bucket, at: float) -> None:
+        self.looks[bucket] = min(at, self.looks.get(bucket, at))
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.limits.append(limit)
@@ -64,7 +80,7 @@ class Notes:
         self.catching_up += 1
 
     def at_work_on(self) -> list[Slot]:
-        return self.dials + self.closes + self.checks
+        return self.dials + self.closes + self.checks + self.salvages
 
     def has_out(self, slot: Slot) -> bool:
         return slot not in self.adrift
@@ -127,10 +143,12 @@ class World:
         timeout: float | None = None,
         ticket: int = 0,
         useless_after: float = NEVER,
+        came: float | None = None,
     ) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
         ticket_drawn = ticket or self.scheduler.next_ticket()
-        waiter = Waiter(bucket, ticket_drawn, deadline, None, useless_after)
+        came = self.now if came is None else came
+        waiter = Waiter(bucket, ticket_drawn, deadline, None, came, useless_after)
         self.scheduler.enqueue(waiter, self.now, requeued=ticket > 0)
         return waiter
 
@@ -140,6 +158,23 @@ class World:
 
     def discard(self, slot: Slot, reason: Reason = Reason.DISCARDED) -> None:
         self.scheduler.discard(slot, reason, self.now)
+
+    def salvage(self, slot: Slot) -> None:
+        self.scheduler.salvage(slot, self.now)
+
+    def end_salvage(self, ok: bool) -> Slot:
+        slot = self.notes.salvages.pop(0)
+        self.scheduler.salvaged(slot, ok, self.now)
+        return slot
+
+    def pass_time(self, seconds: float) -> None:
+        """Let it pass; lines are looked at when that was asked for."""
+        ends = self.now + seconds
+        while due := [bucket for bucket, at in self.notes.looks.items() if at <= ends]:
+            bucket = min(due, key=self.notes.looks.__getitem__)
+            self.now = max(self.now, self.notes.looks.pop(bucket))
+            self.scheduler.look_at_line(bucket, self.now)
+        self.now = ends
 
     def reconcile(self, bucket: Bucket) -> None:
         self.scheduler.reconcile(bucket, self.now)

@@ -1,0 +1,238 @@
+"""PyMySQLPool: connections of PyMySQL to MySQL or MariaDB."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pymysql
+from gevent.ssl import SSLSocket
+from pymysql.constants import CR, ER, SERVER_STATUS
+
+from geventpool.errors import Verdict
+from geventpool.pools import ConnectionPool
+from geventpool.pools.extension import DEFAULT, check_callable
+from geventpool.sockets import SocketFactory
+
+__all__ = ["PyMySQLPool"]
+
+Connection: Any = pymysql.connections.Connection
+_SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
+
+_COM_RESET_CONNECTION = 0x1F
+_VERDICTS = {
+    ER.OPTION_PREVENTS_STATEMENT: Verdict.WRONG_SERVER,  # --read-only
+    1792: Verdict.WRONG_SERVER,  # ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
+    1836: Verdict.WRONG_SERVER,  # ER_READ_ONLY_MODE
+    ER.CON_COUNT_ERROR: Verdict.SERVER_FULL,
+    ER.TOO_MANY_USER_CONNECTIONS: Verdict.SERVER_FULL,
+    ER.ACCESS_DENIED_ERROR: Verdict.FATAL,
+    ER.DBACCESS_DENIED_ERROR: Verdict.FATAL,
+    ER.BAD_DB_ERROR: Verdict.FATAL,
+}
+#: With these the server says goodbye; with its other errors only a statement has failed.
+_FAREWELLS = {
+    *(ER.SERVER_SHUTDOWN, ER.ABORTING_CONNECTION, ER.NEW_ABORTING_CONNECTION),
+    1927,  # ER_CONNECTION_KILLED, of MariaDB
+    4031,  # ER_CLIENT_INTERACTION_TIMEOUT, of MySQL
+}
+
+
+class PyMySQLPool(ConnectionPool[Any]):
+    """A pool of PyMySQL connections.
+
+        pool = PyMySQLPool(10, host="db.example.org", user="shop", password="…", autocommit=True)
+        with pool.get() as conn, conn.cursor() as cursor:
+            cursor.execute("select name from customer where id = %s", (42,))
+
+    - *password*: a callable is asked for it at each dial, as for one that expires.
+    - *configure*: called with each new connection.
+    - *reset_session*: have the server forget all of the session on return, so that no SET,
+      temporary table or lock reaches the next user; *configure* is called again after it.
+    - *arguments*: the settings of ConnectionPool, and the arguments of ``pymysql.connect``.
+      *connect_timeout* bounds the whole dial.
+
+    Sockets are opened by SocketFactory: the addresses of a host are raced, and nothing needs to be
+    patched.  There is one SSLContext for all dials.
+
+    On return a transaction is rolled back: with ``autocommit=True`` only if the server says that
+    there is one, which saves a round trip each time; and what was set of ``autocommit`` and the
+    database is set back.  After a Timeout or a kill the statement is killed at the server, over a
+    connection of its own; PyMySQL has closed its connection by then if it waited for a reply.
+    """
+
+    def __init__(
+        self,
+        size: int = 10,
+        *,
+        password: str | bytes | Callable[[], str | bytes] = "",
+        configure: Callable[[Any], object] | None = None,
+        reset_session: bool = False,
+        **arguments: Any,
+    ) -> None:
+        settings = {name: arguments.pop(name) for name in _SETTINGS & set(arguments)}
+        if configure is not None:
+            check_callable("configure", configure)
+        self._password = password
+        self._configure = configure
+        self._reset_session = reset_session
+        # It reads option files, checks the arguments and makes the SSLContext, which takes long.
+        self._template = Connection(**arguments, defer_connect=True)
+        if self._template.ssl:
+            self._template.ctx = _Context(self._template.ctx)
+        path, port = self._template.unix_socket, self._template.port
+        self._template._secure = bool(path)
+        self._connect_socket = SocketFactory(
+            f"unix:{path}" if path else (self._template.host, port),
+            connect_timeout=settings.setdefault("connect_timeout", 10.0),
+            source_address=self._template.bind_address,
+        )
+        super().__init__(size, **settings)
+
+    @contextmanager
+    def connection(self, timeout: float | None = DEFAULT) -> Iterator[Any]:
+        """A connection for the length of a ``with``, and a transaction: committed at its end,
+        rolled back if an exception leaves it.  Waits for the connection as ``get`` does.
+
+        What the commit raises is raised; the transaction has not taken place then, or, if the
+        connection broke, it is not known whether it has.
+        """
+        with self.get(timeout) as conn:
+            if conn.get_autocommit():
+                conn.begin()
+            yield conn
+            # After an exception the rollback is that of every return.
+            if conn.open:
+                conn.commit()
+
+    # Hooks
+
+    def _new_connection(self) -> Any:
+        conn = self._dial()
+        if self._configure is not None:
+            try:
+                self._configure(conn)
+            except BaseException:
+                conn.close()
+                raise
+        return conn
+
+    def _socket(self, conn: Any) -> Any:
+        return conn._sock  # None once it was closed
+
+    def _keepalive(self, conn: Any) -> None:
+        conn.ping(reconnect=False)
+
+    def _reset_connection(self, conn: Any) -> None:
+        if (result := conn._result) is not None and result.unbuffered_active:
+            raise pymysql.InterfaceError("given back with a result that is read by half")
+        template = self._template
+        if self._reset_session:
+            self._make_new(conn)
+            return
+        # An error says nothing of the transaction: without autocommit it may have begun one.
+        if conn.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS or not conn.get_autocommit():
+            conn.rollback()
+        wanted = template.autocommit_mode
+        if wanted is not None and wanted != conn.get_autocommit():
+            conn.autocommit(wanted)
+        if conn.db != template.db and template.db is not None:
+            conn.select_db(template.db)
+
+    def _close_connection(self, conn: Any) -> None:
+        if conn._result is not None:
+            # Else its finalizer, wherever that runs, would read the rest of it.
+            conn._result.unbuffered_active = False
+        if conn.open:  # else it raises, as PyMySQL has closed it itself
+            conn.close()
+
+    def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
+        """Have the server end what runs, read what is left of it, and roll back."""
+        if not conn.open:
+            self._kill("kill", conn)
+            raise pymysql.InterfaceError("PyMySQL has closed the connection itself")
+        if getattr(conn._sock, "cut_short", False):  # in a read PyMySQL would have closed it
+            raise pymysql.InterfaceError("a statement was sent by half")
+        if (result := conn._result) is not None and result.unbuffered_active:
+            self._kill("kill query", conn)
+            try:
+                result._finish_unbuffered_query()
+            except pymysql.OperationalError as killed:
+                if killed.args[0] != ER.QUERY_INTERRUPTED:
+                    raise
+        self._reset_connection(conn)
+
+    def _classify_error(self, error: Exception) -> Verdict:
+        if not isinstance(error, pymysql.MySQLError):
+            return super()._classify_error(error)
+        code = error.args[0] if error.args else None
+        if (verdict := _VERDICTS.get(code)) is not None:
+            return verdict
+        if isinstance(code, int) and code >= 1000:
+            lost = CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST or code in _FAREWELLS
+            return Verdict.BROKEN if lost else Verdict.FINE
+        kinds = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.InternalError)
+        return Verdict.BROKEN if isinstance(error, kinds) else Verdict.FINE
+
+    # Inside
+
+    def _dial(self) -> Any:
+        conn = copy.copy(self._template)
+        password = self._password() if callable(self._password) else self._password
+        if password:
+            conn.password = password.encode("latin1") if isinstance(password, str) else password
+        sock = self._connect_socket()
+        try:
+            conn.connect(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return conn
+
+    def _make_new(self, conn: Any) -> None:
+        """Have the server forget the session, and do again what a dial does."""
+        template = self._template
+        conn._execute_command(_COM_RESET_CONNECTION, b"")
+        conn._read_ok_packet()
+        conn.set_character_set(template.charset, template.collation)
+        if template.sql_mode is not None:
+            conn.query(f"set sql_mode={conn.escape(template.sql_mode)}")
+        if template.init_command is not None:
+            conn.query(template.init_command)
+        if template.autocommit_mode is not None:
+            conn.autocommit(template.autocommit_mode)
+        if conn.db != template.db and template.db is not None:
+            conn.select_db(template.db)
+        if self._configure is not None:
+            self._configure(conn)
+
+    def _kill(self, how: str, conn: Any) -> None:
+        """End what the session of *conn* does, or the session."""
+        other = self._dial()
+        try:
+            other.query(f"{how} {conn.thread_id()}")
+        finally:
+            other.close()
+
+
+class _Context:
+    """The SSLContext of all dials.  What it wraps is gevent's, in a program not patched, too."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+
+    def wrap_socket(self, sock: Any, server_hostname: str | None = None) -> SSLSocket:
+        # Not the constructor: a handshake that is cut short must not leave the socket open.
+        secured = SSLSocket.__new__(SSLSocket)
+        try:
+            SSLSocket.__init__(
+                secured, sock=sock, server_hostname=server_hostname, _context=self.context
+            )
+        except BaseException:
+            (sock if sock.fileno() >= 0 else secured).close()
+            raise
+        return secured

@@ -1,0 +1,11 @@
+"""The adapters of geventpool.contrib, described for the contract: see support/contract.py."""
+
+from __future__ import annotations
+
+from support.adapters.mysql import PyMySQL
+from support.adapters.postgres import Psycopg, Psycopg2
+from support.contract import Adapter
+
+__all__ = ["ADAPTERS"]
+
+ADAPTERS: list[Adapter] = [Psycopg(), Psycopg2(), PyMySQL()]

@@ -1,0 +1,229 @@
+"""Servers of a test's own, which it may restart, fill up and make read-only.
+
+    with OwnPostgres() as server:
+        psycopg.connect(**server.login)
+        server.restart()
+
+Each is started from what is installed, in a temporary folder, at a free port of 127.0.0.1, by a
+user without rights if the tests are run by root.  What is not installed is skipped, or, with
+``GEVENTPOOL_REQUIRE_SERVERS=1``, a failure, as in ``servers.py``.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import gevent
+import gevent.socket
+import pytest
+
+__all__ = ["OwnMariaDb", "OwnPostgres", "OwnServer"]
+
+_PLACES = ("/usr/lib/postgresql/*/bin", "/usr/sbin", "/usr/bin", "/usr/local/bin")
+
+
+class OwnServer:
+    """A server that a test starts and stops; ``address`` stays the same."""
+
+    name: ClassVar[str]
+    program: ClassVar[str]
+    stop_by: ClassVar[int] = signal.SIGTERM
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+        self.program_path = program(self.program)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"geventpool-{self.name}-"))
+        self.data = self.folder / "data"
+        self.log_path = self.folder / "log"
+        self.user = "nobody" if os.getuid() == 0 else None
+        if self.user is not None:
+            os.chown(self.folder, pwd.getpwnam(self.user).pw_uid, -1)
+        self.address = ("127.0.0.1", _free_port())
+        self._process: Any = None
+
+    def __enter__(self) -> OwnServer:
+        try:
+            self.prepare()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_class: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What each does in its own way
+
+    def prepare(self) -> None:
+        """Make the folder of its data."""
+
+    def command(self) -> list[str]:
+        """How it is started."""
+        raise NotImplementedError
+
+    # What all do
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        self._process = self._popen(self.command())
+        deadline = time.monotonic() + 60
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{self.name} does not start:\n{self.log()[-3000:]}")
+            gevent.sleep(0.01)
+
+    def answers(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            gevent.socket.create_connection(self.address, timeout=5).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self, by: int | None = None) -> None:
+        """End it, in an orderly way, or by that signal."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(self.stop_by if by is None else by)
+        deadline = time.monotonic() + 20
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+            gevent.sleep(0.005)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log(self) -> str:
+        """What it has written to its log so far."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def hand_over(self, *files: Path) -> None:
+        """Copy *files* into its folder, where it may read them, and is started."""
+        for file in files:
+            copied = self.folder / file.name
+            shutil.copy(file, copied)
+            shutil.chown(copied, self.user or os.getuid())
+
+    def run(self, command: list[str]) -> None:
+        """Run a program that prepares something, and wait for it."""
+        process = self._popen(command)
+        while process.poll() is None:
+            gevent.sleep(0.005)
+        if process.returncode:
+            pytest.fail(f"{command[0]} failed:\n{self.log()[-3000:]}")
+
+    def _popen(self, command: list[str]) -> Any:
+        with open(self.log_path, "ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self.user,
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            )
+
+
+class OwnPostgres(OwnServer):
+    name = "postgres"
+    program = "postgres"
+    stop_by = signal.SIGINT  # a fast shutdown: sessions are ended, not waited for
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """The arguments of ``psycopg.connect`` for its superuser."""
+        host, port = self.address
+        return {"host": host, "port": port, "user": "postgres", "dbname": "postgres"}
+
+    def prepare(self) -> None:
+        initdb = [program("initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust"]
+        self.run([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"])
+
+    def command(self) -> list[str]:
+        host, port = self.address
+        options = ["fsync=off", f"listen_addresses={host}", "unix_socket_directories="]
+        options += ["shared_buffers=16MB", "autovacuum=off", *self.options]
+        settings = [word for option in options for word in ("-c", option)]
+        return [self.program_path, "-D", str(self.data), "-p", str(port), *settings]
+
+    def answers(self) -> bool:
+        # It listens before it lets anyone in.
+        return super().answers() and "ready to accept connections" in self.log()[self._seen :]
+
+    _seen = 0
+
+    def start(self) -> None:
+        self._seen = len(self.log())
+        super().start()
+
+
+class OwnMariaDb(OwnServer):
+    name = "mariadb"
+    program = "mariadbd"
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """The arguments of ``pymysql.connect`` for its superuser."""
+        host, port = self.address
+        return {"host": host, "port": port, "user": "root"}
+
+    def prepare(self) -> None:
+        install = [program("mariadb-install-db"), "--no-defaults", f"--datadir={self.data}"]
+        self.run([*install, "--auth-root-authentication-method=normal", "--skip-test-db"])
+
+    def command(self) -> list[str]:
+        host, port = self.address
+        options = [f"--datadir={self.data}", f"--socket={self.folder}/socket", f"--port={port}"]
+        options += [f"--bind-address={host}", "--skip-name-resolve", "--skip-log-bin"]
+        options += ["--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0"]
+        return [self.program_path, "--no-defaults", *options, *self.options]
+
+
+def _free_port() -> int:
+    """One that no client gets by chance while its server is away, as it would one of the system's
+    choice."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with gevent.socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def program(name: str) -> str:
+    """The path of an installed program; skips the test, or fails it, if there is none."""
+    __tracebackhide__ = True
+    found = [path for place in _PLACES for path in sorted(glob.glob(f"{place}/{name}"))]
+    if path := shutil.which(name) or (found and found[-1]):
+        return path
+    missing = f"no {name} is installed"
+    if os.environ.get("GEVENTPOOL_REQUIRE_SERVERS") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)
