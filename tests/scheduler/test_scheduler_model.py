@@ -567,9 +567,9 @@ class Machine(RuleBasedStateMachine):
         assert deadline is None or deadline > self.now
 
     @rule(seconds=st.sampled_from([0.3, 2.5, 6.0]))
-    def time_passes_unnoticed(self, seconds: float) -> None:
-        """A greenlet computes, and no timer fires."""
-        self.hub.now += seconds
+    def time_passes_and_no_caller_is_told(self, seconds: float) -> None:
+        """A greenlet computes, and the timer of their deadlines is late."""
+        self._pass_time(seconds)
 
     @precondition(lambda self: self.held)
     @rule(n=st.integers(0, 9))
