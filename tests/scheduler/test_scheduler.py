@@ -475,6 +475,71 @@ def test_deadlines_end_waits_each_at_its_own_time_whatever_their_order(world: Wo
     assert list(bucket.waiters) == [waiters[1]]
 
 
+@pytest.mark.parametrize("simple", [True, False])
+@pytest.mark.parametrize("how", ["release", "dial", "check"])
+def test_a_slot_goes_past_those_that_have_no_use_for_it_any_more(
+    world: World, how: str, simple: bool
+) -> None:
+    bucket = world.bucket(1, max_uses=None if simple else 100)
+    late = world.enqueue(bucket, 5.0, useless_after=world.now + 2)
+    late_too = world.enqueue(bucket, useless_after=world.now + 3)
+    in_time = world.enqueue(bucket, useless_after=world.now + 9)
+    last = world.enqueue(bucket)
+    if how != "dial":
+        world.scheduler.cancel(late, world.now)
+        first = world.enqueue(bucket, ticket=late.ticket)
+        slot = world.open_one()
+        assert first.slot is slot
+        late = world.enqueue(bucket, ticket=late.ticket, useless_after=world.now + 2)
+    world.now += 3  # and no timer has noticed
+
+    if how == "dial":
+        world.open_one()
+    elif how == "release":
+        world.release(slot)
+    else:
+        world.scheduler.return_unused(slot, world.now)
+
+    assert late.expired
+    assert late_too.expired
+    assert in_time.slot is not None
+    assert last.pending
+    assert len(bucket.waiters) == 1
+
+
+def test_if_none_has_a_use_for_it_any_more_the_slot_lies_idle(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    late = [world.enqueue(bucket, useless_after=world.now + 2) for _ in range(3)]
+    world.now += 2
+    world.release(slot)
+
+    assert all(waiter.expired for waiter in late)
+    assert bucket.idle == 1
+    assert bucket.fast_path_open == HERE
+    assert not world.scheduler.with_waiters
+
+
+def test_claims_of_those_that_have_no_use_for_a_place_any_more_are_the_next_ones(
+    world: World,
+) -> None:
+    limit = Limit(1)
+    a, b = (world.bucket(1, limits=[limit], name=name) for name in "ab")
+    world.enqueue(a)
+    slot = world.open_one()
+    late = world.enqueue(b, useless_after=world.now + 2)
+    next_one = world.enqueue(a)
+    world.discard(slot)  # its place is claimed for the first of them
+    world.now += 2
+    world.reconcile(b)
+    world.close_all()
+
+    assert late.expired
+    assert world.open_one().bucket is a
+    assert next_one.slot is not None
+    assert limit._coming == 0
+
+
 def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
