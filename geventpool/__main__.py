@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
-
-from geventpool import demo
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, Callable[..., int]] = {"demo": demo.main}
+COMMANDS = {"demo": "demo", "check": "observe.check", "dump": "observe.dump"}
 USAGE = """usage: python -m geventpool COMMAND [--help]
 
-  demo    show a pool under load, and through an outage of its server"""
+  demo    show a pool under load, and through an outage of its server
+  check   see what it is like to connect to a server from here
+  dump    see who holds what in a running process, and where it is"""
 
 
 def main(argv: Sequence[str] | None = None, **options: Any) -> int:
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None, **options: Any) -> int:
     if command not in COMMANDS:
         print(f"{USAGE}\n\npython -m geventpool: no command {command!r}", file=sys.stderr)
         return 2
-    return COMMANDS[command](words, **options)
+    run: Callable[..., int] = import_module(f"geventpool.{COMMANDS[command]}").main
+    return run(words, **options)
 
 
 if __name__ == "__main__":

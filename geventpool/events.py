@@ -22,6 +22,7 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "ConnectionRecycled",
+    "ConnectionSalvaged",
     "Duration",
     "Holder",
     "PeerClosed",
@@ -47,6 +48,7 @@ class Reason(str, enum.Enum):
     CUT_SHORT = "a wait on it was cut short"
     KEEPALIVE = "keepalive failed"
     RESET = "reset on return failed"
+    SALVAGE = "salvage failed"
     EXPIRED = "max_lifetime reached"
     IDLE = "idle_timeout reached"
     WORN_OUT = "max_uses reached"
@@ -118,6 +120,16 @@ class ConnectionFailed(PoolEvent):
 
     error: BaseException
     connection: Any = None
+
+
+@dataclass(frozen=True)
+class ConnectionSalvaged(PoolEvent):
+    """The use of *connection* was cut short, and the pool has brought it back into step, which took
+    *seconds*; *error* is what left its ``with``, None if a wait was found to be cut short."""
+
+    connection: Any
+    seconds: float
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +205,9 @@ class PoolListener:
     def connection_failed(self, event: ConnectionFailed) -> None:
         """Called when a dial failed, and when an error made a holder's connection unfit."""
 
+    def connection_salvaged(self, event: ConnectionSalvaged) -> None:
+        """Called when a connection whose use was cut short is fit for use again."""
+
     def pool_at_max(self, event: PoolAtMax) -> None:
         """Called when a caller has to wait and the pool may not open more."""
 
@@ -236,11 +251,12 @@ class PoolStats:
     size: int
     min_size: int
     maximum: float  # size + max_overflow; math.inf without bound
-    # ... and where its connections are.  The six of them add up to what its limits count.
+    # ... and where its connections are.  These six (not *waiting*) add up to what limits count.
     in_use: int  # held by callers, or handed over to one that is about to wake
     idle: int
     connecting: int
     checking: int  # the pool itself is running _keepalive on it
+    salvaging: int  # the pool itself is running _salvage_connection on it
     closing: int
     waiting: int  # callers in line
     #: Counters.
@@ -253,6 +269,8 @@ class PoolStats:
     opened: int  # ticks when a dial succeeds
     dial_failed: int  # ticks when a dial fails, whatever the cause
     checked: int  # ticks when the pool's own keepalive has run, well or not
+    salvaged: int  # ticks when a connection whose use was cut short is fit for use again
+    salvage_failed: int  # ticks when salvaging one has failed
     closed: Mapping[Reason, int]  # ticks when a connection leaves the pool, by reason
     #: Durations in seconds.
     wait: Duration  # of the acquires that found nothing idle and were served

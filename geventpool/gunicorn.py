@@ -18,6 +18,7 @@ from typing import Any
 
 import gevent
 
+from geventpool import observe
 from geventpool.errors import WrongHub
 from geventpool.registry import pools
 
@@ -32,7 +33,8 @@ _LAST_CLOSE = 1.0  # seconds
 
 
 def post_worker_init(worker: Any) -> None:
-    """Fill the pools before the worker serves its first request.
+    """Fill the pools before the worker serves its first request, and let them be looked at from
+    outside: by ``python -m geventpool dump PID``, and the page that another worker serves.
 
     Each is filled to its minimum, all at the same time.  Blocks for at most 10 s and half of
     gunicorn's *timeout*; a pool that is not full by then is named in a warning, and the worker
@@ -49,6 +51,10 @@ def post_worker_init(worker: Any) -> None:
             worker.log.warning("pool %r is not full as the worker begins: %s", pool.name, error)
 
     gevent.joinall([gevent.spawn(fill, pool) for pool in pools()])
+    try:
+        observe.listen(group=os.getppid())
+    except OSError as error:
+        worker.log.warning("the pools cannot be looked at from outside: %s", error)
 
 
 def worker_int(worker: Any) -> None:
@@ -64,6 +70,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     one that is killed: then nothing is done, and the system closes what the worker had open.
     """
     if worker.pid == os.getpid():
+        observe.stop_listening()
         _close(worker, min(_LAST_CLOSE, worker.cfg.graceful_timeout * _SHARE))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
-pytest_plugins = ["geventpool.testing.fixtures", "support.fixtures", "pytester"]
+pytest_plugins = ["geventpool.testing.fixtures", "support.fixtures", "support.workers", "pytester"]
 
 hypothesis.settings.register_profile(
     "geventpool",

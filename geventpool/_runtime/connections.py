@@ -52,7 +52,8 @@ class ConnectionIndex:
         slot.ref = connection_ref(slot, conn, self._when_collected)
         slot.why_unusable = probe = carrier.probe
         # The socket of a user's object may have been replaced: it is asked for that at each return.
-        slot.looks_on_return = not (probe is None or carrier.is_socket)
+        # And what can be salvaged should be soon: it is not left lying until the next hand-out.
+        slot.looks_on_return = probe is not None and (owner.has_salvage or not carrier.is_socket)
         self._watch(slot, carrier.fds, carrier.identities)
 
     def _watch_anew(self, slot: ConnectionSlot) -> None:

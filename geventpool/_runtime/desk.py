@@ -32,8 +32,8 @@ from geventpool._runtime.slots import (
 )
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.waiting import WaitingLine
-from geventpool._scheduler.state import IDLE, IN_USE
-from geventpool._util.forks import unseen
+from geventpool._scheduler.state import IDLE, IN_USE, SALVAGING
+from geventpool._util.forks import forks_seen
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
 
@@ -68,7 +68,7 @@ class Desk:
     ) -> tuple[Hold, Any]:
         """By what the current greenlet has a connection, and that."""
         me = getcurrent()
-        if get_ident() != self._ident or me is self._hub or self._hub.dead or unseen():
+        if get_ident() != self._ident or me is self._hub or self._hub.dead or not forks_seen:
             self._runtime.assert_usable_here(bucket)
         began = now = monotonic()
         listening = owner.listening
@@ -96,7 +96,7 @@ class Desk:
             now = monotonic()
         conn = slot.conn
         slot.conn = None
-        slot.held_by(weakref.proxy(me))
+        slot.holder = weakref.proxy(me)
         hold = slot, slot.uses
         if owner.track:
             slot.where = callers_stack()
@@ -269,7 +269,7 @@ class Desk:
             self._scheduler.verified(slot)
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         self._scheduler.release(slot, monotonic())
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
@@ -324,7 +324,7 @@ class Desk:
         slot = hold[0]
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         self._scheduler.return_unused(slot, monotonic())
 
     def discard(
@@ -335,13 +335,16 @@ class Desk:
         reason: Reason,
         error: BaseException | None = None,
     ) -> None:
-        """Take back a connection that must not be used again."""
-        bucket = hold[0].bucket
+        """Take back a connection that must not be used again, unless it can be salvaged."""
+        slot = hold[0]
+        bucket = slot.bucket
         self._runtime.assert_own_thread(bucket)
         if not is_held(hold):
             return
-        self._count_lost_use(hold[0])
+        self._count_lost_use(slot)
         self._end(hold, conn, reason, error)
+        if slot.state is SALVAGING:
+            return  # whether it has failed is yet to be seen
         if error is not None and "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, conn, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)
@@ -385,17 +388,21 @@ class Desk:
     def _end(
         self, hold: Hold, conn: Any, reason: Reason, error: BaseException | None = None
     ) -> None:
-        """Have the connection closed, if that use still lasts."""
+        """Have the connection closed, or salvaged, if that use still lasts."""
         if not is_held(hold):
             return
         slot = hold[0]
         slot.conn = conn
         slot.where = None
-        slot.held_by(None)
+        slot.holder = None
         slot.broken_by = error
-        self._scheduler.discard(slot, reason, monotonic())
+        owner = slot.bucket.owner() if reason is Reason.CUT_SHORT else None
+        if owner is not None and owner.has_salvage:
+            self._scheduler.salvage(slot, monotonic())
+        else:
+            self._scheduler.discard(slot, reason, monotonic())
 
     def _count_lost_use(self, slot: ConnectionSlot) -> None:
-        """Book the end of a use after which the connection is not the pool's any more."""
+        """Book the end of a use that its connection has not come through fit for the next."""
         slot.bucket.lost_uses += 1
         slot.bucket.count_use(monotonic() - slot.since)

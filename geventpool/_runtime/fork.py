@@ -17,7 +17,7 @@ from gevent.monkey import get_original
 
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.workers import leave_behind
-from geventpool._scheduler.state import CHECKING, IN_USE
+from geventpool._scheduler.state import CHECKING, IN_USE, SALVAGING
 from geventpool._util.forks import Fork
 
 try:
@@ -77,9 +77,9 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     """In a child: let go of everything in *runtime* that is the parent's, closing nothing.
 
     Runs inside fork, so it only drops references and leaves the rest to the child's hub, if it
-    ever runs.  Greenlets of the parent that dialed, checked or closed live on here as copies: they
-    are killed before they touch the parent's sockets again.  Callers that wait keep their place:
-    the child's own connections serve them.
+    ever runs.  Greenlets of the parent that dialed, checked, salvaged or closed live on here as
+    copies: they are killed before they touch the parent's sockets again.  Callers that wait keep
+    their place: the child's own connections serve them.
     """
     if runtime.dead:
         return  # that of a thread that has ended: nothing of it runs, and its timers are gone
@@ -127,7 +127,7 @@ def _leave_connections(bucket: PoolBucket) -> None:
     """Keep this process's copies of the parent's connections from ever saying anything.
 
     Sockets may be dropped: that closes the child's descriptor, and no more.  One that is being
-    checked is not: the copy of that check is about to be ended, and may have last words.
+    checked or salvaged is not: the copy of that is about to be ended, and may have last words.
     """
     owner = bucket.last_owner
     for slot in bucket.slots:
@@ -136,7 +136,7 @@ def _leave_connections(bucket: PoolBucket) -> None:
             conn = slot.ref()  # a caller has it
         if conn is None:
             continue
-        if slot.state is CHECKING and not slot.identities:
+        if slot.state in (CHECKING, SALVAGING) and not slot.identities:
             slot.identities = tuple(map(identity_of, slot.fds))
         if slot.identities or owner is None or not owner._is_socket(conn):
             leave_to_parent(conn, zip(slot.fds, slot.identities, strict=False))

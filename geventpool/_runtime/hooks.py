@@ -21,6 +21,7 @@ class PoolHooks(Protocol):
     connect_timeout: float | None
     keepalive: float | None
     keepalive_timeout: float
+    salvage_timeout: float
     check_after: float | None
     max_waiting: int | None
     track: bool
@@ -31,6 +32,7 @@ class PoolHooks(Protocol):
     has_is_alive: bool  # whether _is_alive is the user's own
     checks_on_checkout: bool  # whether a hand-out takes more than a probe
     has_reset: bool
+    has_salvage: bool
     socket_hook: str  # the name of the hook that says what carries the bytes
     _may_reconnect: bool
 
@@ -41,6 +43,7 @@ class PoolHooks(Protocol):
     def _is_alive(self, *key_and_conn: Any) -> bool: ...
     def _ask_socket(self, *key_and_conn: Any) -> Any: ...
     def _reset_connection(self, *key_and_conn: Any) -> object: ...
+    def _salvage_connection(self, *key_conn_and_error: Any) -> object: ...
     def _is_socket(self, conn: Any) -> bool: ...
     def _make_probe(self, conn: Any, ask: Callable[[Any], Any]) -> Any: ...
     def _reason_for(self, why: object) -> Reason: ...

@@ -36,6 +36,7 @@ from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.leaks import Leaks
 from geventpool._runtime.maintenance import Maintenance
 from geventpool._runtime.notifier import Notifier
+from geventpool._runtime.salvager import Salvager
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.threads import get_ident
 from geventpool._runtime.timers import DeadlineTimer, Timers
@@ -43,7 +44,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.errors import copy_of
-from geventpool._util.forks import Fork, catch_up, in_child, in_parent, unseen
+from geventpool._util.forks import Fork, catch_up, forks_seen, in_child, in_parent
 from geventpool.errors import PoolClosed, WrongHub
 from geventpool.events import Reason
 
@@ -73,6 +74,8 @@ class Runtime:
         self.closer = Closer(self, self.index, self.notifier)
         self.dialer = Dialer(self, self.index, self.closer, self.notifier)
         self.checker = Checker(self, self.notifier)
+        self.salvager = Salvager(self, self.index, self.notifier)
+        self._parts = (self.dialer, self.closer, self.checker, self.salvager, self.notifier)
         self.maintenance = Maintenance(self.scheduler)
         self.desk = Desk(self, self.index, self.checker, self.notifier)
         # After a fork that Python has not seen, the child's hub is the first to know: as soon as it
@@ -119,6 +122,7 @@ class Runtime:
         self.maintenance.stop(bucket)
         self.dialer.stop(bucket)
         self.checker.stop(bucket)
+        self.salvager.stop(bucket)
         self.desk.stop(bucket)
         self.timers.stop(bucket)
         self.forget_if_empty(bucket)
@@ -142,7 +146,7 @@ class Runtime:
 
     def assert_usable_here(self, pool: PoolBucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
-        if unseen():
+        if not forks_seen:
             catch_up()
         self.assert_own_thread(pool)
         if getcurrent() is self.hub:
@@ -240,6 +244,10 @@ class Runtime:
         """Have a greenlet run the keepalive."""
         self.checker.start(slot)
 
+    def start_salvage(self, slot: ConnectionSlot) -> None:
+        """Have a greenlet try to bring the connection back into step."""
+        self.salvager.start(slot)
+
     def reconcile_later(self, bucket: PoolBucket) -> None:
         """Look at *bucket* again when its back-off is over."""
         self.timers.retry(bucket, self._retry_now)
@@ -265,12 +273,12 @@ class Runtime:
         self.scheduler.catch_up(monotonic())
 
     def at_work_on(self) -> set[ConnectionSlot]:
-        """The slots that are being dialed, closed, checked or looked at, or are about to be."""
-        for part in (self.dialer, self.closer, self.checker, self.notifier):
+        """The slots that a greenlet dials, closes, checks, salvages or looks at, or is about to."""
+        for part in self._parts:
             part.workers.go_on()  # what was put in the queue may not have been seen to
         slots = {*self.dialer.workers.things(), *self.desk.looked_at}
-        for group in (self.closer.workers, self.checker.workers):
-            slots.update(thing[0] for thing in group.things())
+        for part in (self.closer, self.checker, self.salvager):
+            slots.update(thing[0] for thing in part.workers.things())
         return slots
 
     def has_out(self, slot: ConnectionSlot) -> bool:
@@ -312,7 +320,7 @@ class Runtime:
     def dismiss_workers(self) -> list[Any]:
         """In a child: begin with new greenlets; returns the copies of the parent's."""
         strays = []
-        for part in (self.dialer, self.closer, self.checker, self.notifier):
+        for part in self._parts:
             strays += part.workers.dismiss()
             part.make_workers()
         return strays
@@ -324,7 +332,7 @@ class Runtime:
 
 
 def _look_for_a_fork() -> None:
-    if unseen():
+    if not forks_seen:
         catch_up()
 
 

@@ -12,7 +12,7 @@ from geventpool import events
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.introspection import holder_of
 from geventpool._runtime.slots import PoolBucket
-from geventpool._scheduler.state import CHECKING, IN_USE
+from geventpool._scheduler.state import CHECKING, IN_USE, SALVAGING
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -45,6 +45,8 @@ def close(
             runtime.desk.take_away(slot)
         elif slot.state is CHECKING:
             runtime.scheduler.checked(slot, False, monotonic())
+        elif slot.state is SALVAGING:
+            runtime.scheduler.salvaged(slot, False, monotonic())
     _all_gone(runtime, buckets, monotonic() + _GRACE)
 
 
@@ -60,7 +62,7 @@ def _not_gone(runtime: Runtime, buckets: Sequence[PoolBucket]) -> PoolBucket | N
     """One that has a slot left that does not wait for this very greenlet to go on."""
     me = getcurrent()
     mine = {runtime.dialer.workers.active.get(me)}
-    others = (runtime.closer.workers, runtime.checker.workers)
+    others = (runtime.closer.workers, runtime.checker.workers, runtime.salvager.workers)
     mine.update(group.active.get(me, (None,))[0] for group in others)
     for bucket in buckets:
         for slot in bucket.slots:

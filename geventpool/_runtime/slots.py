@@ -35,6 +35,7 @@ class ConnectionSlot(Slot):
         "conn",
         "fds",
         "forked",
+        "holder",
         "ident",
         "identities",
         "looks_on_return",
@@ -52,6 +53,7 @@ class ConnectionSlot(Slot):
         # alive: if the caller forgets it, its collection gives the slot back.
         self.conn: Any = None
         self.ref: Any = None  # callable -> the connection wherever it is, None once collected
+        self.holder: Any = None  # weak proxy of the greenlet that has it
         self.returning = False  # a caller has released it, and its reset is under way
         self.where: Any = None  # the stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
@@ -60,7 +62,7 @@ class ConnectionSlot(Slot):
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
         self.identities: tuple[Any, ...] = ()  # of them, if the connection is no mere socket
-        self.broken_by: BaseException | None = None  # what broke it, for the listeners
+        self.broken_by: BaseException | None = None  # what broke it, or cut its use short
         self.forked = False  # left behind by a fork: it is the parent's
 
 
@@ -116,6 +118,7 @@ class Look(NamedTuple):
 _COUNTERS = (
     *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
     *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "checked"),
+    *("salvaged", "salvage_failed"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max")
 
@@ -157,7 +160,7 @@ class PoolBucket(Bucket):
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
         self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
-        self.dialed = self.checked = 0
+        self.dialed = self.checked = self.salvaged = self.salvage_failed = 0
 
     def absorb(self, other: Bucket) -> None:
         """Add what *other* has counted."""

@@ -14,6 +14,7 @@ from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
+from geventpool._util.forks import catch_up, forks_seen
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -58,6 +59,8 @@ class WaitingLine:
                 self._timers.shorten(bucket, self._checker.end_some)
             while self._hub.switch() is not waiter:
                 pass
+            if not forks_seen:
+                catch_up()  # what it was handed, by a caller of this child, is the parent's
             waiter.gone = True
         except BaseException:
             waiter.gone = True

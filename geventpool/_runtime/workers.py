@@ -10,7 +10,7 @@ import gevent
 from gevent import GreenletExit, getcurrent
 
 from geventpool._scheduler.state import NEVER
-from geventpool._util.forks import catch_up, unseen
+from geventpool._util.forks import catch_up, forks_seen
 
 __all__ = ["Worker", "WorkerGroup", "leave_behind"]
 
@@ -25,7 +25,7 @@ class Worker(gevent.Greenlet):  # type: ignore[type-arg]  # no generic at run ti
 
     def switch(self, *args: Any) -> Any:
         """Go on; but what a copy waited for, it is not told: its sockets are the parent's."""
-        if unseen():
+        if not forks_seen:
             catch_up()  # a fork that Python has not seen: this may be such a copy
         if self.left_behind:
             return self.throw(GreenletExit)

@@ -80,6 +80,9 @@ class Arbiter:
             self._push_aside(claim[1], limit, touched)
         self._dial_ripe(touched, now)
         self._assign(None, touched, now)
+        for bucket in limit._buckets:  # what was evicted before may not have been missed yet
+            if bucket.connecting < bucket.missing:
+                self._refill(bucket, now)
         self._leave(touched, now)
         for bucket in limit._few:
             self._ledger.update_fast_path(bucket)
@@ -270,6 +273,16 @@ class Arbiter:
         if now >= slot.retire_at and self.may_retire(slot, now):
             return slot.retire_for
         return None
+
+    def may_salvage(self, slot: Slot, now: float) -> bool:
+        """Whether a slot that is held, and whose use was cut short, should be salvaged rather than
+        closed: it is worth it, and not half of the connections are being salvaged already."""
+        bucket = slot.bucket
+        if bucket.salvaging >= max(1, bucket.size // 2):
+            return False
+        if bucket.open > bucket.size and not bucket.waiters:
+            return False  # surplus
+        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
 
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""

@@ -15,7 +15,16 @@ from geventpool._scheduler.idle_queue import idle_since
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
-from geventpool._scheduler.state import CHECKING, CLOSED, CLOSING, CONNECTING, IDLE, IN_USE
+from geventpool._scheduler.state import (
+    CHECKING,
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    IDLE,
+    IN_USE,
+    OPEN,
+    SALVAGING,
+)
 from geventpool.events import Reason
 
 __all__ = ["AUDIT_EVERY", "Audit"]
@@ -64,9 +73,10 @@ class Audit:
                 limit._lru.discard(slot)
         states = Counter(slot.state for slot in bucket.slots)
         counted: dict[str, int] = {
-            "open": states[IDLE] + states[IN_USE] + states[CHECKING],
+            "open": sum(states[state] for state in OPEN),
             "connecting": states[CONNECTING],
             "checking": states[CHECKING],
+            "salvaging": states[SALVAGING],
             "closing": states[CLOSING],
         }
         for name, count in counted.items():

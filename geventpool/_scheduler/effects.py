@@ -27,6 +27,9 @@ class Effects(Protocol):
     def start_check(self, slot: Any) -> None:
         """Run the keepalive; then call ``checked``."""
 
+    def start_salvage(self, slot: Any) -> None:
+        """Try to bring the connection back into step; then call ``salvaged``."""
+
     def wake(self, callback: Any, waiter: Waiter) -> Any:
         """Have ``callback(waiter)`` called soon, to let the waiter look at what it has got.  What
         is returned is kept as ``waiter.wake_handle``."""
@@ -44,7 +47,7 @@ class Effects(Protocol):
     # For an audit: what there is to be seen outside of the books.
 
     def at_work_on(self) -> Container[Any]:
-        """The slots that are being dialed, closed, checked or looked at, or are about to be."""
+        """The slots that a greenlet dials, closes, checks, salvages or looks at, or is about to."""
 
     def has_out(self, slot: Any) -> bool:
         """Whether a caller has the connection of *slot*, or had it and has lost it."""

@@ -17,6 +17,7 @@ from geventpool._scheduler.state import (
     IDLE,
     IN_USE,
     NEVER,
+    SALVAGING,
     TRANSITIONS,
     State,
 )
@@ -58,6 +59,14 @@ class Ledger:
         """Have an idle slot checked; the caller compacts the queue."""
         self.move(slot, CHECKING)
         self.effects.start_check(slot)
+
+    def begin_salvage(self, slot: Slot) -> None:
+        """Have a slot that was in use salvaged.  If it was to be closed, then for no more than
+        that its use was cut short."""
+        slot.close_reason = None
+        self.update_fast_path_until(slot)
+        self.move(slot, SALVAGING)
+        self.effects.start_salvage(slot)
 
     def next_idle(self, bucket: Bucket, now: float) -> Slot | None:
         """Take the next idle slot that may still be handed out; it is IN_USE from now on."""
@@ -102,6 +111,7 @@ class Ledger:
                 limit._closing -= 1
         else:
             bucket.checking += (state is CHECKING) - (old is CHECKING)
+            bucket.salvaging += (state is SALVAGING) - (old is SALVAGING)
             if old is IDLE and bucket.retiring:
                 bucket.retiring.pop(slot, None)
             if state is CLOSING or state is CLOSED:
@@ -273,7 +283,8 @@ class Ledger:
         bucket.slots.clear()
         bucket._idle.refill([])
         bucket.retiring.clear()
-        bucket.open = bucket.connecting = bucket.checking = bucket.closing = 0
+        bucket.open = bucket.connecting = bucket.closing = 0
+        bucket.checking = bucket.salvaging = 0
         bucket.dials.forget()
         bucket.fast_path_open = 0
 

@@ -50,7 +50,7 @@ class Line(OrderedDict["Waiter", None]):
         elif deadline >= self.latest:
             self.latest = deadline
         else:
-            self._note_early(waiter, deadline)
+            self.note_early(waiter, deadline)
 
     def rejoin(self, waiter: Waiter) -> None:
         """Put *waiter* back where it stood by its ticket: near the front, as only the oldest are
@@ -63,7 +63,7 @@ class Line(OrderedDict["Waiter", None]):
         if waiter.deadline is None:
             self.latest = NEVER
         else:
-            self._note_early(waiter, waiter.deadline)
+            self.note_early(waiter, waiter.deadline)
 
     def drop(self, waiter: Waiter) -> None:
         """Take *waiter* out."""
@@ -110,7 +110,7 @@ class Line(OrderedDict["Waiter", None]):
                 return min(first, deadline_of(waiter))
         return first
 
-    def _note_early(self, waiter: Waiter, deadline: float) -> None:
+    def note_early(self, waiter: Waiter, deadline: float) -> None:
         """Note one that is due before another ahead of it."""
         heapq.heappush(self._early, (deadline, next(_numbers), waiter))
         if len(self._early) > 64 + 2 * len(self):

@@ -31,7 +31,6 @@ class Slot:
         "dialed_at",
         "expires_at",
         "fast_path_until",
-        "holder",
         "idled",
         "retire_at",
         "retire_for",
@@ -48,7 +47,6 @@ class Slot:
         self.since = now  # dial asked for, last returned, or handed out
         self.dialed_at = now  # when the dial was asked for
         self.uses = 0
-        self.holder: Any = None  # weak proxy of the greenlet that holds it
         self.waiter: Waiter | None = None  # that it was handed to, until this has run
         self.idled = 0.0  # how long it was idle before this hand-out
         self.checked_at = now
@@ -65,10 +63,6 @@ class Slot:
         """A caller that did not have to wait gets it."""
         self.uses += 1
         self.since = now
-
-    def held_by(self, holder: Any) -> None:
-        """The greenlet that this proxy stands for has it from now on; None: no caller has."""
-        self.holder = holder
 
     def check_begins(self, now: float) -> None:
         """The server is asked for a sign of life, or has just given one."""
@@ -187,7 +181,7 @@ class Bucket:
         self._idle = IdleQueue()
         self.waiters = Line()
         self.retiring: dict[Slot, None] = {}  # past their retire_at, waiting to be replaced
-        self.open = self.connecting = self.checking = self.closing = 0
+        self.open = self.connecting = self.checking = self.salvaging = self.closing = 0
         self.coming = 0  # places claimed for waiters behind those whom dials under way serve
         self.demand: float = 0  # as its shared limits have counted it
         self.blocked_at: Limit | None = None  # in whose queue it is
@@ -225,7 +219,7 @@ class Bucket:
     @property
     def in_use(self) -> int:
         """How many are held by a caller or handed over to one."""
-        return self.open - self.idle - self.checking
+        return self.open - self.idle - self.checking - self.salvaging
 
     @property
     def quiet(self) -> bool:

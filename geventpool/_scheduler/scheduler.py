@@ -58,7 +58,6 @@ class Scheduler:
         self._verbs = Verbs(self.ledger, self.arbiter)
         self._audit = Audit(self.ledger)
         self._wake = effects.wake
-        self._enqueue = self._verbs.enqueue
         self._buckets: WeakSet[Bucket] = WeakSet()
         self.with_waiters = self.ledger.with_waiters
         #: The ticket of a caller that comes now; which waiter is served first goes by it.
@@ -173,7 +172,7 @@ class Scheduler:
         self._do(self._verbs.resize, bucket, size, min_size, now, max_overflow)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
-        """Close every idle slot, and the ones being checked when that is done."""
+        """Close every idle slot, and the ones being checked or salvaged when that is done."""
         self._do(self._verbs.dispose, bucket, reason, now)
 
     def drain(self, bucket: Bucket, over: float, now: float) -> None:
@@ -205,13 +204,31 @@ class Scheduler:
 
     def enqueue(self, waiter: Waiter, now: float, requeued: bool = False) -> None:
         """Put *waiter* in line: at the end, or *requeued* by the ticket it drew when it came."""
-        if self.busy:
+        bucket = waiter.bucket
+        waiters, own = bucket.waiters, bucket.own
+        if (
+            self.busy
+            or not waiters
+            or requeued
+            or bucket._idle
+            or own.used - own._closing + own._coming < own._maximum
+            or bucket.fail_when_full
+            or bucket.fail_when_down
+        ):
             self._do(self._verbs.enqueue, waiter, now, requeued)
             return
+        # The crowd's case: only a release, or a close, can do anything for it.  What the verb and
+        # ``Line.join`` come to then is spelled out, as every caller of a crowd comes by.
         try:
             self.busy = AT_WORK
-            enqueue = self._enqueue
-            enqueue(waiter, now, requeued)
+            waiters[waiter] = None
+            deadline = waiter.deadline
+            if deadline is None:
+                waiters.latest = NEVER
+            elif deadline >= waiters.latest:
+                waiters.latest = deadline
+            else:
+                waiters.note_early(waiter, deadline)
             self.busy = FREE
         except BaseException:
             self.busy = CUT_SHORT
@@ -254,7 +271,8 @@ class Scheduler:
         # The crowd's case, in which that comes to this: nothing closes, so no place is claimed.
         try:
             self.busy = AT_WORK
-            waiter = next(iter(waiters))
+            for waiter in waiters:  # noqa: B007 - the oldest; next(iter()) is two calls
+                break
             slot.idled = 0.0
             slot.since = now
             slot.uses += 1
@@ -278,6 +296,11 @@ class Scheduler:
     def discard(self, slot: Slot, reason: Reason, now: float) -> None:
         """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
         self._do(self._verbs.discard, slot, reason, now)
+
+    def salvage(self, slot: Slot, now: float) -> None:
+        """Have a slot that a caller holds, and whose use was cut short, salvaged if that is worth
+        it, closed otherwise."""
+        self._do(self._verbs.salvage, slot, now)
 
     def verified(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
@@ -339,6 +362,10 @@ class Scheduler:
     def checked(self, slot: Slot, ok: bool, now: float) -> None:
         """The check is done; fit, the slot goes back where it was among the idle ones."""
         self._do(self._verbs.checked, slot, ok, now)
+
+    def salvaged(self, slot: Slot, ok: bool, now: float) -> None:
+        """The salvage is done; fit, the slot goes to the oldest waiter, or lies idle."""
+        self._do(self._verbs.salvaged, slot, ok, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
         """Close what has been idle too long, have the old replaced; returns when to call again."""

@@ -18,6 +18,7 @@ __all__ = [
     "IN_USE",
     "NEVER",
     "OPEN",
+    "SALVAGING",
     "TRANSITIONS",
     "State",
 ]
@@ -32,22 +33,24 @@ class State(enum.Enum):
     IDLE = "idle"
     IN_USE = "in use"  # held by a caller, or handed over to one
     CHECKING = "checking"  # the pool itself has it, for its keepalive
+    SALVAGING = "salvaging"  # its use was cut short, and the pool brings it back into step
     CLOSING = "closing"  # still counts in every limit
     CLOSED = "closed"
 
 
-CONNECTING, IDLE, IN_USE, CHECKING, CLOSING, CLOSED = State
+CONNECTING, IDLE, IN_USE, CHECKING, SALVAGING, CLOSING, CLOSED = State
 
 #: Every move a slot may make.  ``Ledger.move`` is the only place that makes one and counts it
 #: (but for IDLE <-> IN_USE on the fast path of ``pools.Lease``, which no count depends on).
 TRANSITIONS: dict[State, frozenset[State]] = {
     CONNECTING: frozenset({IDLE, CLOSED}),
     IDLE: frozenset({IN_USE, CHECKING, CLOSING}),
-    IN_USE: frozenset({IDLE, CLOSING, CLOSED}),
+    IN_USE: frozenset({IDLE, SALVAGING, CLOSING, CLOSED}),
     CHECKING: frozenset({IDLE, CLOSING}),
+    SALVAGING: frozenset({IDLE, CLOSING}),
     CLOSING: frozenset({CLOSED}),
     CLOSED: frozenset(),
 }
-OPEN = frozenset({IDLE, IN_USE, CHECKING})
+OPEN = frozenset({IDLE, IN_USE, CHECKING, SALVAGING})
 NEVER = math.inf
 AT_ONCE = -math.inf

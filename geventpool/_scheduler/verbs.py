@@ -19,6 +19,7 @@ from geventpool._scheduler.state import (
     IN_USE,
     NEVER,
     OPEN,
+    SALVAGING,
 )
 from geventpool.events import Reason
 
@@ -65,11 +66,11 @@ class Verbs:
         self._reconcile(bucket, now)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
-        """Close every idle slot, and the ones being checked when that is done."""
+        """Close every idle slot, and the ones being checked or salvaged when that is done."""
         for slot in list(bucket.idle_slots()):
             self.ledger.begin_close(slot, reason)
         for slot in bucket.slots:
-            if slot.state is CHECKING:
+            if slot.state is CHECKING or slot.state is SALVAGING:
                 self.ledger.mark_for_closing(slot, reason)
         self._reconcile(bucket, now)
 
@@ -180,6 +181,16 @@ class Verbs:
             self._died_unused(slot, now)
         self.ledger.begin_close(slot, reason)
         self._reconcile(bucket, now)
+
+    def salvage(self, slot: Slot, now: float) -> None:
+        """Have a slot that a caller holds, and whose use was cut short, salvaged if that is worth
+        it, closed otherwise."""
+        if slot.state is not IN_USE:
+            return
+        if self.arbiter.may_salvage(slot, now):
+            self.ledger.begin_salvage(slot)  # it is open as before: nothing follows
+        else:
+            self.discard(slot, Reason.CUT_SHORT, now)
 
     def verified(self, slot: Slot) -> None:
         """A caller used the connection in good order: the server is well."""
@@ -294,6 +305,20 @@ class Verbs:
         else:
             self.ledger.make_idle(slot, now)
         self._reconcile(bucket, now)
+
+    def salvaged(self, slot: Slot, ok: bool, now: float) -> None:
+        """The salvage is done; fit, the slot goes to the oldest waiter, or lies idle."""
+        if slot.state is not SALVAGING:
+            return
+        slot.since = slot.checked_at = now
+        reason = self.arbiter.reason_to_close(slot, now)
+        if not ok and not slot.bucket.closed and slot.close_reason is None:
+            reason = Reason.SALVAGE
+        if reason is not None:
+            self.ledger.begin_close(slot, reason)
+        else:
+            self.ledger.make_idle(slot, now)
+        self._reconcile(slot.bucket, now)
 
     def reap(self, bucket: Bucket, now: float) -> float:
         """Close what has been idle too long, have the old replaced; returns when to call again."""

@@ -4,8 +4,8 @@ Nothing here knows gevent: what is to happen once in each child, for all of the 
 ``Fork.once``.
 
 A fork that C code makes, as a server does that embeds Python, runs no hook of Python's.  The kernel
-wipes a page of memory in each child, whatever forks: ``unseen()`` looks at it, at the price of a
-subscript, and ``catch_up()`` does what the hook would have done.
+wipes a page of memory in each child, whatever forks: ``forks_seen``, a pointer that stands there,
+is false then, and ``catch_up()`` does what the hook would have done.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Fork", "catch_up", "in_child", "in_parent", "unseen"]
+try:
+    import ctypes
+except ImportError:  # an interpreter built without it
+    ctypes = None  # type: ignore[assignment]
+
+__all__ = ["Fork", "catch_up", "forks_seen", "in_child", "in_parent"]
 
 _WIPE_ON_FORK = 18  # MADV_WIPEONFORK, of Linux
 
@@ -49,14 +54,9 @@ def in_parent(call: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def unseen() -> bool:
-    """Whether this is a child, and nothing here knows yet."""
-    return not _page[0]
-
-
 def catch_up() -> None:
     """Do in a child what is to be done; a second time, nothing."""
-    if _page[0]:
+    if forks_seen:
         return
     _page[0] = 1
     fork = Fork()
@@ -75,15 +75,27 @@ def _after_fork_in_parent() -> None:
 
 
 def _make_page() -> Any:
+    """Memory that is zero in each child."""
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
     except (AttributeError, OSError, ValueError):  # not Linux, or one before 4.14
-        return bytearray(b"\x01")
-    page[0] = 1
+        return bytearray(mmap.PAGESIZE)
     return page
 
 
+class _Pointer:
+    """As that of ctypes, but slow: true if it is not null."""
+
+    def __bool__(self) -> bool:
+        return bool(_page[0])
+
+
 _page = _make_page()
+_page[0] = 1
+#: False in a child of which nothing here knows yet.  To ask whether a pointer is null calls no
+#: Python, so that the fast path of a pool, too, can afford it.
+forks_seen: Any = _Pointer() if ctypes is None else ctypes.POINTER(ctypes.c_byte).from_buffer(_page)
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from geventpool._util.arguments import check_seconds
 from geventpool.addresses import AddressGroup, Resolver, described, resolve_by
-from geventpool.discovery.lookup_cache import Absent, Answer, Clock, Failed, LookupCache, reason
+from geventpool.discovery.lookup_cache import Absent, Answer, Clock, Failed, TimedCache, reason
 from geventpool.errors import ConnectError, NameNotFound
 
 __all__ = ["CachingResolver"]
 
 
-class CachingResolver(LookupCache):
+class CachingResolver(TimedCache):
     """Keeps what *resolve* says: for a resolver of your own, that asks a service::
 
         def ask_the_catalog(name):
@@ -36,8 +35,6 @@ class CachingResolver(LookupCache):
     arguments, see DnsResolver.
     """
 
-    _lookup: _CallLookup
-
     def __init__(
         self,
         resolve: Callable[[str], Any] | Resolver,
@@ -53,9 +50,8 @@ class CachingResolver(LookupCache):
         call: Any = getattr(resolve, "resolve", resolve)
         if not callable(call):
             raise TypeError(f"resolve must be callable, or have a resolve(name), not {resolve!r}")
-        check_seconds("ttl", ttl, zero=True, none=False)
         super().__init__(
-            _CallLookup(resolve, call, ttl),
+            _CallLookup(resolve, call),
             negative_ttl=negative_ttl,
             max_stale=max_stale,
             stale_if_absent=stale_if_absent,
@@ -63,23 +59,15 @@ class CachingResolver(LookupCache):
             max_names=max_names,
             clock=clock,
         )
-
-    @property
-    def ttl(self) -> float:
-        """Seconds for which an answer is fresh; if set, from the next look-up on."""
-        return self._lookup.ttl
-
-    @ttl.setter
-    def ttl(self, ttl: float) -> None:
-        check_seconds("ttl", ttl, zero=True, none=False)
-        self._lookup.ttl = ttl
+        self.ttl = ttl
 
 
 class _CallLookup:
-    def __init__(self, asked: object, call: Callable[[str], Any], ttl: float) -> None:
+    ttl: float
+
+    def __init__(self, asked: object, call: Callable[[str], Any]) -> None:
         self.asked = asked
         self.call = call
-        self.ttl = ttl
 
     def __str__(self) -> str:
         return described(self.asked)

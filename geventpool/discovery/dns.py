@@ -15,15 +15,15 @@ from typing import Any
 
 import gevent
 
-from geventpool._util.arguments import check_port, check_seconds
+from geventpool._util.arguments import check_port
 from geventpool._util.one_at_a_time import OneAtATime
 from geventpool.addresses import Address, AddressGroup, AnyAddress, address
-from geventpool.discovery.lookup_cache import Absent, Answer, Clock, Failed, LookupCache
+from geventpool.discovery.lookup_cache import Absent, Answer, Clock, Failed, TimedCache
 
 __all__ = ["DnsResolver"]
 
 
-class DnsResolver(LookupCache):
+class DnsResolver(TimedCache):
     """The A and AAAA records of a host, by way of gevent's resolver: hosts file, search list, all.
 
     A name is ``"host:port"``, or ``"host"`` if there is a default *port*.  All its addresses make
@@ -46,8 +46,6 @@ class DnsResolver(LookupCache):
     such names sets ``GEVENT_RESOLVER=ares``: that one needs no thread.
     """
 
-    _lookup: _AddressLookup
-
     def __init__(
         self,
         *,
@@ -69,9 +67,8 @@ class DnsResolver(LookupCache):
             raise TypeError(f"resolver must be a resolver of gevent or None, not {resolver!r}")
         if port is not None:
             check_port("port", port)
-        check_seconds("ttl", ttl, zero=True, none=False)
         super().__init__(
-            _AddressLookup(port, family, ttl, resolver),
+            _AddressLookup(port, family, resolver),
             negative_ttl=negative_ttl,
             max_stale=max_stale,
             stale_if_absent=stale_if_absent,
@@ -79,23 +76,15 @@ class DnsResolver(LookupCache):
             max_names=max_names,
             clock=clock,
         )
-
-    @property
-    def ttl(self) -> float:
-        """Seconds for which an answer is fresh; if set, from the next look-up on."""
-        return self._lookup.ttl
-
-    @ttl.setter
-    def ttl(self, ttl: float) -> None:
-        check_seconds("ttl", ttl, zero=True, none=False)
-        self._lookup.ttl = ttl
+        self.ttl = ttl
 
 
 class _AddressLookup:
-    def __init__(self, port: int | None, family: int, ttl: float, resolver: Any) -> None:
+    ttl: float
+
+    def __init__(self, port: int | None, family: int, resolver: Any) -> None:
         self.port = port
         self.family = family
-        self.ttl = ttl
         self.resolver = resolver
         #: A caller that gives up does not end what a thread does: by process, hub and host.
         self._asking: OneAtATime[Any, gevent.Greenlet[..., Any]] = OneAtATime()

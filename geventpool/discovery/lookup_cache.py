@@ -25,7 +25,17 @@ from geventpool._util.one_at_a_time import OneAtATime
 from geventpool.addresses import AddressGroup
 from geventpool.discovery.messages import not_found
 
-__all__ = ["Absent", "Answer", "Clock", "Failed", "Lookup", "LookupCache", "reason"]
+__all__ = [
+    "Absent",
+    "Answer",
+    "Clock",
+    "Failed",
+    "Lookup",
+    "LookupCache",
+    "TimedCache",
+    "TimedLookup",
+    "reason",
+]
 
 _log = logging.getLogger("geventpool.resolver")
 
@@ -77,6 +87,12 @@ class Lookup(Protocol):
 
     def lookup(self, name: str) -> Answer:
         """The answer.  Raises Absent or Failed; any other Exception is a failure, too."""
+
+
+class TimedLookup(Lookup, Protocol):
+    """One whose source does not say how long an answer is good for: *ttl* seconds."""
+
+    ttl: float
 
 
 def reason(failure: Exception) -> str:
@@ -261,6 +277,22 @@ class LookupCache:
         for key, stray in strays.items():
             if key[0] is hub:
                 stray.kill(block=False)
+
+
+class TimedCache(LookupCache):
+    """A LookupCache of answers that are all good for as long; ``ttl`` is to be set first of all."""
+
+    _lookup: TimedLookup
+
+    @property
+    def ttl(self) -> float:
+        """Seconds for which an answer is fresh; if set, from the next look-up on."""
+        return self._lookup.ttl
+
+    @ttl.setter
+    def ttl(self, ttl: float) -> None:
+        check_seconds("ttl", ttl, zero=True, none=False)
+        self._lookup.ttl = ttl
 
 
 def _run_lookup(

@@ -19,7 +19,7 @@ from gevent import getcurrent
 from geventpool._util.arguments import check_seconds
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import MarkedDownError, NotInUse
-from geventpool.events import PoolStats, Reason
+from geventpool.events import Holder, PoolStats, Reason
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
@@ -305,6 +305,10 @@ class ConnectionManager:
     def stats(self) -> PoolStats:
         """How its pool stands, and what that has counted."""
         return self._pool.stats()
+
+    def holders(self) -> tuple[Holder, ...]:
+        """For each connection in use: who has it, for how long, and where it is just now."""
+        return self._pool.holders()
 
     def __repr__(self) -> str:
         stats = self._pool.stats()

@@ -62,6 +62,7 @@ class BasePool(PoolExtension[C]):
     _socket: Callable[..., Any]
     _fileno: Callable[..., int | None]
     _reset_connection: Callable[..., object]
+    _salvage_connection: Callable[..., object]
 
     # What is said by setting it in a subclass.  See ConnectionPool.
     _may_reconnect = False
@@ -77,6 +78,7 @@ class BasePool(PoolExtension[C]):
         self.connect_timeout = settings.connect_timeout
         self.keepalive = settings.keepalive
         self.keepalive_timeout = settings.keepalive_timeout
+        self.salvage_timeout = settings.salvage_timeout
         self.check_after = settings.check_after
         self.strict = settings.strict
         self.track = settings.track
@@ -89,6 +91,7 @@ class BasePool(PoolExtension[C]):
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
+        self.has_salvage = self._overrides("_salvage_connection")
         self._has_socket = self._overrides("_socket")
         self._has_fileno = self._overrides("_fileno") and not self._has_socket
         self.socket_hook = "_fileno" if self._has_fileno else "_socket"
@@ -153,7 +156,7 @@ class BasePool(PoolExtension[C]):
         if exc is None or (slot.raised_before and mark_of(exc) == slot.raised_before):
             self._desk.checkin(self, hold, conn)
         elif self._breaks_connection(exc):
-            self._desk.discard(self, hold, conn, Reason.ERROR, exc)
+            self._desk.discard(self, hold, conn, self._reason_to_discard(exc), exc)
         else:
             self._desk.checkin(self, hold, conn, suspect=True)
 
@@ -243,6 +246,16 @@ class BasePool(PoolExtension[C]):
         within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
         return any(self._breaks_connection(each) for each in within)
 
+    def _reason_to_discard(self, exc: BaseException) -> Reason:
+        """For a connection that *exc* makes unfit for use, as it leaves a ``with``.  CUT_SHORT: not
+        the connection is broken, only its use was cut short, and the pool may salvage it."""
+        if not self.has_salvage or isinstance(exc, (Exception, *self.exc_classes)):
+            return Reason.ERROR
+        for each in getattr(exc, "exceptions", ()):  # in a group; one of them may say more
+            if self._breaks_connection(each) and self._reason_to_discard(each) is Reason.ERROR:
+                return Reason.ERROR
+        return Reason.CUT_SHORT
+
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)
 
@@ -323,6 +336,7 @@ def stats_of(
         idle=total("idle"),
         connecting=total("connecting"),
         checking=total("checking"),
+        salvaging=total("salvaging"),
         closing=total("closing"),
         waiting=sum(len(bucket.waiters) for bucket in buckets),
         acquired=total("use_count") + closed[Reason.LOST] + held,
@@ -334,6 +348,8 @@ def stats_of(
         opened=total("connect_count"),
         dial_failed=total("dial_failed"),
         checked=total("checked"),
+        salvaged=total("salvaged"),
+        salvage_failed=total("salvage_failed"),
         closed=closed,
         wait=duration("wait"),
         use=duration("use"),

@@ -45,6 +45,7 @@ class ConnectionPool(BasePool[C]):
     - *keepalive*: run ``_keepalive`` on connections idle for that long, each run bounded by
       *keepalive_timeout*; *check_after*: run it also before a connection idle for longer than that
       is handed out, within the caller's *timeout*.
+    - *salvage_timeout*: how long ``_salvage_connection`` may take, where it is overridden.
     - *timeout*: how long acquire waits, checks included; *max_waiting*: more callers in line than
       this are sent away with PoolFull.
     - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause
@@ -80,6 +81,14 @@ class ConnectionPool(BasePool[C]):
       it (nor comes in a hub callback, where it is closed).  Called in the greenlet that gives it
       back; may switch; bounded by *keepalive_timeout*.  What it raises is logged, and *conn* is
       closed.
+    - ``_salvage_connection(conn, error)``: brings *conn* back into step, whose use was cut short,
+      by a Timeout or a kill that left its ``with``, say: cancels at the server, reads what still
+      comes, rolls back, and returns when no reply can come any more.  *error* is what left the
+      ``with``, None if a wait that was cut short was found on return.  Not overridden: *conn* is
+      closed.  Called in a greenlet of the pool, for half of *size* at a time (at least one; others
+      are closed); may switch; bounded by *salvage_timeout*.  Meanwhile no caller has *conn*;
+      after it *conn* is looked at as on return, ``_reset_connection`` is called, and the caller
+      that has waited longest gets it.  What it raises is logged, and *conn* is closed.
     - ``_close_connection(conn)``: closes *conn*, which left the pool; by default ``conn.close()``.
       Called in a greenlet of the pool; may switch; bounded by 5 s.  What it raises is logged, and
       *conn* counts as closed.
@@ -100,6 +109,9 @@ class ConnectionPool(BasePool[C]):
     about, as with a client that waits for messages; then cut-short waits are not looked for.
     """
 
+    # What every get() reads: of thirty attributes and more, a slot's is found soonest.
+    __slots__ = ("_bucket", "_lease")
+
     def __init__(
         self,
         size: int,
@@ -115,6 +127,7 @@ class ConnectionPool(BasePool[C]):
         max_connecting: int = 16,
         backoff: Backoff | None = None,
         keepalive_timeout: float = 5.0,
+        salvage_timeout: float = 1.0,
         idle_timeout: float | None = None,
         max_lifetime: float | None = None,
         max_uses: int | None = None,
@@ -191,6 +204,9 @@ class ConnectionPool(BasePool[C]):
     def _reset_connection(self, conn: C) -> object:
         """Called on return, to make *conn* as good as new.  Any exception discards it."""
 
+    def _salvage_connection(self, conn: C, error: BaseException | None) -> object:
+        """Bring *conn*, whose use *error* cut short, back into step.  Any exception closes it."""
+
     # Verbs
 
     def get(self, timeout: float | None = DEFAULT) -> Lease[C]:
@@ -201,7 +217,7 @@ class ConnectionPool(BasePool[C]):
         lease._bucket = self._bucket
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease
 
     def acquire(self, timeout: float | None = DEFAULT) -> C:
@@ -276,7 +292,7 @@ class ConnectionPool(BasePool[C]):
     def add_listener(self, listener: object) -> None:
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
         super().add_listener(listener)
-        if self.listening and "_bucket" in self.__dict__:
+        if self.listening and hasattr(self, "_bucket"):
             self._bucket.allow_fast_path(0)
 
     # Looking
@@ -307,7 +323,7 @@ class ConnectionPool(BasePool[C]):
     # Inside
 
     def _all_buckets(self) -> tuple[PoolBucket, ...]:
-        return (self._bucket,) if "_bucket" in self.__dict__ else ()
+        return (self._bucket,) if hasattr(self, "_bucket") else ()
 
     def _bucket_of(self, *key: Any) -> PoolBucket:
         return self._bucket

@@ -73,7 +73,8 @@ class EndpointPool(BasePool[C], Generic[E, C]):
 
     Hooks to override, which are called as those of ConnectionPool: ``_new_connection(endpoint)``,
     ``_keepalive(endpoint, conn)``, ``_is_alive(endpoint, conn)``,
-    ``_reset_connection(endpoint, conn)``, ``_close_connection(endpoint, conn)``,
+    ``_reset_connection(endpoint, conn)``, ``_salvage_connection(endpoint, conn, error)`` (for half
+    of *max_size* at a time), ``_close_connection(endpoint, conn)``,
     ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``.  ``_may_reconnect`` and ``_may_poll``
     are as there.
     """
@@ -97,6 +98,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         max_connecting: int = 16,
         backoff: Backoff | None = None,
         keepalive_timeout: float = 5.0,
+        salvage_timeout: float = 1.0,
         max_uses: int | None = None,
         jitter: float = 0.1,
         check_after: float | None = None,
@@ -158,6 +160,9 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     def _reset_connection(self, endpoint: E, conn: C) -> object:
         """Called on return, to make *conn* as good as new.  Any exception discards it."""
 
+    def _salvage_connection(self, endpoint: E, conn: C, error: BaseException | None) -> object:
+        """Bring *conn*, whose use *error* cut short, back into step.  Any exception closes it."""
+
     # Verbs
 
     def get(self, endpoint: E, timeout: float | None = DEFAULT) -> Lease[C]:
@@ -167,7 +172,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         lease._endpoint = endpoint
         if timeout is not DEFAULT:
             check_seconds("timeout", timeout, zero=True)
-            lease._timeout = timeout
+        lease._timeout = timeout
         return lease  # type: ignore[no-any-return]
 
     def acquire(self, endpoint: E, timeout: float | None = DEFAULT) -> C:

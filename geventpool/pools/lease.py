@@ -24,6 +24,7 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._util.forks import forks_seen
 from geventpool.events import Reason
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Lease(Generic[C]):
     not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
     a reply to the request that was cut short may still come.  Another ``Exception``, or a
     PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
+    What is no ``Exception`` only cuts its use short: a pool that overrides ``_salvage_connection``
+    tries that first, in the background.
 
     One lease is for one ``with`` at a time: entered a second time meanwhile, it raises
     RuntimeError.  Left in another thread than the pool's it raises WrongHub, and is not left.
@@ -63,7 +66,7 @@ class Lease(Generic[C]):
     _bucket: PoolBucket
     _pool: BasePool[C]
     _slot: ConnectionSlot
-    _timeout: float | None  # not set: the pool's own
+    _timeout: float | None  # DEFAULT: the pool's own
 
     def __enter__(self) -> C:
         # The fast path: something is idle and no waiter could use it (the scheduler keeps
@@ -72,7 +75,12 @@ class Lease(Generic[C]):
         # are counted together.  A slot that needs a second thought goes back, to the slow path.
         bucket = self._bucket
         idle = bucket._idle
-        if idle and bucket.fast_path_open == get_ident() and not bucket.scheduler.busy:
+        if (
+            idle
+            and forks_seen
+            and bucket.fast_path_open == get_ident()
+            and not bucket.scheduler.busy
+        ):
             pop = bucket.pop_idle
             slot: Any = pop()
             conn: C = slot.conn
@@ -107,7 +115,9 @@ class Lease(Generic[C]):
         if bucket is ENTERED:
             assert_not_entered(self)
         pool = self._pool
-        timeout = getattr(self, "_timeout", pool.timeout)
+        timeout = self._timeout
+        if timeout is DEFAULT:
+            timeout = pool.timeout
         self._bucket = ENTERED  # also while it waits
         try:
             (self._slot, self._use), self._conn = pool._desk.acquire(pool, bucket, timeout)
@@ -168,7 +178,7 @@ class Lease(Generic[C]):
         if get_ident() != pool._runtime.ident:
             self._bucket = ENTERED  # it stays with its holder
         if exc is not None and pool._breaks_connection(exc):
-            pool._desk.discard(pool, hold, self._conn, Reason.ERROR, exc)
+            pool._desk.discard(pool, hold, self._conn, pool._reason_to_discard(exc), exc)
         else:
             pool._desk.checkin(pool, hold, self._conn, suspect or exc is not None)
 
@@ -184,12 +194,13 @@ def assert_not_entered(lease: Lease[Any]) -> None:
 class SharedConnection(Generic[C]):
     """A connection that a greenlet has, and how many leases of it there are."""
 
-    __slots__ = ("lease", "leases", "suspect")
+    __slots__ = ("cut_by", "lease", "leases", "suspect")
 
     def __init__(self, lease: LocalLease[C]) -> None:
         self.lease = lease  # by which the connection was acquired
         self.leases = 1
         self.suspect = False  # an exception has left one of them
+        self.cut_by: BaseException | None = None  # what has left one and cut its use short
 
 
 class LocalLease(Lease[C]):
@@ -206,7 +217,7 @@ class LocalLease(Lease[C]):
         assert_not_entered(self)
         key, leases = self._bucket.key, self._pool._leases_of_this_greenlet()
         shared = leases.get(key)
-        if shared is not None and is_held((shared.lease._slot, shared.lease._use)):
+        if shared is not None and forks_seen and is_held((shared.lease._slot, shared.lease._use)):
             shared.leases += 1
             self._shared, self._bucket = shared, ENTERED
             return shared.lease._conn
@@ -229,6 +240,8 @@ class LocalLease(Lease[C]):
             if lease._leases.get(slot.bucket.key) is shared:
                 del lease._leases[slot.bucket.key]
             if shared.suspect or exc is not None:
+                if exc is None or not self._pool._breaks_connection(exc):
+                    exc = shared.cut_by or exc
                 lease._give_back(exc, suspect=True)
             else:
                 Lease.__exit__(lease, None, None, None)
@@ -236,4 +249,6 @@ class LocalLease(Lease[C]):
             shared.suspect = True
             if self._pool._breaks_connection(exc) and is_held((slot, lease._use)):
                 # Another with may yet swallow it, but the connection is broken all the same.
-                self._pool._runtime.scheduler.mark_for_closing(slot, Reason.ERROR)
+                reason = self._pool._reason_to_discard(exc)
+                self._pool._runtime.scheduler.mark_for_closing(slot, reason)
+                shared.cut_by = exc if reason is Reason.CUT_SHORT else shared.cut_by

@@ -40,6 +40,7 @@ class PoolSettings:
     max_connecting: int
     backoff: Backoff | None
     keepalive_timeout: float
+    salvage_timeout: float
     idle_timeout: float | None
     max_lifetime: float | None
     max_uses: int | None
@@ -93,4 +94,5 @@ class PoolSettings:
             check_seconds(name, getattr(self, name), zero=True)
         for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime"):
             check_seconds(name, getattr(self, name))
-        check_seconds("keepalive_timeout", self.keepalive_timeout, none=False)
+        for name in ("keepalive_timeout", "salvage_timeout"):
+            check_seconds(name, getattr(self, name), none=False)

@@ -1,4 +1,4 @@
-"""One dial: what it is at, what took how long, what has failed, and how a host is looked up.
+"""One dial: what it is at, what took how long, what has failed.
 
 What is wrong is booked, and not raised: see ``SocketFactory``.
 """
@@ -6,35 +6,19 @@ What is wrong is booked, and not raised: see ``SocketFactory``.
 from __future__ import annotations
 
 import errno
-import importlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
 
-import gevent
 from gevent import Timeout
-from gevent.monkey import get_original
-from gevent.socket import AI_NUMERICHOST, AI_NUMERICSERV, SOCK_STREAM, gaierror, getaddrinfo, socket
+from gevent.socket import socket
 
 from geventpool._util.clock import part_of
 from geventpool._util.errors import about
-from geventpool.addresses import Address
-from geventpool.errors import ConnectError, MultiConnectFailure, NameNotFound
+from geventpool.errors import ConnectError, MultiConnectFailure
 
-__all__ = ["Dial", "look_up", "numeric"]
-
-# The standard library's own, also in a patched program.
-_own_getaddrinfo = get_original("socket", "getaddrinfo")
-_own_close = get_original("os", "close")
-
-# What a look-up, and what gevent makes of the error of one, would import when it is needed: with no
-# descriptor left that fails, and who waits for the answer is never told.
-for _name in ("encodings.idna", "pickle"):
-    importlib.import_module(_name)
-
+__all__ = ["Dial"]
 
 # What a dial may be at.
 RESOLVING = "resolving"
@@ -150,51 +134,3 @@ def _at(where: object, error: Exception) -> Exception:
 def _to_ms(seconds: float) -> str:
     """In digits, but none beyond a millisecond."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
-
-
-def numeric(server: Address, family: int) -> Any:
-    """The answer of getaddrinfo for an IP address; None if it is none.
-
-    Through gevent's resolver it would go to a thread and back, which takes longer than to connect.
-    """
-    flags = AI_NUMERICHOST | AI_NUMERICSERV
-    try:
-        return _own_getaddrinfo(server.ip, server.port, family, SOCK_STREAM, 0, flags)
-    except (gaierror, UnicodeError):
-        return None
-
-
-def look_up(server: Address, family: int) -> Any:
-    """The answer of gevent's resolver, or what it raised.
-
-    It is asked by a greenlet of its own: that is how one knows what the resolver raised, and what
-    was thrown at the greenlet that waits for it.
-    """
-    asking = gevent.spawn(_ask_resolver, server.ip, server.port, family)
-    try:
-        asking.join()
-    finally:
-        asking.kill(block=False)
-    answer = asking.value
-    if isinstance(answer, gevent.GreenletExit):  # by code that kills whatever it finds
-        return NameNotFound(f"the look-up of {server.ip} was killed", name=server.ip)
-    return answer
-
-
-def _ask_resolver(host: str, port: int, family: int) -> Any:
-    try:
-        return getaddrinfo(host, port, family, SOCK_STREAM)
-    except gaierror as error:
-        # The system says "not known" when it could not open the files in which it looks, too.
-        return _want_of_descriptors() or error.with_traceback(None)
-    except Exception as error:
-        return error.with_traceback(None)
-
-
-def _want_of_descriptors() -> OSError | None:
-    """What the system says if no descriptor is left, or None."""
-    try:
-        _own_close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return OSError(error.errno, error.strerror)
-    return None

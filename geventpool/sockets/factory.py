@@ -25,11 +25,10 @@ from geventpool.sockets.dial import (
     RESOLVING,
     SHAKING_HANDS,
     Dial,
-    look_up,
-    numeric,
 )
 from geventpool.sockets.guard import GuardedSocket
 from geventpool.sockets.happy_eyeballs import Candidate, connect, interleaved
+from geventpool.sockets.look_up import look_up, numeric
 from geventpool.sockets.options import Option, check_options, check_source, tcp_options
 from geventpool.sockets.server_list import ServerList, Turn
 from geventpool.sockets.tls import TLSSession, TLSSessions, make_context, secure, try_out
@@ -61,6 +60,11 @@ class SocketFactory:
     (None: no bound but *user_timeout* and the system's).  It is shared out among several servers,
     so the connect_timeout of a pool should not be shorter.  *read_timeout* is the timeout the
     socket is returned with (None: none).
+
+    A host is looked up by gevent's resolver, at each call that has no *resolver*; two look-ups of
+    one host are under way at a time, and other calls wait for an answer of theirs.  Gevent's usual
+    resolver asks the system in a thread, of which a hub has ten, and one whose servers are dead
+    takes half a minute: a program that has many such names sets ``GEVENT_RESOLVER=ares``.
 
     A TCP socket comes with TCP_NODELAY, and with two ways to notice that its peer is gone, as
     neither does the work of the other.  *keepalive* is for a silent connection, ``(idle, interval,

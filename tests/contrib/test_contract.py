@@ -131,6 +131,26 @@ def test_in_a_long_storm_everyone_gets_its_own_answer(adapter: Adapter, server: 
     until(lambda: not adapter.sessions(server.address), "no session")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("silently", [False, True], ids=["raised", "silently"])
+@each("busy")
+def test_what_was_given_up_is_ended_at_the_server(
+    adapter: Adapter, server: OwnServer, silently: bool
+) -> None:
+    with adapter.pool(server.address, 4) as pool:
+        sessions_of(adapter, pool)
+        for _ in range(6):
+            try:
+                with adapter.lease(pool) as conn, gevent.Timeout(0.05, False if silently else None):
+                    adapter.ask(conn, "hello", 20.0)
+            except gevent.Timeout:
+                assert not silently
+            assert ask(adapter, pool, "goodbye") == "goodbye"
+        until(lambda: not adapter.busy(server.address), "the end of it", seconds=5)
+        sessions_of(adapter, pool)
+        until(lambda: len(adapter.sessions(server.address)) == 4)
+
+
 # Servers on a bad day
 
 

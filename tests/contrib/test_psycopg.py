@@ -380,6 +380,21 @@ def test_what_was_cut_short_is_cancelled_at_the_server_and_the_connection_goes_o
 
 
 @cooperative
+@pytest.mark.parametrize("silently", [False, True])
+def test_so_the_pool_does_after_a_timeout(make: MakePool, silently: bool) -> None:
+    pool = make()
+    try:
+        with pool.get() as conn, gevent.Timeout(0.02, False if silently else None):
+            conn.execute("select pg_sleep(30)")
+    except gevent.Timeout:
+        assert not silently
+    with pool.get() as again:
+        assert again is conn
+        assert one(again, "select 42") == 42
+    assert pool.stats().salvaged == 1
+
+
+@cooperative
 def test_a_stream_is_not_salvaged_whose_end_would_cancel_what_others_run(make: MakePool) -> None:
     pool = make()
     conn = pool.acquire()

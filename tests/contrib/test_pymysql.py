@@ -192,6 +192,17 @@ def test_a_result_that_was_read_by_half_is_ended_and_the_connection_goes_on(
     pool.release(conn)
 
 
+def test_a_statement_that_was_sent_by_half_costs_the_connection(make: MakePool) -> None:
+    with ChaosProxy(require_server("mariadb")) as proxy:
+        pool = make(host=proxy.address[0], port=proxy.address[1], max_allowed_packet=2**25)
+        conn = pool.acquire()
+        proxy.delay(10)  # so that it takes no more than it has room for
+        with gevent.Timeout(0.1, False):
+            one(conn, "select length(%s)", "x" * 15_000_000)
+        assert not conn.open
+        pool.discard(conn)
+
+
 def test_a_transaction_that_was_cut_short_is_rolled_back(make: MakePool) -> None:
     pool = make(autocommit=True)
     conn = pool.acquire()

@@ -120,7 +120,8 @@ def what_is_raised(call: Callable[[], object]) -> BaseException | None:
 
 def at_rest(manager: ConnectionManager) -> bool:
     stats = manager.stats()
-    return not (stats.in_use + stats.connecting + stats.closing + stats.checking + stats.waiting)
+    under_way = stats.connecting + stats.closing + stats.checking + stats.salvaging
+    return not (stats.in_use + under_way + stats.waiting)
 
 
 # From a name to a connection

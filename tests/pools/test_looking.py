@@ -24,7 +24,7 @@ from geventpool.testing import FakeClock
 from support.objects import Maker
 
 SOON = Backoff(first=0.005, longest=0.005)
-GAUGES = ("in_use", "idle", "connecting", "checking", "closing")
+GAUGES = ("in_use", "idle", "connecting", "checking", "salvaging", "closing")
 
 
 def gauges(pool: ConnectionPool[Any]) -> dict[str, int]:
@@ -39,6 +39,9 @@ class PingPool(ConnectionPool[Any]):
     def _close_connection(self, conn: Any) -> None:
         gevent.sleep(0.01)
         conn.close()
+
+    def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
+        gevent.sleep(0.002)
 
 
 # Gauges
@@ -72,14 +75,19 @@ def test_a_connection_is_in_one_gauge_at_each_moment_of_its_life(maker):
         seen.append(gauges(pool))
         conn = pool.acquire()
         seen.append(gauges(pool))
-        pool.release(conn)
+        try:
+            raise gevent.Timeout
+        except gevent.Timeout:
+            pool.release(conn)
+        seen.append(gauges(pool))
+        pool.release(pool.acquire())
         clock.advance(100)
         gevent.idle()
         seen.append(gauges(pool))
         pool.close(timeout=0)
         seen.append(gauges(pool))
 
-    names = ["connecting", "idle", "in_use", "checking"]
+    names = ["connecting", "idle", "in_use", "salvaging", "checking"]
     assert seen == [{name: 1} for name in names] + [{}]
 
 
@@ -94,18 +102,25 @@ def test_a_closing_connection_is_counted_until_it_is_closed(maker):
 
 def test_the_gauges_add_up_to_what_the_limit_counts_at_every_moment(maker):
     pool = PingPool(3, connect=maker, max_overflow=1)
-    sums = []
+    sums, salvaging = [], []
 
     def caller(number):
         for turn in range(5):
             conn = pool.acquire()
             gevent.sleep(0.001)
-            (pool.discard if (number + turn) % 3 else pool.release)(conn)
+            try:
+                if turn % 2:
+                    raise gevent.Timeout
+                (pool.discard if (number + turn) % 3 else pool.release)(conn)
+            except gevent.Timeout:
+                pool.release(conn)
+                salvaging.append(pool.stats().salvaging)
             sums.append((sum(gauges(pool).values()), pool._bucket.own.used))
 
     gevent.joinall([gevent.spawn(caller, number) for number in range(8)], raise_error=True)
 
     assert all(total == used <= 4 for total, used in sums)
+    assert any(salvaging)
     pool.close()
 
 

@@ -5,6 +5,8 @@ The clients are cooperative only in a patched program; what needs that is skippe
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import SHUT_RDWR
@@ -13,14 +15,17 @@ from typing import Any
 import gevent
 import pika
 import psycopg
+import psycopg2
 import pymysql
 import pytest
 import redis
 from gevent import monkey
+from psycogreen.gevent import patch_psycopg
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from geventpool import ConnectionPool, Reason, retry
+from support import ROOT
 from support.servers import require_server
 
 SIZE = 4
@@ -147,6 +152,74 @@ def test_a_transaction_left_open_is_rolled_back_on_return(postgres: PostgresPool
         assert same.info.transaction_status == idle
 
 
+# psycopg2 waits in gevent's way by psycogreen's callback, in a program that is not patched, too.
+
+
+@pytest.fixture
+def psycopg2_pool() -> Iterator[ConnectionPool[Any]]:
+    patch_psycopg()
+    session = own_session()
+    del session["autocommit"]
+    with ConnectionPool(SIZE, connect=lambda: psycopg2.connect(**session)) as pool:
+        pool.fill()
+        yield pool
+        pool.fill()
+
+
+def test_sessions_of_psycopg2_that_an_administrator_killed_are_never_handed_out(
+    psycopg2_pool: ConnectionPool[Any],
+) -> None:
+    pids = {one(psycopg2_pool, "select pg_backend_pid()") for _ in range(SIZE)}
+    assert len(pids) == SIZE
+
+    with psycopg.connect(**own_session()) as admin:
+        for pid in pids:
+            admin.execute("select pg_terminate_backend(%s)", (pid,))
+    wait_until_hung_up(psycopg2_pool, SIZE)
+
+    assert pids.isdisjoint({one(psycopg2_pool, "select pg_backend_pid()") for _ in range(SIZE)})
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "raised"])
+@pytest.mark.parametrize("within", ["the with", "acquire and release"])
+def test_a_query_of_psycopg2_cut_short_leaves_its_answer_to_no_other(
+    psycopg2_pool: ConnectionPool[Any], within: str, silent: bool
+) -> None:
+    pool = psycopg2_pool
+
+    def query(conn: Any, number: int, slow: bool) -> Any:
+        with conn.cursor() as cursor:
+            cursor.execute("select %s::int, pg_sleep(%s)", (number, 0.1 * slow))
+            return cursor.fetchone()[0]
+
+    def body(conn: Any, number: int) -> Any:
+        slow = number % 5 == 0
+        timeout = gevent.Timeout(0.02 if slow else None, False if silent else None)
+        with timeout:
+            return query(conn, number, slow)
+        return "given up"
+
+    def ask(number: int) -> Any:
+        try:
+            if within == "the with":
+                with pool.get() as conn:
+                    return body(conn, number)
+            conn = pool.acquire()
+            try:
+                return body(conn, number)
+            finally:
+                pool.release(conn)
+        except gevent.Timeout:
+            return "given up"
+
+    asking = [gevent.spawn(ask, number) for number in range(60)]
+    gevent.joinall(asking, timeout=20, raise_error=True)
+
+    answers = [each.value for each in asking]
+    assert answers == ["given up" if not number % 5 else number for number in range(60)]
+    assert pool.stats().in_use == 0
+
+
 @cooperative
 def test_a_query_cut_short_by_a_timeout_spoils_no_other_answer(postgres: PostgresPool) -> None:
     def ask(number: int) -> int | str:
@@ -234,6 +307,36 @@ def test_a_message_goes_through_rabbitmq_over_pooled_connections() -> None:
             channel.close()
 
     assert body == b"hello"
+
+
+BESIDE_A_SUBPROCESS = """
+from gevent import monkey
+monkey.patch_all()
+import subprocess, sys
+import gevent, MySQLdb
+from geventpool import ConnectionPool
+
+def ask(conn):
+    conn.query("select connection_id()")
+    return conn.store_result().fetch_row()[0][0]
+
+host, port = sys.argv[1:]
+pool = ConnectionPool(3, connect=lambda: MySQLdb.connect(host=host, port=int(port), user="root"))
+pool.fill()
+before = sorted(pool.execute(ask) for _ in range(3))
+subprocess.run(["true"], check=True)
+gevent.sleep(0.1)  # for hang-ups that must not come
+print(before == sorted(pool.execute(ask) for _ in range(3)), len(set(before)), pool.stats().opened)
+"""
+
+
+def test_a_subprocess_ends_no_idle_session_of_mysqlclient() -> None:
+    """gevent's subprocess forks in Python.  (A C driver's finalizer says goodbye to the server.)"""
+    pytest.importorskip("MySQLdb", reason="mysqlclient is not installed, it needs a compiler")
+    host, port = require_server("mariadb")
+    script = [sys.executable, "-c", BESIDE_A_SUBPROCESS, host, str(port)]
+    ran = subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (ran.stdout, ran.stderr) == ("True 3 3\n", "")
 
 
 def own_session() -> dict[str, Any]:

@@ -7,18 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
+import psycopg
 import pytest
 from gevent import socket
 
 from support import ROOT
-from support.servers import EchoServer
+from support.servers import EchoServer, require_server
 from support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("run_folder")
 EXAMPLES = ROOT / "examples"
 PATIENCE = 30.0
 
@@ -41,17 +45,17 @@ class PidServer(EchoServer):
 
 
 @contextmanager
-def gunicorn(server: EchoServer, *options: str) -> Iterator[tuple[str, int]]:
-    """The application of the example, served from a process of its own with two workers."""
-    host, port = server.address
-    environ = {**os.environ, "LINE_ECHO": f"{host}:{port}"}
-    environ["PYTHONPATH"] = str(EXAMPLES.parent)
+def gunicorn(
+    *options: str, where: Path = EXAMPLES, environ: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The application in *where*, served from a process of its own with two workers."""
+    environ = {**os.environ, **(environ or {}), "PYTHONPATH": str(ROOT)}
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         address, fd = listener.getsockname(), listener.fileno()
-        command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(EXAMPLES / "gunicorn.conf.py")]
         command += ["--no-control-socket", "--bind", f"fd://{fd}", "--log-level", "warning"]
         process = subprocess.Popen(
-            [*command, *options, "gunicorn_app:app"], cwd=EXAMPLES, env=environ, pass_fds=[fd]
+            [*command, *options, "gunicorn_app:app"], cwd=where, env=environ, pass_fds=[fd]
         )
     try:
         yield address
@@ -61,6 +65,11 @@ def gunicorn(server: EchoServer, *options: str) -> Iterator[tuple[str, int]]:
     finally:
         process.kill()
         process.wait()
+
+
+def example(server: EchoServer, *options: str) -> AbstractContextManager[tuple[str, int]]:
+    host, port = server.address
+    return gunicorn(*options, environ={"LINE_ECHO": f"{host}:{port}"})
 
 
 def fetch(address: tuple[str, int], path: str) -> dict[str, Any]:
@@ -106,7 +115,7 @@ def load(address: tuple[str, int], greenlets: int, requests: int) -> tuple[set[i
 def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
     options: tuple[str, ...],
 ) -> None:
-    with PidServer() as server, gunicorn(server, *options) as address:
+    with PidServer() as server, example(server, *options) as address:
         before, wrong, failed = load(address, greenlets=20, requests=20)
         assert (wrong, failed) == (0, 0)
 
@@ -133,7 +142,7 @@ def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
 @pytest.mark.slow
 def test_the_workers_close_their_connections_when_gunicorn_stops() -> None:
     with PidServer() as server:
-        with gunicorn(server) as address:
+        with example(server) as address:
             load(address, greenlets=10, requests=2)
             assert server.open > 0
 
@@ -144,9 +153,71 @@ def test_the_workers_close_their_connections_when_gunicorn_stops() -> None:
 def test_the_master_opens_no_connection_of_its_own(options: tuple[str, ...]) -> None:
     """Two workers with ten each, by themselves, without a request."""
     with PidServer() as server:
-        with gunicorn(server, *options):
+        with example(server, *options):
             server.wait_until(lambda: server.open >= 20, PATIENCE, "20 open")
             gevent.sleep(1.0)  # for what must not come
 
             assert server.open == 20
         assert server.opened == 20
+
+
+WITH_POSTGRES = """
+import os
+import psycopg
+from geventpool import ConnectionPool
+
+def connect():
+    name = os.environ["RUN"] + " " + str(os.getpid())
+    return psycopg.connect(os.environ["SERVER"], application_name=name)
+
+pool = ConnectionPool(5, connect=connect)
+master = os.getpid()
+
+def app(environ, start_response):
+    with pool.get(timeout=10) as conn:
+        (name,) = conn.execute(
+            "select current_setting('application_name')"
+        ).fetchone()
+        conn.rollback()
+    payload = b'{"master": %d, "own": %d, "opened_by": %d}' % (
+        master, os.getpid(), int(name.split()[1])
+    )
+    start_response("200 OK", [("Content-Length", str(len(payload)))])
+    return [payload]
+"""
+
+
+@pytest.mark.slow
+def test_two_preloaded_workers_have_ten_sessions_of_postgresql_and_their_master_none(
+    tmp_path: Path,
+) -> None:
+    """Before there is a request, and after many."""
+    host, port = require_server("postgres")
+    server = f"host={host} port={port} user=postgres dbname=test"
+    (tmp_path / "gunicorn_app.py").write_text(WITH_POSTGRES)
+    run = f"preload-{os.getpid()}"
+    query = "select application_name from pg_stat_activity where application_name like %s"
+
+    with psycopg.connect(server, autocommit=True) as admin:
+
+        def sessions() -> Counter[int]:
+            """How many each process has opened."""
+            names = admin.execute(query, (f"{run} %",)).fetchall()
+            return Counter(int(name.split()[1]) for (name,) in names)
+
+        assert not sessions()
+        environ = {"SERVER": server, "RUN": run}
+        with gunicorn("--preload", where=tmp_path, environ=environ) as address:
+            until(lambda: sum(sessions().values()) >= 10)
+            gevent.sleep(1.0)  # for what must not come
+            before = sessions()
+            answers = [fetch(address, "") for _ in range(20)]
+            after = sessions()
+
+        until(lambda: not sessions())
+    (master,) = {answer["master"] for answer in answers}
+    assert list(before.values()) == [5, 5]
+    assert after == before
+    assert master not in before
+    assert {answer["own"] for answer in answers} <= set(before)
+    assert all(answer["own"] == answer["opened_by"] for answer in answers)

@@ -6,13 +6,21 @@ import logging
 import os
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 
-from geventpool import ConnectionManager, ConnectionPool, PoolClosed, SocketFactory, gunicorn
+from geventpool import (
+    ConnectionManager,
+    ConnectionPool,
+    PoolClosed,
+    SocketFactory,
+    gunicorn,
+)
+from geventpool.observe.worker_socket import workers
 from geventpool.testing import EchoServer, closed_port
 
 
@@ -23,6 +31,9 @@ class Worker:
         self.pid = os.getpid() if pid is None else pid
         self.cfg = SimpleNamespace(**{"timeout": 30, "graceful_timeout": 30, **settings})
         self.log = logging.getLogger("a worker")
+
+
+pytestmark = pytest.mark.usefixtures("run_folder")
 
 
 def test_the_pools_are_full_when_the_worker_begins() -> None:
@@ -76,6 +87,23 @@ def test_at_an_interrupt_a_request_may_finish_and_one_in_line_is_sent_away() -> 
         assert not interrupt.ready()
         pool.release(sock)
         interrupt.get(timeout=10)
+
+
+def test_a_worker_answers_for_its_master_s_group_until_it_exits(run_folder: Path) -> None:
+    gunicorn.post_worker_init(Worker())
+    (worker,) = workers(run_folder)
+    assert (worker.group, worker.pid) == (os.getppid(), os.getpid())
+    gunicorn.worker_exit(None, Worker())
+    assert workers(run_folder) == []
+
+
+def test_where_it_cannot_listen_the_worker_begins_all_the_same(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_folder.write_text("no folder")
+    with caplog.at_level(logging.WARNING, "a worker"):
+        gunicorn.post_worker_init(Worker())
+    assert "cannot be looked at from outside" in caplog.text
 
 
 def test_the_master_closes_nothing_for_a_worker_that_it_did_not_find() -> None:

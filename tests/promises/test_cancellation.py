@@ -60,6 +60,12 @@ class ResettingPool(YieldingPool):
         gevent.sleep(0)
 
 
+class SalvagingPool(ResettingPool):
+    def _salvage_connection(self, conn: Connection, error: BaseException | None) -> None:
+        gevent.sleep(0)
+        gevent.sleep(0)
+
+
 def take_turns(stage: Stage, pool: Any) -> None:
     """The caller waits, a neighbour behind it, until the only connection comes back."""
     conn = pool.acquire()
@@ -219,6 +225,24 @@ def a_with_that_is_left_by_a_broken_connection(stage: Stage) -> None:
     stage.neighbour(act)
 
 
+@scenario(points=1)
+def a_with_that_is_left_by_a_timeout_and_salvaged(stage: Stage) -> None:
+    pool = stage.pool(1, cls=SalvagingPool, listeners=[YieldingListener()])
+
+    def act() -> None:
+        mine = gevent.Timeout()
+        try:
+            with pool.get():
+                raise mine
+        except gevent.Timeout as error:
+            if error is not mine:
+                raise
+
+    stage.act(act)
+    stage.neighbour(act)
+    stage.neighbour(lambda: pool.release(pool.acquire()))
+
+
 @scenario(points=1, pool_idle=True)
 def a_with_in_a_with_of_a_greenlet_local_pool(stage: Stage) -> None:
     pool = stage.pool(1, greenlet_local=True)
@@ -330,6 +354,17 @@ def keepalive(stage: Stage) -> None:
     watch(stage, lambda: stage.server.opened > opened)
 
 
+def salvage(stage: Stage) -> None:
+    pool = stage.pool(2, cls=SalvagingPool, listeners=[YieldingListener()])
+    for _ in range(3):
+        try:
+            with pool.get():
+                raise gevent.Timeout
+        except gevent.Timeout:
+            gevent.idle()
+    watch(stage, lambda: pool.stats().idle == 2)
+
+
 def expire(stage: Stage) -> None:
     listeners = [YieldingListener()]
     stage.pool(2, filled=False, max_lifetime=0.003, jitter=0.5, listeners=listeners)
@@ -372,6 +407,7 @@ def dial_in_spite_of_failures(stage: Stage) -> None:
 POOL_SCENARIOS += [
     prefill,
     keepalive,
+    salvage,
     expire,
     idle_out,
     drain,

@@ -337,6 +337,41 @@ def test_a_connection_the_parent_was_checking_at_the_fork_is_checked_by_the_pare
         assert (answers, answers_in_child) == (["hold"], [])
 
 
+@FORKS
+def test_a_connection_the_parent_was_salvaging_at_the_fork_is_salvaged_by_the_parent_alone(
+    server: tuple[str, int], fork: Callable[[], int]
+) -> None:
+    class Pool(ConnectionPool[Any]):
+        def _new_connection(self) -> Any:
+            return gevent.socket.create_connection(server)
+
+        def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
+            answers.append(ask(conn, "hold"))
+
+    def in_child() -> list[Any]:
+        numbers = [who(pool), who(pool)]
+        tell(server, "go on")  # the parent's salvage goes on; its copy here would take the answer
+        gevent.sleep(0.05)
+        stats = pool.stats()
+        return [*numbers, answers, stats.salvaging, stats.salvaged, stats.salvage_failed]
+
+    answers: list[str] = []
+    with Pool(1, salvage_timeout=30) as pool:
+        before = who(pool)
+        with pytest.raises(gevent.Timeout), pool.get():
+            raise gevent.Timeout
+        tell(server, "wait for a hold")
+        assert pool.stats().salvaging == 1
+        number, again, *in_the_child = Child(fork, in_child).result()
+        until(lambda: answers)
+
+        assert who(pool) == before
+        assert (number != before, again) == (True, number)
+        assert answers == ["hold"]
+        assert in_the_child == [[], 0, 0, 0]
+        assert pool.stats().salvaged == 1
+
+
 def fork_with_a_reply_pending(
     server: tuple[str, int], fork: Callable[[], int], function: Callable[[], Any]
 ) -> Child:

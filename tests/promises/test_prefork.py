@@ -106,7 +106,8 @@ WORKER = """
     answer, report = os.pipe()
     pid = fork(sys.argv[3])
     if not pid:
-        gevent.sleep(0.001)  # its hub waits for something before it is asked for a connection
+        if sys.argv[5] == "later":
+            gevent.sleep(0.001)  # its hub waits for something before it is asked for a connection
         with pool.get(timeout=5) as conn:
             mine = conn.pid == os.getpid()
         pool.fill(timeout=5)
@@ -119,10 +120,45 @@ WORKER = """
 """
 
 
+@pytest.mark.parametrize("use", ["at once", "later"])
 @pytest.mark.parametrize("kind", ["plain", "checked", "local"])
 @pytest.mark.parametrize("fork", ["seen", "unseen"])
-def test_a_child_opens_its_own_connections_whoever_forks(fork: str, kind: str) -> None:
-    assert run(WORKER, fork, kind) == [[True, 3, 3], 3, 3]
+def test_a_child_opens_its_own_connections_whoever_forks(fork: str, kind: str, use: str) -> None:
+    assert run(WORKER, fork, kind, use) == [[True, 3, 3], 3, 3]
+
+
+IN_A_WITH = """
+    pool = ConnectionPool(1, connect=Conn, greenlet_local=sys.argv[4] == "local")
+    pool.fill()
+    gevent.sleep(0)
+    answer, report = os.pipe()
+
+    def whose():
+        with pool.get(timeout=5) as conn:
+            return conn.pid == os.getpid()
+
+    with pool.get():
+        waits = gevent.spawn(whose)
+        gevent.sleep(0)  # it is in line now
+        parent = os.getpid()
+        pid = fork(sys.argv[3])
+        if not pid and sys.argv[4] == "local":
+            os.write(report, json.dumps(whose()).encode())
+            os._exit(0)
+    if os.getpid() != parent:  # it has given back what is the parent's
+        os.write(report, json.dumps(waits.get()).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(json.dumps([json.loads(os.read(answer, 100)), waits.get(), pool.stats().dialed]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "local"])
+@pytest.mark.parametrize("fork", ["seen", "unseen"])
+def test_what_a_child_gives_back_that_is_its_parents_no_caller_in_it_gets(
+    fork: str, kind: str
+) -> None:
+    assert run(IN_A_WITH, fork, kind) == [True, True, 1]
 
 
 DIALING = """

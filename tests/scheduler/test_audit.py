@@ -16,7 +16,15 @@ from geventpool import ConnectionPool, EndpointPool
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.scheduler import AT_WORK, AUDIT_EVERY, CUT_SHORT, FREE
-from geventpool._scheduler.state import CHECKING, CLOSED, CLOSING, CONNECTING, IDLE, IN_USE
+from geventpool._scheduler.state import (
+    CHECKING,
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    IDLE,
+    IN_USE,
+    SALVAGING,
+)
 from geventpool.events import Reason
 from support.world import World
 
@@ -170,15 +178,19 @@ def test_an_audit_finds_nothing_wrong_with_slots_in_every_state(world: World) ->
     bucket = world.full(5, limits=(limit,))
     world.checkout(bucket)
     world.discard(world.checkout(bucket))
+    world.salvage(world.checkout(bucket))
     world.now += 5
     world.scheduler.start_checks(bucket, 5.0, world.now)
     world.scheduler.resize(bucket, 6, 6, world.now)
     states = {slot.state for slot in bucket.slots}
-    assert states == {CONNECTING, IDLE, IN_USE, CHECKING, CLOSING}
-    counts = bucket.open, bucket.connecting, bucket.checking, bucket.closing
+    assert states == {CONNECTING, IDLE, IN_USE, CHECKING, SALVAGING, CLOSING}
+    names = ("open", "connecting", "checking", "salvaging", "closing")
+    counts = [getattr(bucket, name) for name in names]
 
     assert audited(world, bucket) == ""
-    assert (bucket.open, bucket.connecting, bucket.checking, bucket.closing) == counts
+    assert [getattr(bucket, name) for name in names] == counts
+    bucket.salvaging = 7
+    assert audited(world, bucket) == "salvaging was 7 and is 1"
 
 
 def test_an_audit_gives_back_an_idle_slot_that_was_popped_and_dropped(world: World) -> None:
@@ -304,6 +316,17 @@ def test_an_audit_takes_up_again_what_no_greenlet_works_on(world: World) -> None
     assert limit.used == 2
 
 
+def test_an_audit_closes_what_no_greenlet_salvages(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+    world.salvage(slot)
+    assert audited(world, bucket) == ""
+    world.notes.salvages.clear()
+
+    assert "a slot that was salvaging" in audited(world, bucket)
+    assert (world.notes.closes, world.notes.reasons) == ([slot], [Reason.LOST])
+
+
 def test_an_audit_lets_go_of_a_slot_that_was_closed_and_kept(world: World) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))
@@ -415,6 +438,22 @@ def idle_pool() -> Any:
     return pool
 
 
+class SalvagingPool(ConnectionPool[Any]):
+    def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
+        gevent.sleep(0)
+
+
+def salvaging_pool() -> Any:
+    pool = SalvagingPool(2, connect=Conn, timeout=5)
+    pool.fill()
+    return pool
+
+
+def use_and_cut_short(pool: Any) -> None:
+    with pytest.raises(gevent.Timeout), pool.get():
+        raise gevent.Timeout
+
+
 def pool_with_a_waiter() -> Any:
     """All is taken by others, who give it back as soon as this greenlet waits."""
     pool = idle_pool()
@@ -477,10 +516,11 @@ def settle(pool: Any) -> None:
     [
         (idle_pool, use_once),
         (idle_pool, use_and_spoil),
+        (salvaging_pool, use_and_cut_short),
         (pool_with_a_waiter, use_once),
         (pool_of_endpoints, use_of_an_endpoint),
     ],
-    ids=["idle", "broken", "in line", "at a full total"],
+    ids=["idle", "broken", "cut short", "in line", "at a full total"],
 )
 def test_cut_short_at_any_line_no_place_is_lost_and_no_connection_has_two_holders(
     make: Callable[[], Any],
@@ -503,8 +543,44 @@ def test_cut_short_at_any_line_no_place_is_lost_and_no_connection_has_two_holder
         settle(pool)
         seen = holders_seen(pool, 2)
         stats = pool.stats()
-        found = len(set(map(id, seen))), stats.in_use, stats.waiting, stats.checking
+        under_way = stats.checking + stats.salvaging
+        found = len(set(map(id, seen))), stats.in_use, stats.waiting, under_way
         assert found == (2, 0, 0, 0), f"line {nth}, {line.where}: {pool!r}, {found}"
+        assert pool._runtime.scheduler.busy == FREE, line.where
+        pool.close(timeout=0)
+        settle(pool)
+    assert nth > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RecursionError, MemoryError])
+def test_a_salvage_cut_short_at_any_line_loses_no_place(
+    error: type[BaseException], hub_errors: Any
+) -> None:
+    nth = 0
+    while True:
+        nth += 1
+        pool = salvaging_pool()
+        use_and_cut_short(pool)
+        salvager = pool._runtime.salvager
+        line = AtLine(nth, error)
+
+        def salvage(item: Any, line: AtLine = line, salvager: Any = salvager) -> None:
+            with line:
+                try:
+                    salvager._salvage(item)
+                except (KeyboardInterrupt, RecursionError, MemoryError) as exc:
+                    del exc
+
+        # In the place of its own greenlet, which will find nothing to do.
+        gevent.spawn(salvage, salvager.workers.queue.popleft()).join()
+        if not line.where:
+            pool.close()
+            break
+        settle(pool)
+        stats = pool.stats()
+        found = len(set(map(id, holders_seen(pool, 2)))), stats.salvaging, stats.in_use
+        assert found == (2, 0, 0), f"line {nth}, {line.where}: {pool!r}, {found}"
         assert pool._runtime.scheduler.busy == FREE, line.where
         pool.close(timeout=0)
         settle(pool)

@@ -23,6 +23,7 @@ from geventpool._scheduler.state import (
     IDLE,
     IN_USE,
     NEVER,
+    SALVAGING,
     TRANSITIONS,
     State,
 )
@@ -49,10 +50,13 @@ def test_the_states_are_those_of_the_diagram() -> None:
         ("idle", "checking"),
         ("idle", "closing"),
         ("in use", "idle"),
+        ("in use", "salvaging"),
         ("in use", "closing"),
         ("in use", "closed"),
         ("checking", "idle"),
         ("checking", "closing"),
+        ("salvaging", "idle"),
+        ("salvaging", "closing"),
         ("closing", "closed"),
     }
 
@@ -91,6 +95,10 @@ def test_every_state_counts_in_the_limits_until_the_close_has_ended(world: World
     world.scheduler.checked(slot, True, world.now + 1)
     world.checkout(bucket)
     note()
+    world.salvage(slot)
+    note()
+    world.end_salvage(True)
+    world.checkout(bucket)
     world.scheduler.resize(bucket, 5, 0, world.now)
     world.discard(slot)
     note()
@@ -102,6 +110,7 @@ def test_every_state_counts_in_the_limits_until_the_close_has_ended(world: World
         (IDLE, 1, 1),
         (CHECKING, 1, 1),
         (IN_USE, 1, 1),
+        (SALVAGING, 1, 1),
         (CLOSING, 1, 1),
         (CLOSED, 0, 0),
     ]
@@ -114,6 +123,8 @@ def test_every_state_counts_in_the_limits_until_the_close_has_ended(world: World
         lambda scheduler, slot: scheduler.discard(slot, Reason.ERROR, 200.0),
         lambda scheduler, slot: scheduler.detach(slot, Reason.DETACHED, 200.0),
         lambda scheduler, slot: scheduler.checked(slot, True, 200.0),
+        lambda scheduler, slot: scheduler.salvage(slot, 200.0),
+        lambda scheduler, slot: scheduler.salvaged(slot, True, 200.0),
         lambda scheduler, slot: scheduler.opened(slot, 200.0),
         lambda scheduler, slot: scheduler.dial_failed(slot, REFUSED, 200.0),
         lambda scheduler, slot: scheduler.cancel_dial(slot, 200.0),
@@ -1491,3 +1502,19 @@ def test_idle_slots_are_used_evenly_by_fifo_and_the_last_first_by_lifo(world: Wo
         pairs = [a is b for a, b in pairwise(served)]
 
         assert all(pairs) if lifo else not any(pairs)
+
+
+def test_a_limit_raised_while_what_it_has_evicted_closes_is_used_for_the_minimum_at_once(
+    world: World,
+) -> None:
+    limit = Limit(2)
+    bucket = world.bucket(2, 1, limits=(limit,))
+    world.open_all()
+    limit.maximum = 0
+    world.scheduler.reconcile_limit(limit, world.now)
+    assert (bucket.closing, bucket.missing) == (1, 1)
+
+    limit.maximum = 2
+    world.scheduler.reconcile_limit(limit, world.now)
+
+    assert (bucket.closing, bucket.connecting) == (1, 1)

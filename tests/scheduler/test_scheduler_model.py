@@ -46,6 +46,7 @@ from geventpool._scheduler.state import (
     IDLE,
     IN_USE,
     NEVER,
+    SALVAGING,
     TRANSITIONS,
     State,
 )
@@ -84,6 +85,7 @@ class Hub:
         self.begun: list[Slot] = []  # under way
         self.closes: list[Slot] = []
         self.checks: list[Slot] = []
+        self.salvages: list[Slot] = []
         self.woken: list[Waiter] = []
         self.timers: dict[Bucket, float] = {}
         self.lowered: dict[Limit, None] = {}  # limits to be reconciled
@@ -96,7 +98,7 @@ class Hub:
         raise AssertionError("no verb was cut short")
 
     def at_work_on(self) -> list[Slot]:
-        return self.dials + self.begun + self.closes + self.checks
+        return self.dials + self.begun + self.closes + self.checks + self.salvages
 
     def has_out(self, slot: Slot) -> bool:
         return slot in self.held
@@ -146,6 +148,14 @@ class Hub:
     def start_check(self, slot: Slot) -> None:
         assert slot.state is CHECKING
         self.checks.append(slot)
+
+    def start_salvage(self, slot: Slot) -> None:
+        bucket = slot.bucket
+        assert slot.state is SALVAGING
+        assert not bucket.closed
+        assert bucket.salvaging <= max(1, bucket.size // 2), "more than half"
+        fit_for_hand_out(slot, self.now)
+        self.salvages.append(slot)
 
     def wake(self, callback: object, waiter: Waiter) -> str:
         assert not waiter.pending
@@ -381,6 +391,16 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.discard(self._take_from_holder(n), reason, self.now)
 
     @precondition(lambda self: self.held)
+    @rule(n=st.integers(0, 9), marked=st.booleans())
+    def be_cut_short(self, n: int, marked: bool) -> None:
+        """*marked*: a nested ``with`` has told so before."""
+        slot = self._take_from_holder(n)
+        if marked:
+            self.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+        self.scheduler.salvage(slot, self.now)
+        assert slot.state in (SALVAGING, CLOSING, CLOSED)
+
+    @precondition(lambda self: self.held)
     @rule(n=st.integers(0, 9))
     def detach(self, n: int) -> None:
         self.scheduler.detach(self._take_from_holder(n), Reason.DETACHED, self.now)
@@ -438,6 +458,13 @@ class Machine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 5), ok=st.booleans())
     def check_ends(self, n: int, ok: bool) -> None:
         self.scheduler.checked(self.hub.checks.pop(n % len(self.hub.checks)), ok, self.now)
+
+    @precondition(lambda self: self.hub.salvages)
+    @rule(n=st.integers(0, 5), ok=st.booleans())
+    def salvage_ends(self, n: int, ok: bool) -> None:
+        slot = self.hub.salvages.pop(n % len(self.hub.salvages))
+        self.scheduler.salvaged(slot, ok, self.now)
+        assert slot.state is CLOSING or (ok and slot.state in (IDLE, IN_USE))
 
     @rule(n=st.integers(0, 30))
     def peer_hangs_up(self, n: int) -> None:
@@ -497,7 +524,7 @@ class Machine(RuleBasedStateMachine):
         self.hub.damaged, self.hub.gone = False, None
 
     def _damage_count(self, bucket: Bucket, m: int) -> None:
-        name = ("open", "connecting", "checking", "closing")[m % 4]
+        name = ("open", "connecting", "checking", "salvaging", "closing")[m % 5]
         setattr(bucket, name, getattr(bucket, name) + m - 4)
 
     def _damage_limit(self, bucket: Bucket, m: int) -> None:
@@ -598,7 +625,7 @@ class Machine(RuleBasedStateMachine):
         """Every slot is in exactly one place, and every count is what counting gives."""
         hub = self.hub
         served = [w.slot for w in hub.woken if w.slot is not None]
-        everywhere = Counter(hub.dials + hub.begun + hub.closes + hub.checks)
+        everywhere = Counter(hub.at_work_on())
         everywhere.update(slot for slot in self.held + served if slot.state is not CLOSED)
         for bucket in self.buckets:
             everywhere.update(bucket.idle_slots())
@@ -612,8 +639,10 @@ class Machine(RuleBasedStateMachine):
             assert bucket.idle == counted[IDLE]
             assert bucket.in_use == counted[IN_USE]
             assert bucket.checking == counted[CHECKING]
+            assert bucket.salvaging == counted[SALVAGING]
             assert bucket.closing == counted[CLOSING]
-            assert bucket.open == counted[IDLE] + counted[IN_USE] + counted[CHECKING]
+            held_by_none = counted[CHECKING] + counted[SALVAGING]
+            assert bucket.open == counted[IDLE] + counted[IN_USE] + held_by_none
             queue = list(bucket._idle)
             assert len(set(queue)) == len(queue), "twice among the idle"
             assert {s for s in queue if s.state is IDLE} == {
@@ -805,6 +834,8 @@ class Machine(RuleBasedStateMachine):
             self.close_ends(0)
         elif hub.checks:
             self.check_ends(0, True)
+        elif hub.salvages:
+            self.salvage_ends(0, True)
         elif hub.woken:
             self.run_a_woken_waiter(0)
         elif self.held:

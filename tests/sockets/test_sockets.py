@@ -170,12 +170,18 @@ class Resolver:
 
 @pytest.fixture
 def resolve(monkeypatch):
+    resolvers = []
+
     def use(*answers, hangs=False):
         resolver = Resolver(*answers, hangs=hangs)
+        resolvers.append(resolver)
         monkeypatch.setattr(gevent.get_hub(), "resolver", resolver)
         return resolver
 
-    return use
+    yield use
+    for resolver in resolvers:
+        resolver.answer.set()
+    gevent.sleep(0)  # a look-up that its caller gave up ends when it is answered
 
 
 class Clock:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import http.client
 import imaplib
+import os
 import smtplib
 
 import gevent
 import psycopg
+import psycopg2
 import pymemcache
 import pymysql
 import redis
+from psycogreen.gevent import patch_psycopg
 
 from support.servers import EchoServer, require_server
 
@@ -114,6 +117,24 @@ class Psycopg(Client):
         conn.pgconn.send_query(b"select 1")
 
 
+class Psycopg2(Client):
+    """With psycogreen's callback, by which it waits in gevent's way."""
+
+    cuts = False
+    reconnects = False
+
+    def open(self):
+        host, port = require_server("postgres")
+        patch_psycopg()  # for all of the process, and again and again
+        return psycopg2.connect(host=host, port=port, user="postgres", dbname="test")
+
+    def socket(self, conn):
+        return conn.fileno()
+
+    def send(self, conn):
+        os.write(conn.fileno(), b"Q\0\0\0\x0dselect 1\0")  # past the driver, which would wait
+
+
 class OfTheStandardLibrary(Client):
     needs_patching = True  # else it would block the hub, and with it the server
 
@@ -202,7 +223,7 @@ class Pymemcache(OfTheStandardLibrary):
         conn.version()
 
 
-CLIENTS = [PyMySQL, Redis, Psycopg, Smtplib, Imaplib, HttpClient, Pymemcache]
+CLIENTS = [PyMySQL, Redis, Psycopg, Psycopg2, Smtplib, Imaplib, HttpClient, Pymemcache]
 
 
 def close(client, conn):

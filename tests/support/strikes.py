@@ -323,6 +323,7 @@ def come_to_rest(*pools: Any) -> None:
 def _at_rest(pool: Any) -> bool:
     stats = pool.stats()
     busy = stats.in_use + stats.connecting + stats.checking + stats.closing + stats.waiting
+    busy += stats.salvaging
     if busy or stats.idle > stats.size:
         return False
     # A minimum is not refilled at the cost of what lies idle in another pool of the same limit.

@@ -30,6 +30,7 @@ class Notes:
         self.dials: list[Slot] = []
         self.closes: list[Slot] = []
         self.checks: list[Slot] = []
+        self.salvages: list[Slot] = []
         self.woken: list[Waiter] = []
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
@@ -49,6 +50,9 @@ class Notes:
     def start_check(self, slot: Slot) -> None:
         self.checks.append(slot)
 
+    def start_salvage(self, slot: Slot) -> None:
+        self.salvages.append(slot)
+
     def wake(self, callback: object, waiter: Waiter) -> str:
         self.woken.append(waiter)
         return "woken"
@@ -63,7 +67,7 @@ class Notes:
         self.catching_up += 1
 
     def at_work_on(self) -> list[Slot]:
-        return self.dials + self.closes + self.checks
+        return self.dials + self.closes + self.checks + self.salvages
 
     def has_out(self, slot: Slot) -> bool:
         return slot not in self.adrift
@@ -132,6 +136,14 @@ class World:
 
     def discard(self, slot: Slot, reason: Reason = Reason.DISCARDED) -> None:
         self.scheduler.discard(slot, reason, self.now)
+
+    def salvage(self, slot: Slot) -> None:
+        self.scheduler.salvage(slot, self.now)
+
+    def end_salvage(self, ok: bool) -> Slot:
+        slot = self.notes.salvages.pop(0)
+        self.scheduler.salvaged(slot, ok, self.now)
+        return slot
 
     def reconcile(self, bucket: Bucket) -> None:
         self.scheduler.reconcile(bucket, self.now)

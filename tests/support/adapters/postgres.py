@@ -127,6 +127,16 @@ class Psycopg(Postgres):
 
         return PsycopgPool(self.dsn(address, plain), size, **settings)
 
+    def busy(self, address: Address) -> set[Hashable]:
+        return set(
+            self.administer(
+                address,
+                "select pid from pg_stat_activity"
+                " where state = 'active' and backend_type = 'client backend'"
+                " and pid <> pg_backend_pid()",
+            )
+        )
+
     def leave(self, state: str, conn: Any) -> object:
         if state == "a stream read by half":
             rows = conn.cursor().stream("select generate_series(1, 100000)")

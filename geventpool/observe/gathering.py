@@ -1,0 +1,78 @@
+"""Asks all processes of a group for their snapshots, at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent import socket
+
+from geventpool.observe.snapshot import snapshot
+from geventpool.observe.worker_socket import (
+    Worker,
+    group_here,
+    is_running,
+    run_directory,
+    workers,
+)
+
+__all__ = ["ask", "gather"]
+
+_CHUNK = 1 << 16
+
+
+def gather(timeout: float = 1.0, *, group: int | None = None) -> list[dict[str, Any]]:
+    """The snapshot of every process of *group* (None: that of this process), by process id.
+
+    One that does not answer within *timeout* seconds has *pools* None and a text in *error*: its
+    hub is busy, or the process is stopped.  The socket of one that has ended is swept away.  Blocks
+    for at most that long.
+    """
+    group = group_here() if group is None else group
+    try:
+        found = [each for each in workers(run_directory()) if each.group == group]
+    except OSError:
+        found = []  # no folder that can be trusted: only this process can be seen
+    others = [each for each in found if each.pid != os.getpid()]
+    asked = [gevent.spawn(_snapshot_of, each, timeout) for each in others]
+    gevent.joinall(asked)
+    answers = [greenlet.value for greenlet in asked if greenlet.value is not None]
+    if group == group_here():
+        answers.append({**snapshot(), "error": None})
+    return sorted(answers, key=lambda answer: int(answer["pid"]))
+
+
+def _snapshot_of(worker: Worker, timeout: float) -> dict[str, Any] | None:
+    """What it answers; None if it has ended."""
+    try:
+        return {**ask(worker.path, timeout), "error": None}
+    except (ConnectionRefusedError, FileNotFoundError):
+        if not is_running(worker):
+            worker.path.unlink(missing_ok=True)
+            return None
+        error = "it does not listen"
+    except TimeoutError:
+        error = f"it did not answer within {timeout:g} s"
+    except (OSError, ValueError) as exc:
+        error = f"it did not answer: {exc}"
+    return {"pid": worker.pid, "time": None, "pools": None, "error": error}
+
+
+def ask(path: Path, timeout: float) -> dict[str, Any]:
+    """The snapshot of the process that listens at *path*.
+
+    Raises TimeoutError after *timeout* seconds, another OSError if it cannot be asked, ValueError
+    if it does not answer in full.
+    """
+    with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout:g} s")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(path))
+            sock.sendall(b"snapshot\n")
+            answer = bytearray()
+            while data := sock.recv(_CHUNK):
+                answer += data
+    found: dict[str, Any] = json.loads(bytes(answer))
+    return found

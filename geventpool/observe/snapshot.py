@@ -1,0 +1,115 @@
+"""One process at one moment, in plain values that JSON can hold: the source of all that is shown.
+
+Here is what every key means; ``docs/observability.md`` says it for people::
+
+    {"pid": 4711, "time": 1.7e9, "pools": [
+        {"name": "db", "kind": "ConnectionPool", "stats": {...}, "closed": {"drained": 3},
+         "holders": [{"greenlet": "<Greenlet ...>", "age": 1.5, "endpoint": None,
+                      "where": None, "stack": "  File ..."}],
+         "endpoints": [{"endpoint": "('10.0.0.1', 443)", "stats": {...}, "closed": {...}}],
+         "addresses": [{"address": "10.0.0.1:443", "state": "up", "down_for": None,
+                        "connections": 7, "outstanding": 2, "latency": 0.003, "dials": 12,
+                        "failed": 31.5, "reason": "ConnectionRefusedError: ..."}]}]}
+
+*endpoints* is of an EndpointPool, *addresses* of a ConnectionManager.  *stats* has the fields of
+PoolStats: numbers as they are, a Duration as an object of its numbers,
+times in seconds.  What has no bound is None, as JSON has no infinity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from geventpool.events import PoolStats
+from geventpool.observe.secrets import without_secrets
+from geventpool.registry import pools
+
+__all__ = ["snapshot"]
+
+
+def snapshot() -> dict[str, Any]:
+    """What every open pool and manager of this process looks like just now.
+
+    Does not block.  No secret is in it, as far as one can be told: see ``secrets.py``.
+    """
+    return {
+        "pid": os.getpid(),
+        "time": time.time(),
+        "pools": [_pool(pool) for pool in pools()],
+    }
+
+
+def _pool(pool: Any) -> dict[str, Any]:
+    figures = _figures(pool.stats())
+    figures["stats"].pop("name")
+    endpoints = pool.endpoints() if hasattr(pool, "endpoints") else ()
+    return {
+        "name": without_secrets(pool.name),
+        "kind": type(pool).__name__,
+        **figures,
+        "holders": [_holder(holder) for holder in pool.holders()],
+        "endpoints": [
+            {"endpoint": _text(each), **_figures(pool.stats(each))}
+            for each in endpoints
+            if each is not None  # which would be all of them
+        ],
+        "addresses": [_server(server) for server in list(getattr(pool, "servers", {}).values())],
+    }
+
+
+def _figures(stats: PoolStats) -> dict[str, Any]:
+    figures = _plain(stats)
+    closed = figures.pop("closed")
+    return {"stats": figures, "closed": {why: count for why, count in closed.items() if count}}
+
+
+def _holder(holder: Any) -> dict[str, Any]:
+    return {
+        "greenlet": None if holder.greenlet is None else _text(holder.greenlet),
+        "age": holder.age,
+        "endpoint": None if holder.endpoint is None else _text(holder.endpoint),
+        "where": None if holder.where is None else without_secrets(holder.where),
+        "stack": None if holder.stack is None else without_secrets(holder.stack),
+    }
+
+
+def _server(server: Any) -> dict[str, Any]:
+    now = time.monotonic()
+    until, failed = server.down_until, server.last_error
+    return {
+        "address": str(server.address),
+        "state": server.state(now),
+        "down_for": None if until is None or math.isinf(until) else max(0.0, until - now),
+        "connections": len(server.active_connections),
+        "outstanding": server.outstanding,
+        "latency": server.latency(now),
+        "dials": server.dials,
+        "failed": None if failed is None else now - failed,
+        "reason": None if server.reason is None else without_secrets(server.reason),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """*value* as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, BaseException):
+        return without_secrets(f"{type(value).__name__}: {value}")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    return without_secrets(str(value))

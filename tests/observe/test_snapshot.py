@@ -1,0 +1,93 @@
+"""A snapshot: every pool of a process in values that JSON can hold, and no secret in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gevent
+import pytest
+
+from geventpool import ConnectionManager, ConnectionPool, EndpointPool, SocketFactory
+from geventpool.observe import snapshot
+from geventpool.observe.secrets import without_secrets
+from geventpool.testing import EchoServer, closed_port
+from support.waiting import until
+
+
+def of(name: str) -> Any:
+    """What a snapshot says of the pool of that name, by way of JSON."""
+    shown = json.loads(json.dumps(snapshot(), allow_nan=False))
+    (found,) = [pool for pool in shown["pools"] if pool["name"] == name]
+    return found
+
+
+def test_it_says_who_holds_what_and_where_that_greenlet_is() -> None:
+    def held_here() -> None:
+        with pool.get():
+            done.wait()
+
+    with EchoServer() as server:
+        done = gevent.event.Event()
+        with ConnectionPool(2, connect=SocketFactory(server.address), name="shown") as pool:
+            pool.fill()
+            holder = gevent.spawn(held_here)
+            gevent.sleep(0)
+            shown = of("shown")
+            done.set()
+            holder.get()
+    assert shown["kind"] == "ConnectionPool"
+    assert (shown["stats"]["in_use"], shown["stats"]["idle"]) == (1, 1)
+    assert "held_here" in shown["holders"][0]["stack"]
+    assert shown["holders"][0]["age"] >= 0
+
+
+def test_each_endpoint_has_figures_of_its_own() -> None:
+    with EchoServer() as server:
+        pool = EndpointPool(connect=lambda where: SocketFactory(where)(), name="of endpoints")
+        with pool, pool.get(server.address):
+            shown = of("of endpoints")
+    (endpoint,) = shown["endpoints"]
+    assert endpoint["endpoint"] == str(server.address)
+    assert endpoint["stats"]["in_use"] == 1
+
+
+def test_a_manager_shows_its_servers_and_what_is_wrong_with_them() -> None:
+    with closed_port() as dead, ConnectionManager(name="of servers") as manager:
+        for _ in range(5):
+            with pytest.raises(OSError):
+                manager.get_connection(dead)
+        shown = of("of servers")
+    (server,) = shown["addresses"]
+    assert server["address"] == f"{dead[0]}:{dead[1]}"
+    assert server["state"] == "down"
+    assert server["down_for"] > 0
+    assert "refused" in server["reason"].lower()
+
+
+def test_no_password_of_an_error_is_in_it() -> None:
+    def connect() -> Any:
+        raise ConnectionError("no login at postgres://me:Hunter2@db/x with password='Hunter2'")
+
+    with ConnectionPool(1, connect=connect, name="secret") as pool:
+        until(lambda: pool.stats().last_error)
+        shown = json.dumps(of("secret"))
+    assert "Hunter2" not in shown
+    assert "no login at postgres://***@db/x" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://:pw@host:6379/0", "redis://***@host:6379/0"),
+        ("https://user:p%40w@host", "https://***@host"),
+        ("https://user@host/path", "https://user@host/path"),
+        ("host=db password=pw dbname=x", "host=db password=*** dbname=x"),
+        ("connect(password='a \\' b', host='db')", "connect(password=***, host='db')"),
+        ('{"api_key": "abc", "port": 1}', '{"api_key": ***, "port": 1}'),
+        ("DB_PASSWORD=pw", "DB_PASSWORD=***"),
+        ("nothing to hide: a:b@c", "nothing to hide: a:b@c"),
+    ],
+)
+def test_what_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
