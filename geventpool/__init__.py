@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
+from geventpool.deadline import Deadline
 from geventpool.discovery import (
     CachingResolver,
     DnsResolver,
@@ -40,6 +41,7 @@ from geventpool.manager import (
     ServerModel,
     ServerModelDirectory,
 )
+from geventpool.overload import CoDel
 from geventpool.pools import ConnectionPool, EndpointPool, Lease
 from geventpool.retry import RetryBudget, RetryDetails, retry
 from geventpool.sockets import MonitoredSocket, SocketFactory
@@ -51,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     # Pools
+    "CoDel",
     "ConnectionPool",
     "EndpointPool",
     "Lease",
@@ -65,6 +68,7 @@ __all__ = [
     "ServerModelDirectory",
     # Opening connections, trying again
     "Backoff",
+    "Deadline",
     "RetryBudget",
     "RetryDetails",
     "SocketFactory",

@@ -102,6 +102,12 @@ class PoolTimeout(PoolUnavailable, TimeoutError):
         self.held_for = tuple(held_for)
 
 
+class PoolDeadlock(PoolTimeout):
+    """Every connection is held, in a ``with``, by a greenlet that waits in line for another one:
+    none would ever come free.  Of these greenlets the one that came last gets this, at once: for
+    the others to go on, it has to leave the ``with`` in which it holds one."""
+
+
 class PoolFull(PoolUnavailable):
     """*max_waiting* callers are in line already; this one was sent away at once."""
 
@@ -147,11 +153,6 @@ class PoolDown(PoolUnavailable):
     ) -> None:
         super().__init__(message, pool=pool, retry_after=retry_after)
         self.down_for = down_for
-
-
-class PoolDeadlock(PoolError):
-    """Every connection is held by a greenlet that waits in line for another one of the same pool:
-    none would ever come free.  The caller that came last gets this."""
 
 
 class NotInUse(PoolError):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "AcquireShed",
     "AcquireTimedOut",
     "ConnectionCheckedIn",
     "ConnectionCheckedOut",
@@ -29,8 +30,10 @@ __all__ = [
     "PoolAtMax",
     "PoolDisposed",
     "PoolEvent",
+    "PoolIsBack",
     "PoolListener",
     "PoolStats",
+    "PoolWentDown",
     "Reason",
     "ServerListObtained",
 ]
@@ -147,6 +150,25 @@ class PoolDisposed(PoolEvent):
 
 
 @dataclass(frozen=True)
+class PoolWentDown(PoolEvent):
+    """Who would have to wait is sent away from now on: nothing was open and every dial has failed
+    for *down_after* seconds, or a dial's error was FATAL.  *error* is that of the last dial."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class PoolIsBack(PoolEvent):
+    """A dial has succeeded, *seconds* after the first that failed; *dials* have failed and
+    *refused* callers were sent away meanwhile.  (An endpoint that has had no caller for a minute is
+    forgotten instead.)"""
+
+    seconds: float
+    dials: int
+    refused: int
+
+
+@dataclass(frozen=True)
 class ServerListObtained(PoolEvent):
     """The pool has a new list of servers to choose from."""
 
@@ -156,6 +178,15 @@ class ServerListObtained(PoolEvent):
 @dataclass(frozen=True)
 class AcquireTimedOut(PoolEvent):
     """A caller gave up after *waited* seconds; *error* is the PoolTimeout that it gets."""
+
+    waited: float
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class AcquireShed(PoolEvent):
+    """A caller was sent away after it had *waited* for so many seconds, as more is asked of the
+    pool than it can serve; *error* is the PoolOverloaded that it gets."""
 
     waited: float
     error: BaseException
@@ -214,11 +245,20 @@ class PoolListener:
     def pool_disposed(self, event: PoolDisposed) -> None:
         """Called when the idle connections were told to close, or the whole pool was."""
 
+    def pool_went_down(self, event: PoolWentDown) -> None:
+        """Called when callers are sent away because no dial succeeds."""
+
+    def pool_is_back(self, event: PoolIsBack) -> None:
+        """Called when that is over."""
+
     def server_list_obtained(self, event: ServerListObtained) -> None:
         """Called when a pool over several servers has a new list of them."""
 
     def acquire_timed_out(self, event: AcquireTimedOut) -> None:
         """Called when a caller has waited in vain."""
+
+    def acquire_shed(self, event: AcquireShed) -> None:
+        """Called when *overload* has sent away a caller that had waited too long."""
 
     def connection_lost(self, event: ConnectionLost) -> None:
         """Called when a connection was garbage collected without having been released."""
@@ -264,6 +304,8 @@ class PoolStats:
     released: int  # ticks when a connection comes back fit for use
     timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
+    refused_down: int  # ticks when one gets PoolDown, or a FATAL error of a dial before
+    shed: int  # ticks when overload sends away a caller that has waited too long
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins
     opened: int  # ticks when a dial succeeds

@@ -25,6 +25,8 @@ from geventpool._util.arguments import (
     check_whole,
     exception_classes,
 )
+from geventpool._util.deadlines import active as deadlines
+from geventpool._util.deadlines import ends_at
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolError
 from geventpool.retry_budget import RetryBudget
@@ -126,12 +128,14 @@ def retry(
     *interval*: seconds between two attempts; 0 still lets other greenlets run.
     *backoff*: a Backoff, takes the place of *interval*.
     *deadline*: seconds for the whole call, waits included.  If the next wait would end after it,
-    there is none.  It does not interrupt an attempt that is under way; a gevent.Timeout does.
+    there is none; nor if it would end after a Deadline that the caller is under.  It does not
+    interrupt an attempt that is under way; a Deadline and a gevent.Timeout do.
     *budget*: a RetryBudget, shared with other functions, that may refuse a retry.
 
     *logger*: told of each retry (*retry_log_level*, *retry_log_message*), and of the end when one
-    of the last four said no (*max_failure_log_level*, *max_failure_log_message*).  The messages may
-    use ``{f}``, the function's name, and ``{e}``, the error.  None: nothing is logged.
+    of the last four, or a Deadline, said no (*max_failure_log_level*, *max_failure_log_message*).
+    The messages may use ``{f}``, the function's name, and ``{e}``, the error.  None: nothing is
+    logged.
     *on_retry*: called with a RetryDetails before each wait.  What it raises is logged, on the
     logger ``geventpool.retry``, and the retry goes on; what is not an Exception goes through.
 
@@ -255,7 +259,10 @@ class _Policy:
         return self.budget is None or self.budget.withdraw()
 
     def _too_late(self, wait: float, started_at: float) -> bool:
-        return self.deadline is not None and _clock() - started_at + wait > self.deadline
+        now = _clock()
+        if self.deadline is not None and now - started_at + wait > self.deadline:
+            return True
+        return bool(deadlines) and now + wait > ends_at(gevent.getcurrent())
 
     def _tell(self, details: RetryDetails) -> None:
         if self.on_retry is None:

@@ -72,6 +72,7 @@ class Checker:
         slot.check_begins(monotonic())
         try:
             raised = self.ask(owner, bucket, slot.conn, owner.keepalive_timeout)
+            self._runtime.index.look_for_a_reconnect(owner, slot, slot.conn)
         except BaseException as exc:
             raised = exc
             if not isinstance(exc, gevent.Timeout):  # one that the hook let out is a failure, too

@@ -40,8 +40,14 @@ def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Carrier:
 class ConnectionIndex:
     """The way from a connection to its slot; has each watched by the hub, and by the collector."""
 
-    def __init__(self, hangups: HangupWatcher, when_collected: Callable[[Any], object]) -> None:
+    def __init__(
+        self,
+        hangups: HangupWatcher,
+        when_collected: Callable[[Any], object],
+        connected_anew: Callable[[ConnectionSlot], object],
+    ) -> None:
         self.hangups = hangups
+        self._connected_anew = connected_anew
         self._when_collected = when_collected  # one bound method for all, not one for each
 
     def register(self, owner: PoolHooks, slot: ConnectionSlot, conn: Any, carrier: Carrier) -> None:
@@ -118,7 +124,14 @@ class ConnectionIndex:
         if not slot.why_unusable.rewatch(conn):
             return reason
         self._watch_anew(slot)
+        self._connected_anew(slot)
         return None
+
+    def look_for_a_reconnect(self, owner: PoolHooks, slot: ConnectionSlot, conn: Any) -> None:
+        """The pool has had a hook use *conn*: if a hang-up was seen, it may be that of a socket
+        that its driver has replaced."""
+        if slot.close_reason is Reason.PEER_CLOSED and owner._may_reconnect:
+            self.look_whose(owner, slot, conn)
 
     # Finding
 

@@ -31,8 +31,10 @@ from geventpool._runtime.slots import (
     is_quiet,
 )
 from geventpool._runtime.threads import get_ident
+from geventpool._runtime.timeout_losses import TimeoutLosses
 from geventpool._runtime.waiting import WaitingLine
-from geventpool._scheduler.state import IDLE, IN_USE, SALVAGING
+from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
+from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen
 from geventpool.errors import NotInUse, PoolClosed
 from geventpool.events import Reason
@@ -57,6 +59,7 @@ class Desk:
         self._index = index
         self._checker = checker
         self._notifier = notifier
+        self._timeout_losses = TimeoutLosses(notifier)
         self._asking: dict[Any, Hold] = {}  # greenlet -> what it has checked before it gets it
         #: What callers have been given and are looking at before they take it.
         self.looked_at: dict[ConnectionSlot, None] = {}
@@ -75,6 +78,9 @@ class Desk:
         if listening and timeout != 0 and bucket.own.full:
             self._say_at_max(owner, bucket)
         deadline = None if timeout is None else began + timeout
+        useless_after = NEVER
+        if deadlines:
+            useless_after, deadline = self._bounded(owner, bucket, deadline, began, timeout)
         draw = self._scheduler.next_ticket
         ticket, requeued = draw(), False
         while True:
@@ -84,7 +90,7 @@ class Desk:
             if slot is not None:
                 slot.handed_out(now)
             else:
-                waiter = Caller(bucket, ticket, deadline, me.switch)
+                waiter = Caller(bucket, ticket, deadline, me.switch, began, useless_after)
                 waiter.gone = False
                 slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
@@ -94,6 +100,9 @@ class Desk:
                 break
             requeued = True
             now = monotonic()
+        if useless_after < NEVER and useless_after <= monotonic():
+            self._scheduler.return_unused(slot, monotonic())
+            self._line.time_out(owner, bucket, began, timeout)
         conn = slot.conn
         slot.conn = None
         slot.holder = weakref.proxy(me)
@@ -103,6 +112,23 @@ class Desk:
         if listening and "connection_checked_out" in listening:
             self._say_checked_out(owner, hold, conn, monotonic() - began)
         return hold, conn
+
+    def _bounded(
+        self,
+        owner: PoolHooks,
+        bucket: PoolBucket,
+        deadline: float | None,
+        began: float,
+        timeout: float | None,
+    ) -> tuple[float, float | None]:
+        """From when on a connection is of no use to the current greenlet, by the Deadlines that it
+        is under, and until when it waits for one.  It is told at once if that is now."""
+        useless_after = bucket.useless_after(getcurrent())
+        if useless_after == NEVER:
+            return useless_after, deadline
+        if useless_after <= began and not bucket.closed:
+            self._line.time_out(owner, bucket, began, timeout)
+        return useless_after, useless_after if deadline is None else min(deadline, useless_after)
 
     def _say_at_max(self, owner: PoolHooks, bucket: PoolBucket) -> None:
         if not bucket.idle and bucket.connecting <= len(bucket.waiters):
@@ -215,6 +241,7 @@ class Desk:
             self._notifier.log(owner, logging.INFO, text, raised)
             return False
         slot.check_begins(monotonic())
+        self._index.look_for_a_reconnect(owner, slot, conn)
         if slot.bucket.closed:
             self._end(hold, conn, Reason.POOL_CLOSED)
         elif slot.close_reason is not None:
@@ -254,7 +281,7 @@ class Desk:
         if not is_held(hold) or slot.returning:
             return
         used = monotonic() - slot.since
-        if (slot.close_reason is None or suspect) and not bucket.closed:
+        if (slot.close_reason is None or suspect or owner._may_reconnect) and not bucket.closed:
             reason, error = self._reason_to_refuse(owner, hold, conn, suspect)
             # In good order it was used if no more is said than that its peer has hung up since.
             if reason is not None and (suspect or reason is not slot.close_reason):
@@ -306,6 +333,7 @@ class Desk:
         finally:
             slot.returning = False
         if raised is None:
+            self._index.look_for_a_reconnect(owner, slot, conn)
             return is_held(hold)  # else closed by force meanwhile
         self._lose(hold, conn, Reason.RESET, raised)
         self._notifier.log(owner, logging.WARNING, "_reset_connection raised %r", raised)
@@ -316,6 +344,8 @@ class Desk:
     ) -> None:
         """Have a connection closed that came back in no state to be used again."""
         if is_held(hold):
+            bucket = hold[0].bucket
+            self._timeout_losses.note(bucket.last_owner, bucket, reason, error)
             self._count_lost_use(hold[0])
             self._end(hold, conn, reason, error)
 
@@ -341,6 +371,7 @@ class Desk:
         self._runtime.assert_own_thread(bucket)
         if not is_held(hold):
             return
+        self._timeout_losses.note(owner, bucket, reason, error)
         self._count_lost_use(slot)
         self._end(hold, conn, reason, error)
         if slot.state is SALVAGING:

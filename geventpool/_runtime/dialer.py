@@ -20,7 +20,7 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import CONNECTING
 from geventpool._util.errors import forget_frames, text_of
-from geventpool.errors import ConnectError
+from geventpool.errors import ConnectError, Verdict
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -162,12 +162,15 @@ class Dialer:
         news = slot.state is CONNECTING and not bucket.closed
         # Where no caller waits for the end of a back-off, each is told of the error itself.
         first = bucket.last_error is None and not bucket.fail_when_down
+        verdict = Verdict.BROKEN
         try:
+            verdict = owner._verdict_on_dial(error)
             if failed.conn is not None and slot.state is CONNECTING:
                 self._closer.hang_up(owner, bucket, failed.conn)
         finally:
-            self._scheduler.dial_failed(slot, error, monotonic())
+            self._scheduler.dial_failed(slot, error, monotonic(), verdict)
             self._runtime.changed(bucket)
+        first = first and verdict is not Verdict.FATAL  # of which another line tells
         words = partial(self._say_failed, owner, bucket, error, trace, first) if news else None
         if meant:
             if words is not None:

@@ -16,7 +16,7 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool.events import Holder
 
-__all__ = ["callers_stack", "holder_of", "holders", "where_acquired"]
+__all__ = ["callers_stack", "holder_of", "holders", "outermost_first", "stack_of", "where_acquired"]
 
 _PACKAGE = dirname(dirname(__file__)) + sep
 
@@ -53,9 +53,20 @@ def callers_stack() -> traceback.StackSummary:
     )
 
 
+def stack_of(greenlet: Any) -> traceback.StackSummary:
+    """Where the program is in *greenlet*, which waits: as ``callers_stack``."""
+    frame = _outside(greenlet.gr_frame)
+    return traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
+
+
 def where_acquired(slot: ConnectionSlot) -> str | None:
     """The stack that acquired it, outermost first; None if the pool does not track."""
-    return None if slot.where is None else "".join(reversed(slot.where.format()))
+    return None if slot.where is None else outermost_first(slot.where)
+
+
+def outermost_first(stack: traceback.StackSummary) -> str:
+    """A stack as text, in the order of a traceback."""
+    return "".join(reversed(stack.format()))
 
 
 def _stack_of(greenlet: Any) -> str | None:
@@ -70,7 +81,12 @@ def _stack_of(greenlet: Any) -> str | None:
 
 def _callers_frame() -> FrameType | None:
     """The innermost frame that is not of this package; the innermost of all if all are."""
-    innermost = frame = sys._getframe(1)
+    return _outside(sys._getframe(1))
+
+
+def _outside(innermost: FrameType) -> FrameType:
+    """The first frame from *innermost* on that is not of this package; that one if all are."""
+    frame = innermost
     while frame.f_code.co_filename.startswith(_PACKAGE):
         if frame.f_back is None:
             return innermost

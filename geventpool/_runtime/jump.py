@@ -23,6 +23,7 @@ def clock_jumped(now: float) -> None:
     runtime.scheduler.expire(now)
     for bucket in list(runtime.buckets):
         runtime.scheduler.reconcile(bucket, now)
+        runtime.scheduler.look_at_line(bucket, now)
         for loop in bucket.maintenance:
             if bucket in loop.buckets:
                 loop.add(bucket, AT_ONCE)

@@ -10,6 +10,7 @@ from gevent.hub import Hub
 
 from geventpool import events
 from geventpool._runtime.hooks import PoolHooks
+from geventpool._runtime.introspection import outermost_first
 from geventpool._runtime.slots import PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._util.log import log_safely
@@ -19,6 +20,15 @@ __all__ = ["Notifier"]
 
 # A program that has set up no logging gets no lines of ours on its stderr.
 logging.getLogger("geventpool").addHandler(logging.NullHandler())
+
+
+_OVERLOADED = (
+    "%d connections were closed within 10 s because a Timeout cut their use short, while %d callers"
+    " wait in line: those that are served have waited until their time is over, and the places of"
+    " the connections are spent on dials. Cures: overload=CoDel() keeps the line short; in a with"
+    " geventpool.Deadline callers are given nothing they have no time for; a _salvage_connection"
+    " hook keeps the connections (said once)"
+)
 
 
 class Notifier:
@@ -62,9 +72,18 @@ class Notifier:
         """Say, a little later, that a connection was collected and never released."""
         self.workers.put((owner, "connection_lost", event))
 
+    def nested(self, owner: PoolHooks, where: Any, now_at: Any) -> None:
+        """Say, a little later, that a greenlet waits for a second connection, and where it is."""
+        self.workers.put((owner, "nested", (where, now_at)))
+
     def mended(self, owner: PoolHooks, what: str) -> None:
         """Log, a little later, what was wrong with the books and has been set right."""
         self.workers.put((owner, "mended", what))
+
+    def overloaded(self, owner: PoolHooks, lost: int, waiting: int) -> None:
+        """Log, a little later, that so many connections were lost to Timeouts lately, while
+        callers waited."""
+        self.workers.put((owner, "overloaded", (lost, waiting)))
 
     def log(
         self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
@@ -78,6 +97,18 @@ class Notifier:
         if what == "mended":
             text = "the books were wrong, as something was cut short, and are right again: %s"
             self.log(owner, logging.WARNING, text, event)
+        if what == "nested":
+            where, now_at = event
+            self.log(
+                owner,
+                logging.WARNING,
+                "a greenlet that holds a connection waits in line for another one of the same pool:"
+                " if all do so at once, they wait for ever.  It got the first%s\nIt waits at\n%s",
+                f" at\n{outermost_first(where)}" if where else ": track=True tells where.",
+                outermost_first(now_at),
+            )
+        if what == "overloaded":
+            self.log(owner, logging.WARNING, _OVERLOADED, *event)
         if what == "connection_lost":
             self.log(
                 owner,
@@ -87,4 +118,15 @@ class Notifier:
                 event.used,
                 f" at\n{event.where}" if event.where else " (track=True tells where)",
             )
+        if what == "pool_went_down":
+            text = "%sno dial succeeds, and callers are sent away until one does; last error: %r"
+            self.log(owner, logging.WARNING, text, _where(event), event.error)
+        if what == "pool_is_back":
+            text = "%sback after %.1f s, %d failed dials, and %d callers sent away"
+            counts = event.seconds, event.dials, event.refused
+            self.log(owner, logging.INFO, text, _where(event), *counts)
         self.notify(owner, what, event)
+
+
+def _where(event: events.PoolEvent) -> str:
+    return "" if event.endpoint is None else f"{event.endpoint}: "

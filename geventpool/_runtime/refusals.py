@@ -10,10 +10,17 @@ from gevent import getcurrent
 from geventpool._runtime.introspection import holder_of
 from geventpool._runtime.slots import Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
+from geventpool._util.deadlines import nearest
 from geventpool._util.errors import text_of
-from geventpool.errors import ConnectError, PoolClosed, PoolFull, PoolTimeout
+from geventpool.errors import ConnectError, PoolClosed, PoolDeadlock, PoolFull, PoolTimeout
 
 __all__ = ["no_connection", "not_full", "pool_closed", "pool_full"]
+
+
+_DEADLOCK = (
+    "every connection is held by a greenlet that waits in line for another one, so none would ever"
+    " come free; of these greenlets this one came last"
+)
 
 
 def pool_closed(bucket: PoolBucket) -> PoolClosed:
@@ -21,24 +28,33 @@ def pool_closed(bucket: PoolBucket) -> PoolClosed:
     return PoolClosed(f"pool {bucket.name!r} is closed", pool=bucket.name)
 
 
-def pool_full(bucket: PoolBucket, max_waiting: int) -> PoolFull:
+def pool_full(bucket: PoolBucket, max_waiting: int, now: float) -> PoolFull:
     """As many wait already as may."""
+    waited = now - bucket.waiters.oldest.came if bucket.waiters else 0.0
     return PoolFull(
         f"pool {bucket.name!r}: {len(bucket.waiters)} callers are waiting already ({bucket!r})",
         pool=bucket.name,
         max_waiting=max_waiting,
+        retry_after=_retry_after(bucket, waited),
     )
 
 
 def no_connection(
-    bucket: PoolBucket, timeout: float | None, now: float, began: float
+    bucket: PoolBucket,
+    timeout: float | None,
+    now: float,
+    began: float,
+    kind: type[PoolTimeout] = PoolTimeout,
 ) -> tuple[PoolTimeout, BaseException | None]:
     """None came free in time for a caller that came at *began*; and its cause, if a dial's."""
     held_for, own = _look_at_holders(bucket, now)
     in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
+    why = _too_late(bucket, now) or f"no connection came free in {timeout} s"
+    if kind is PoolDeadlock:
+        why = _DEADLOCK
     text = (
-        f"pool {bucket.name!r}: no connection came free in {timeout} s ({in_use} in use,"
-        f" {idle} idle, {connecting} connecting, {len(bucket.waiters)} waiting)"
+        f"pool {bucket.name!r}: {why}"
+        f" ({in_use} in use, {idle} idle, {connecting} connecting, {len(bucket.waiters)} waiting)"
     )
     if held_for:
         text += f"; held for up to {held_for[0]:.3f} s"
@@ -49,7 +65,7 @@ def no_connection(
     last = bucket.last_error or _died_unused(bucket)
     if last is not None:
         text += f"; last dial: {type(last).__name__}: {text_of(last)}"
-    error = PoolTimeout(
+    error = kind(
         text,
         pool=bucket.name,
         timeout=timeout,
@@ -58,8 +74,39 @@ def no_connection(
         connecting=connecting,
         waiting=len(bucket.waiters),
         held_for=held_for,
+        retry_after=_retry_after(bucket, now - began),
     )
     return error, last
+
+
+def _too_late(bucket: PoolBucket, now: float) -> str:
+    """What a caller is told of which a Deadline leaves too little time; empty for any other."""
+    me = getcurrent()
+    bound = nearest(me)
+    if bound is None or bucket.useless_after(me) > now:
+        return ""
+    text = f"too little is left of a Deadline of {bound.length:g} s, {bound.at - now:.3f} s"
+    if typical := bucket.long_use():
+        text += f", as nine in ten uses take up to {typical:.3f} s"
+    return text
+
+
+_ENOUGH = 10  # uses, to tell by them how long one takes
+
+
+def _retry_after(bucket: PoolBucket, waited: float) -> float | None:
+    """In how many seconds those in line will have been served, at random half of that more or less,
+    lest all come back together; None if that cannot be told.
+
+    By how long the uses so far have lasted; but a caller that has *waited* far longer than that
+    would explain has shown that they are no measure any more.
+    """
+    if bucket.use_count < _ENOUGH or not bucket.in_use:
+        return None
+    seconds = (len(bucket.waiters) + 1) * bucket.use_sum / bucket.use_count / bucket.in_use
+    if waited > 2 * seconds:
+        return None
+    return seconds * (0.5 + float(bucket.rng.random()))
 
 
 def _died_unused(bucket: PoolBucket) -> BaseException | None:

@@ -29,6 +29,7 @@ from geventpool._runtime.auditor import Auditor
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
+from geventpool._runtime.deadlocks import DeadlockWatch
 from geventpool._runtime.desk import Desk
 from geventpool._runtime.dialer import Dialer
 from geventpool._runtime.hangups import HangupWatcher, peer_of
@@ -69,8 +70,11 @@ class Runtime:
         self.timers = Timers(hub.loop)
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
+        self.deadlocks = DeadlockWatch(self, self.notifier)
         leaks = Leaks(self)
-        self.index = ConnectionIndex(HangupWatcher(hub, self._peer_closed), leaks.collected)
+        self.index = ConnectionIndex(
+            HangupWatcher(hub, self._peer_closed), leaks.collected, self.scheduler.forget_hangup
+        )
         self.closer = Closer(self, self.index, self.notifier)
         self.dialer = Dialer(self, self.index, self.closer, self.notifier)
         self.checker = Checker(self, self.notifier)
@@ -176,6 +180,8 @@ class Runtime:
             while bucket.open < max(bucket.size, bucket.min_size):
                 if bucket.closed:
                     raise refusals.pool_closed(bucket)
+                if (error := self.scheduler.refusal(bucket, monotonic())) is not None:
+                    raise copy_of(error)
                 if bucket.fail_fast and bucket.dial_failed > failed and bucket.last_error:
                     raise copy_of(bucket.last_error)
                 if not self.wait_for_change(bucket, deadline):
@@ -249,7 +255,7 @@ class Runtime:
         self.salvager.start(slot)
 
     def reconcile_later(self, bucket: PoolBucket) -> None:
-        """Look at *bucket* again when its back-off is over."""
+        """Look at *bucket* again when its back-off is over, or before."""
         self.timers.retry(bucket, self._retry_now)
 
     def _retry_now(self, bucket: PoolBucket) -> None:
@@ -259,6 +265,28 @@ class Runtime:
             # then would have the dead server dialed each time.
             self.timers.remember(bucket, self.forget_if_empty)
         self.forget_if_empty(bucket)
+
+    def went_down(self, bucket: PoolBucket) -> None:
+        """Say, a little later, that callers are sent away; those of ``fill`` look now."""
+        if bucket.changed is not None:
+            bucket.changed.set()
+        if (owner := bucket.owner()) is not None:
+            event = events.PoolWentDown(owner, bucket.last_error, endpoint=bucket.endpoint)
+            self.notifier.workers.put((owner, "pool_went_down", event))
+
+    def came_back(self, bucket: PoolBucket, seconds: float, dials: int, refused: int) -> None:
+        """Say, a little later, that this is over."""
+        if (owner := bucket.owner()) is not None:
+            event = events.PoolIsBack(owner, seconds, dials, refused, endpoint=bucket.endpoint)
+            self.notifier.workers.put((owner, "pool_is_back", event))
+
+    def look_later(self, bucket: PoolBucket, at: float) -> None:
+        """Look at its line at that time."""
+        self.timers.look(bucket, at, self.look_at_line)
+
+    def look_at_line(self, bucket: PoolBucket) -> None:
+        """Send away those that wait too long in a slow line."""
+        self.scheduler.look_at_line(bucket, monotonic())
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Reconcile what *limit* touches, soon."""

@@ -5,12 +5,14 @@ The scheduler decides about ``Slot`` and ``Bucket`` and knows nothing of what st
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.state import AT_ONCE, IN_USE
+from geventpool._util.deadlines import useless_after
 from geventpool._util.errors import text_of
 from geventpool.events import Reason
 
@@ -39,6 +41,7 @@ class ConnectionSlot(Slot):
         "ident",
         "identities",
         "looks_on_return",
+        "loose_use",
         "raised_before",
         "ref",
         "returning",
@@ -59,6 +62,7 @@ class ConnectionSlot(Slot):
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
         self.looks_on_return = False  # the fast path must not take it back unseen
+        self.loose_use = 0  # in which no ``with`` has it: another greenlet may give it back
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
         self.identities: tuple[Any, ...] = ()  # of them, if the connection is no mere socket
@@ -117,16 +121,22 @@ class Look(NamedTuple):
 
 _COUNTERS = (
     *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
-    *("lost_uses", "timed_out", "refused", "abandoned", "dialed", "checked"),
+    *("lost_uses", "timed_out", "refused", "shed", "abandoned", "dialed", "checked"),
     *("salvaged", "salvage_failed"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max")
+
+# How the duration of long uses is estimated: see PoolBucket.long_use.
+_FEW_USES = 10
+_STEP = 0.05  # of its logarithm; the estimate is right to about a tenth
+_MOST_AT_ONCE = 20  # so many short uses are made up for: nobody has asked, so it was not corrected
+_SHORTEST_USE = 1e-6  # seconds
 
 
 class PoolBucket(Bucket):
     """A bucket and the pool's part in it: whose hooks, timers and greenlets serve it."""
 
-    __slots__ = ("use_count", "use_max", "use_sum")  # as in Bucket
+    __slots__ = ("use_count", "use_long", "use_max", "use_sum")  # as in Bucket
     slot_type = ConnectionSlot
     slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
     _idle: deque[ConnectionSlot]  # type: ignore[assignment]
@@ -142,6 +152,8 @@ class PoolBucket(Bucket):
         self.key: tuple[Any, ...] = ()  # what the hooks get first: nothing, or the endpoint
         self.retry_timer: Any = None  # runs during a back-off
         self.shorten_timer: Any = None  # runs while a caller waits for a check
+        self.look_timer: Any = None  # until the next look at its line, with *overload*
+        self.cut_short: deque[float] | None = None  # when Timeouts did that to the last few uses
         self.changed: Any = None  # an Event, for those that wait for slots to come or go
         self.pins = 0  # of one of many: callers that are about to wait or do
         self.on_empty: Callable[[PoolBucket], object] | None = None  # called when it left, empty
@@ -159,7 +171,9 @@ class PoolBucket(Bucket):
         self.use_count = self.wait_count = self.connect_count = 0
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
-        self.lost_uses = self.timed_out = self.refused = self.abandoned = 0
+        self.lost_uses = self.timed_out = self.refused = self.shed = self.abandoned = 0
+        self.use_long = 0.0  # a use that took longer is noted: see long_use
+        self.uses_seen: int | None = None  # by that; None: nobody has asked for it yet
         self.dialed = self.checked = self.salvaged = self.salvage_failed = 0
 
     def absorb(self, other: Bucket) -> None:
@@ -179,8 +193,46 @@ class PoolBucket(Bucket):
         """Book the end of a use that was so long."""
         self.use_count += 1
         self.use_sum += used
+        if used > self.use_long:
+            self.note_long_use(used)
+
+    def note_long_use(self, used: float) -> None:
+        """One took longer than *use_long*."""
         if used > self.use_max:
             self.use_max = used
+        if self.uses_seen is None:
+            self.use_long = self.use_max
+        else:
+            self._adapt(1.0)
+
+    def long_use(self) -> float:
+        """What nine in ten uses take no longer than, in seconds; 0.0 as long as few were counted.
+
+        An estimate by stochastic approximation (Robbins and Monro, 1951), as streams of data have
+        their quantiles estimated without being kept: each use that takes longer than the estimate
+        raises it, and each that does not lowers it by a ninth of that; those are only counted, and
+        made up for now and then.  So a use costs no more than without it.  It begins with the mean,
+        which errs on the side of handing out.
+        """
+        if self.use_count < _FEW_USES:
+            return 0.0
+        if self.uses_seen is None:
+            self.uses_seen, self.use_long = self.use_count, self.use_sum / self.use_count
+        elif self.use_count - self.uses_seen >= _FEW_USES:
+            self._adapt(0.0)
+        return self.use_long
+
+    def _adapt(self, longer: float) -> None:
+        """Make up for the uses since the last time, of which so many took longer."""
+        uses = min(self.use_count - (self.uses_seen or 0), _MOST_AT_ONCE)
+        self.uses_seen = self.use_count
+        changed = self.use_long * math.exp(_STEP * (longer - 0.1 * uses))
+        self.use_long = min(max(changed, _SHORTEST_USE), self.use_max)
+
+    def useless_after(self, greenlet: Any) -> float:
+        """From when on a connection is of no use to *greenlet*, by its nearest Deadline; NEVER if
+        it is under none."""
+        return useless_after(greenlet, self.long_use())
 
     def count_wait(self, waited: float) -> None:
         """Book the end of a wait that was so long, with a connection at its end."""

@@ -100,14 +100,25 @@ class DeadlineTimer:
 
 
 class Timers:
-    """The timers of a bucket: the end of its back-off, and of the patience with its checks."""
+    """The timers of a bucket: the end of its back-off, and of the patience with its checks; the
+    next look at its line."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
 
+    def soon(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call *call* in about so many seconds of real time, perhaps a little early."""
+        timer = self._loop.timer(seconds)
+
+        def over() -> None:
+            timer.close()
+            call()
+
+        timer.start(over, update=True)
+
     def retry(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
-        """Call *call* when the back-off of *bucket* is over."""
-        self._set(bucket, bucket.retry_at, call, ref=bool(bucket.waiters or bucket.filling))
+        """Call *call* when *bucket* is to be looked at again: when its back-off is over, mostly."""
+        self._set(bucket, bucket.reconcile_at, call, ref=bool(bucket.waiters or bucket.filling))
 
     def remember(self, bucket: PoolBucket, call: Callable[[PoolBucket], object]) -> None:
         """Call *call* when the failures of *bucket* do not matter any more, if by then none has
@@ -141,6 +152,17 @@ class Timers:
             call(bucket)
 
         bucket.shorten_timer = Timer(self._loop, begun + max_wait, over)
+
+    def look(self, bucket: PoolBucket, at: float, call: Callable[[PoolBucket], object]) -> None:
+        """Call *call* at that time, if it is not called before by what was asked for already."""
+        if bucket.look_timer is not None:
+            return
+
+        def over() -> None:
+            bucket.look_timer = None
+            call(bucket)
+
+        bucket.look_timer = Timer(self._loop, at, over)
 
     def stop(self, bucket: PoolBucket) -> None:
         """End the wait for the end of its back-off."""

@@ -15,6 +15,7 @@ from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import catch_up, forks_seen
+from geventpool.errors import PoolDeadlock, PoolOverloaded, PoolTimeout
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -30,6 +31,7 @@ class WaitingLine:
         self._scheduler = runtime.scheduler
         self._timers = runtime.timers
         self._deadlines = runtime.deadlines
+        self._deadlocks = runtime.deadlocks
         self._checker = checker
         self._notifier = notifier
 
@@ -48,11 +50,13 @@ class WaitingLine:
         late = deadline is not None and deadline <= now
         if late or bucket.closed or bucket.postponed or owner.max_waiting is not None:
             self._may_wait(owner, bucket, late, began, timeout)
-        deadlines = self._deadlines
+        deadlines, deadlocks = self._deadlines, self._deadlocks
         try:
             self._scheduler.enqueue(waiter, now, requeued)
             if deadline is not None and (deadline < deadlines.at or deadlines.idle):
                 deadlines.set(deadline)
+            if deadlocks.idle:
+                deadlocks.start()
             if bucket.retry_timer is not None:
                 self._timers.keep_alive(bucket)
             if bucket.checking and waiter.slot is None:
@@ -84,16 +88,34 @@ class WaitingLine:
         return slot
 
     def time_out(
-        self, owner: PoolHooks, bucket: PoolBucket, began: float, timeout: float | None
+        self,
+        owner: PoolHooks,
+        bucket: PoolBucket,
+        began: float,
+        timeout: float | None,
+        kind: type[PoolTimeout] = PoolTimeout,
     ) -> NoReturn:
-        """Raise the PoolTimeout of a caller that began to wait at *began*."""
+        """Raise the PoolTimeout, of that *kind*, of a caller that began to wait at *began*."""
         bucket.timed_out += 1
         now = monotonic()
-        error, cause = refusals.no_connection(bucket, timeout, now, began)
+        error, cause = refusals.no_connection(bucket, timeout, now, began, kind)
         if "acquire_timed_out" in owner.listening:
             event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "acquire_timed_out", event)
         raise error from cause
+
+    def _shed(self, owner: PoolHooks, bucket: PoolBucket, sent: PoolOverloaded) -> NoReturn:
+        """Raise the PoolOverloaded of a caller that was sent away."""
+        bucket.shed += 1
+        error: Any = copy_of(sent)  # for the waiter must not keep this caller's frames
+        try:
+            if "acquire_shed" in owner.listening:
+                event = events.AcquireShed(owner, error.waited, error, endpoint=bucket.endpoint)
+                self._notifier.notify(owner, "acquire_shed", event)
+                del event
+            raise error
+        finally:
+            del error  # its traceback leads here: under load these would be the collector's
 
     def _may_wait(
         self, owner: PoolHooks, bucket: PoolBucket, late: bool, began: float, timeout: float | None
@@ -102,11 +124,13 @@ class WaitingLine:
             bucket.postpone(False)  # its first use: what follows opens its minimum, too
         if bucket.closed:
             raise refusals.pool_closed(bucket)
+        if (error := self._scheduler.refusal(bucket, began)) is not None:
+            raise copy_of(error)
         if late:
             self.time_out(owner, bucket, began, timeout)
         if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:
             bucket.refused += 1
-            raise refusals.pool_full(bucket, owner.max_waiting)
+            raise refusals.pool_full(bucket, owner.max_waiting, began)
 
     def _give_up(self, waiter: Caller) -> None:
         """Leave the line after a Timeout or a kill.
@@ -130,6 +154,10 @@ class WaitingLine:
             self._scheduler.return_unused(waiter.slot, monotonic())
         if bucket.closed:
             raise refusals.pool_closed(bucket)
+        if isinstance(waiter.error, PoolDeadlock):
+            self.time_out(owner, bucket, began, timeout, PoolDeadlock)
+        if isinstance(waiter.error, PoolOverloaded):
+            self._shed(owner, bucket, waiter.error)
         if waiter.error is not None:
             raise copy_of(waiter.error)  # the pool keeps its own: without this caller's frames
         self.time_out(owner, bucket, began, timeout)

@@ -25,12 +25,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+from geventpool._scheduler.dial_outcomes import DialOutcomes
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import NEVER
 from geventpool._util.errors import copy_of
-from geventpool.errors import ConnectError, OutOfSockets
+from geventpool.errors import ConnectError, OutOfSockets, PoolOverloaded
 from geventpool.events import Reason
 
 __all__ = ["Arbiter"]
@@ -43,6 +44,7 @@ class Arbiter:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.outcomes = DialOutcomes(ledger, self._refill)
 
     def reconcile(self, bucket: Bucket, now: float) -> None:
         """Decide everything that a change of *bucket* made possible.
@@ -52,8 +54,12 @@ class Arbiter:
         they starve a waiter for ever.
         """
         touched: Touched = dict.fromkeys(bucket.shared) if bucket.shared else {}
+        if bucket.troubled:
+            self.outcomes.send_away(bucket, now)
         if bucket.retiring:
             self._retire_due(bucket, now)
+        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
+            self._ledger.expire(bucket.waiters.oldest)  # the place is for one that can use it
         if bucket.waiters or bucket.shared or bucket.coming:
             self._trim_claims(bucket, now)
             self._dial_ripe(bucket.limits, now)
@@ -70,6 +76,8 @@ class Arbiter:
         self._ledger.update_fast_path(bucket)
         if touched:
             self._leave(touched, now)
+        if bucket.troubled:
+            self.outcomes.look_ahead(bucket, now)
 
     def reconcile_limit(self, limit: Limit, now: float) -> None:
         """Bring *limit* down to its maximum, or use its new room, after the maximum was set."""
@@ -130,7 +138,9 @@ class Arbiter:
         ledger = self._ledger
         touched.update(dict.fromkeys(bucket.shared))
         if bucket.waiters and bucket.idle:
-            if slot := ledger.next_idle(bucket, now):
+            if bucket.delay_control is not None and self.shed_late(bucket, now):
+                self._trim_claims(bucket, now)
+            elif slot := ledger.next_idle(bucket, now):
                 ledger.hand_over(slot, bucket.waiters.oldest, now)
                 self._trim_claims(bucket, now)
             return True
@@ -144,7 +154,7 @@ class Arbiter:
         barrier, victims, losers = _ways_to_make_room(bucket, ticket)
         if barrier is not None:
             if bucket.fail_when_full:
-                self._fail_unserved(bucket, _out_of_sockets(bucket))
+                self._fail_unserved(bucket, _no_place(bucket))
             elif barrier is not bucket.own:
                 ledger.block(bucket, barrier, ticket)
             ledger.file(bucket)
@@ -166,7 +176,7 @@ class Arbiter:
             if bucket.fail_when_down:
                 self._fail_unserved(bucket, _backing_off(bucket))
         elif bucket.fail_when_full and _ways_to_make_room(bucket, ticket)[0] is not None:
-            self._fail_unserved(bucket, _out_of_sockets(bucket))
+            self._fail_unserved(bucket, _no_place(bucket))
 
     def _fail_unserved(self, bucket: Bucket, error: BaseException) -> None:
         """Fail the waiters of *bucket* for which nothing is under way."""
@@ -174,6 +184,26 @@ class Arbiter:
         for waiter in list(itertools.islice(bucket.waiters, served, None)):
             self._ledger.fail(waiter, copy_of(error))
         self._ledger.update_fast_path(bucket)
+
+    def shed_late(self, bucket: Bucket, now: float, spared: int = 0) -> bool:
+        """Send away those at the head of a slow line, behind as many as are *spared*, that have
+        waited too long; whether there was one.  Only for a bucket with a DelayControl; the caller
+        sees to its claims."""
+        control = bucket.delay_control
+        first = bucket.waiters.at(spared)
+        if control is None or first is None or not control.is_slow(now - first.came, now):
+            return False
+        late = []
+        for waiter in itertools.islice(bucket.waiters, spared, None):
+            if now - waiter.came <= control.longest:
+                break
+            late.append(waiter)
+        seconds = control.drains_in(len(bucket.waiters) - len(late), now)
+        for waiter in late:
+            # Apart from one another, so that they do not all come back together.
+            retry_after = seconds * (0.5 + bucket.rng.random())
+            self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
+        return bool(late)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:
         """Close an idle slot for the sake of its places."""
@@ -332,10 +362,27 @@ def _ways_to_make_room(
     return None, victims, losers
 
 
+def _overloaded(bucket: Bucket, waited: float, retry_after: float) -> PoolOverloaded:
+    return PoolOverloaded(
+        f"pool {bucket.name!r}: more is asked than can be served: its turn came after"
+        f" {waited:.3f} s ({bucket!r})",
+        pool=bucket.name,
+        waited=waited,
+        retry_after=retry_after,
+    )
+
+
 def _backing_off(bucket: Bucket) -> BaseException:
     """What a caller that will not wait gets during a back-off."""
     text = f"pool {bucket.name!r}: its last connections broke at once, and it waits a moment"
     return bucket.last_error or ConnectError(text)
+
+
+def _no_place(bucket: Bucket) -> BaseException:
+    """What a caller that will not wait gets where there is no place."""
+    if bucket.ceiling.on and bucket.own.spare <= 0 and bucket.last_error is not None:
+        return bucket.last_error  # it is the server that has none
+    return _out_of_sockets(bucket)
 
 
 def _out_of_sockets(bucket: Bucket) -> OutOfSockets:

@@ -9,6 +9,8 @@ from geventpool.backoff import Backoff
 
 __all__ = ["DialWindow"]
 
+_MANY = 1_000_000  # failures in a row, after which a pause is the longest
+
 
 class DialWindow:
     """A burst of dials starts with one; each success doubles how many may be under way, up to
@@ -56,10 +58,11 @@ class DialWindow:
             self.retry_at = AT_ONCE
         self.last_error = None
 
-    def failed(self, begun: float, now: float) -> bool:
+    def failed(self, begun: float, now: float, longest: bool = False) -> bool:
         """A dial failed, or its connection died unused: slow down; whether that is news.
 
-        Dials that were under way together fail together: they count as one.
+        Dials that were under way together fail together: they count as one.  *longest*: the pause
+        is the longest at once, as somebody has to mend something first.
         """
         if begun < self.failed_at:
             return False
@@ -71,8 +74,15 @@ class DialWindow:
         self.width = 1
         # Even without a pause, let others run first: a dial that fails at once, again and again,
         # would keep its greenlet busy for ever.
-        self.retry_at = math.nextafter(now + self.backoff.delay(self.failures), NEVER)
+        delay = self.backoff.delay(_MANY if longest else self.failures)
+        self.retry_at = math.nextafter(now + delay, NEVER)
         return True
+
+    def server_is_full(self, begun: float) -> None:
+        """A dial was refused by a server that is well: one at a time, but without a pause."""
+        self.width = 1
+        if begun >= self.failed_at:
+            self.retry_at = AT_ONCE
 
     def burst_is_over(self) -> None:
         """Nothing more is to be dialed."""

@@ -35,10 +35,19 @@ class Effects(Protocol):
         is returned is kept as ``waiter.wake_handle``."""
 
     def reconcile_later(self, bucket: Any) -> None:
-        """Call ``reconcile`` at ``bucket.retry_at``."""
+        """Call ``reconcile`` at ``bucket.reconcile_at``; what was asked for before is void."""
+
+    def look_later(self, bucket: Any, at: float) -> None:
+        """Call ``look_at_line`` at *at*, or before it if that is to come anyway."""
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         """Call ``reconcile_limit`` soon, with the time (this one from any thread)."""
+
+    def went_down(self, bucket: Any) -> None:
+        """Say that who would have to wait is sent away from now on."""
+
+    def came_back(self, bucket: Any, seconds: float, dials: int, refused: int) -> None:
+        """Say that this is over, after so many seconds, failed dials and callers sent away."""
 
     @property
     def catch_up_later(self) -> Callable[[], object]:

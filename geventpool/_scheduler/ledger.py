@@ -136,9 +136,15 @@ class Ledger:
 
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
-        if slot.close_reason is None:
-            slot.close_reason = reason
+        if slot.close_reason is None or slot.close_reason is Reason.PEER_CLOSED:
+            slot.close_reason = reason  # that of a peer may yet be forgotten
             slot.fast_path_until = AT_ONCE
+
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        if slot.close_reason is Reason.PEER_CLOSED:
+            slot.close_reason = None
+            self.update_fast_path_until(slot)
 
     def update_fast_path_until(self, slot: Slot) -> None:
         """Say until when the fast path may have *slot* without asking."""
@@ -161,6 +167,11 @@ class Ledger:
         waiter.slot = slot
         waiter.wake_handle = self.wake(waiter.callback, waiter)
         self.drop(waiter)
+        bucket = slot.bucket
+        if bucket.delay_control is not None:
+            bucket.delay_control.served(now - waiter.came, now)
+            if bucket.unserved <= bucket.coming:
+                bucket.delay_control.fine(now)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """End the wait of *waiter*, which leaves the line, with *error*."""
@@ -182,6 +193,10 @@ class Ledger:
             self.with_waiters.pop(bucket, None)
 
     # Buckets and limits
+
+    def set_maximum(self, bucket: Bucket) -> None:
+        """Have it open no more than its settings allow, and its server."""
+        bucket.own._maximum = min(bucket.maximum, bucket.ceiling.most)
 
     def claim(self, bucket: Bucket) -> None:
         """Count a place in each of its limits, free or coming free, as that of *bucket*."""
@@ -286,6 +301,11 @@ class Ledger:
         bucket.open = bucket.connecting = bucket.closing = 0
         bucket.checking = bucket.salvaging = 0
         bucket.dials.forget()
+        bucket.outage.forget()
+        bucket.ceiling.forget()
+        self.set_maximum(bucket)
+        bucket.set_troubled(False)
+        bucket.condemned_at, bucket.reconcile_at = AT_ONCE, NEVER
         bucket.fast_path_open = 0
 
 

@@ -10,13 +10,17 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from geventpool._scheduler.ceiling import Ceiling
+from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.dial_window import DialWindow
 from geventpool._scheduler.idle_queue import IdleQueue
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.line import Line
-from geventpool._scheduler.state import CONNECTING, NEVER
+from geventpool._scheduler.outage import Outage
+from geventpool._scheduler.state import AT_ONCE, CONNECTING, NEVER
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
+from geventpool.overload import CoDel
 
 __all__ = ["Bucket", "Slot", "Waiter"]
 
@@ -78,19 +82,31 @@ class Waiter:
     __slots__ = (
         "bucket",
         "callback",
+        "came",
         "deadline",
         "error",
         "expired",
         "requeued",
         "slot",
         "ticket",
+        "useless_after",
         "wake_handle",
     )
 
-    def __init__(self, bucket: Bucket, ticket: int, deadline: float | None, callback: Any) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        ticket: int,
+        deadline: float | None,
+        callback: Any,
+        came: float = 0.0,
+        useless_after: float = NEVER,
+    ) -> None:
         self.bucket = bucket
         self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
         self.deadline = deadline
+        self.came = came  # when its caller did; kept as well
+        self.useless_after = useless_after  # a connection that it gets later is of no use to it
         self.slot: Any = None  # a Slot, of its bucket's kind
         self.error: BaseException | None = None
         self.expired = False
@@ -143,6 +159,8 @@ class Bucket:
         transient: bool = False,
         fail_when_full: bool = False,
         fail_when_down: bool = False,
+        down_after: float | None = None,
+        overload: CoDel | None = None,
     ) -> None:
         self.name = name
         self.size = size
@@ -156,7 +174,10 @@ class Bucket:
         self.idle_timeout = idle_timeout
         self.max_lifetime = max_lifetime
         self.max_uses = max_uses
-        self.simple = max_uses is None and not self.shared  # nothing to weigh at a hand-over
+        #: Says when its line is slow; None: callers wait as long as they like.
+        self.delay_control = None if overload is None else DelayControl(overload)
+        # Nothing to weigh at a hand-over
+        self.simple = max_uses is None and not self.shared and overload is None
         self.jitter = jitter
         self.rng: Any = rng or random  # the module's own starts anew in a forked child
         # So many connections idle_timeout spares; they are not opened for that
@@ -169,6 +190,8 @@ class Bucket:
         #: comes before the next one, gets its error.
         self.fail_when_down = fail_when_down
         self.dials = DialWindow(max_connecting, backoff)
+        self.outage = Outage(down_after)
+        self.ceiling = Ceiling()
         self._begin_empty()
         self.reset_counters()
 
@@ -184,6 +207,9 @@ class Bucket:
         self.open = self.connecting = self.checking = self.salvaging = self.closing = 0
         self.coming = 0  # places claimed for waiters behind those whom dials under way serve
         self.demand: float = 0  # as its shared limits have counted it
+        self.condemned_at = AT_ONCE  # what was dialed before is connected to the wrong server
+        self.reconcile_at = NEVER  # for when that was asked for
+        self.set_troubled(False)
         self.blocked_at: Limit | None = None  # in whose queue it is
         self.ripe_at: Limit | None = None  # in whose heap of the ripe it is
 
@@ -201,11 +227,13 @@ class Bucket:
     def reset_counters(self) -> None:
         """Start to count from zero."""
         self.dial_failed = 0
+        self.refused_down = 0  # callers, sent away because no dial succeeds
         self.reasons: dict[Reason, int] = {}
 
     def absorb(self, other: Bucket) -> None:
         """Add what *other* has counted."""
         self.dial_failed += other.dial_failed
+        self.refused_down += other.refused_down
         for reason, count in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
 
@@ -286,6 +314,11 @@ class Bucket:
         return max(self.min_size, self.size) if self.filling else self.min_size
 
     @property
+    def maximum(self) -> float:
+        """How many connections it may have, by its settings."""
+        return self.size + self.max_overflow
+
+    @property
     def min_kept(self) -> int:
         """How many connections *idle_timeout* leaves open."""
         return max(self.effective_min_size, self.min_idle)
@@ -298,8 +331,12 @@ class Bucket:
 
     @property
     def missing(self) -> int:
-        """How many dials it takes to reach that minimum without those that are due to go."""
-        return self.effective_min_size - self.open + len(self.retiring)
+        """How many dials it takes to reach that minimum without those that are due to go; one, to
+        learn whether the server is back."""
+        missing = self.effective_min_size - self.open + len(self.retiring)
+        if self.outage.probing and not (self.closed or self.postponed):
+            return max(missing, 1)
+        return missing
 
     @property
     def unserved(self) -> int:
@@ -352,6 +389,13 @@ class Bucket:
     def refuse_while_down(self, refuse: bool) -> None:
         """Say whether callers are sent away during a back-off."""
         self.fail_when_down = refuse
+        self.set_troubled(self.troubled)
+
+    def set_troubled(self, troubled: bool) -> None:
+        """Say whether its failed dials may send callers away, or its server is full."""
+        self.troubled = troubled
+        #: Whether a caller of the crowd may just stand in line.
+        self.patient = not (troubled or self.fail_when_full or self.fail_when_down)
 
     def note_error(self, error: BaseException) -> None:
         """Have *error* be the cause of what callers get from now on."""

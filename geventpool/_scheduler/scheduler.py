@@ -41,6 +41,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.state import CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._scheduler.verbs import Verbs
+from geventpool.errors import Verdict
 from geventpool.events import Reason
 
 __all__ = ["AUDIT_EVERY", "CUT_SHORT", "Effects", "Scheduler"]
@@ -212,8 +213,7 @@ class Scheduler:
             or requeued
             or bucket._idle
             or own.used - own._closing + own._coming < own._maximum
-            or bucket.fail_when_full
-            or bucket.fail_when_down
+            or not bucket.patient
         ):
             self._do(self._verbs.enqueue, waiter, now, requeued)
             return
@@ -246,10 +246,18 @@ class Scheduler:
         """End the wait of each waiter whose deadline has come."""
         self._do(self._verbs.expire, now)
 
+    def look_at_line(self, bucket: Bucket, now: float) -> None:
+        """Send away those that wait too long in a slow line, though nothing may have come back."""
+        self._do(self._verbs.look_at_line, bucket, now)
+
     def next_deadline(self) -> float | None:
         """When ``expire`` has work next; None if no waiter has a deadline."""
         first = min((bucket.waiters.next_deadline() for bucket in self.with_waiters), default=NEVER)
         return None if first == NEVER else first
+
+    def refuse(self, waiter: Waiter, error: BaseException, now: float) -> None:
+        """End the wait of *waiter*, if it still lasts, with *error*."""
+        self._do(self._verbs.refuse, waiter, error, now)
 
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
@@ -265,14 +273,13 @@ class Scheduler:
             or slot.state is not IN_USE
             or bucket.closing
             or bucket.own.used > bucket.own._maximum
+            or (waiter := next(iter(waiters))).useless_after <= now
         ):
             self._do(self._verbs.release, slot, now)
             return
         # The crowd's case, in which that comes to this: nothing closes, so no place is claimed.
         try:
             self.busy = AT_WORK
-            for waiter in waiters:  # noqa: B007 - the oldest; next(iter()) is two calls
-                break
             slot.idled = 0.0
             slot.since = now
             slot.uses += 1
@@ -310,6 +317,19 @@ class Scheduler:
         """Have *slot* closed as soon as it is not held."""
         self.ledger.mark_for_closing(slot, reason)
 
+    def forget_hangup(self, slot: Slot) -> None:
+        """It was an earlier socket of *slot* whose peer hung up."""
+        self.ledger.forget_hangup(slot)
+
+    def wrong_server(self, slot: Slot, now: float) -> bool:
+        """A holder has learnt that *slot*, which it has yet to give back, is connected to the wrong
+        server: so is all that was dialed before now.  False if that was known."""
+        return bool(self._do(self._verbs.wrong_server, slot, now))
+
+    def refusal(self, bucket: Bucket, now: float) -> BaseException | None:
+        """What a caller gets that would stand in line while no dial succeeds; None: it may."""
+        return self.arbiter.outcomes.refusal(bucket, now)
+
     def dismiss(self, slot: Slot, reason: Reason, now: float) -> bool:
         """Close *slot* if it is idle; whether it was."""
         if slot.state is not IDLE or self.busy == AT_WORK:
@@ -337,9 +357,12 @@ class Scheduler:
         """The dial succeeded and the slot has its connection."""
         self._do(self._verbs.opened, slot, now)
 
-    def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
-        """The dial failed: one dial at a time from now on, and after a pause."""
-        self._do(self._verbs.dial_failed, slot, error, now)
+    def dial_failed(
+        self, slot: Slot, error: BaseException, now: float, verdict: Verdict = Verdict.BROKEN
+    ) -> None:
+        """The dial failed: one dial at a time from now on, and after a pause, unless it was refused
+        by a server that is full."""
+        self._do(self._verbs.dial_failed, slot, error, now, verdict)
 
     def peer_closed(self, slot: Slot, now: float) -> None:
         """The peer hung up: an idle slot is closed now, another as soon as it is not held."""

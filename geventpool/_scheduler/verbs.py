@@ -21,6 +21,7 @@ from geventpool._scheduler.state import (
     OPEN,
     SALVAGING,
 )
+from geventpool.errors import Verdict
 from geventpool.events import Reason
 
 __all__ = ["Verbs"]
@@ -32,6 +33,7 @@ class Verbs:
     def __init__(self, ledger: Ledger, arbiter: Arbiter) -> None:
         self.ledger = ledger
         self.arbiter = arbiter
+        self.outcomes = arbiter.outcomes
         self._reconcile = arbiter.reconcile
 
     # Buckets
@@ -62,7 +64,7 @@ class Verbs:
         bucket.size, bucket.min_size = size, min_size
         if max_overflow is not None:
             bucket.max_overflow = max_overflow
-        bucket.own._maximum = size + bucket.max_overflow
+        self.ledger.set_maximum(bucket)
         self._reconcile(bucket, now)
 
     def dispose(self, bucket: Bucket, reason: Reason, now: float) -> None:
@@ -102,13 +104,16 @@ class Verbs:
         waiters = bucket.waiters
         if not waiters:
             self.ledger.with_waiters[bucket] = None
+            if bucket.delay_control is not None:
+                bucket.delay_control.begins(now)
+                self.ledger.effects.look_later(bucket, bucket.delay_control.next_look(now))
         bucket.fast_path_open = 0
         if requeued:
             waiters.rejoin(waiter)
         else:
             waiters.join(waiter)
             own = bucket.own
-            if not (bucket._idle or bucket.fail_when_full or bucket.fail_when_down):
+            if bucket.patient and not bucket._idle:
                 if own.used - own._closing + own._coming >= own._maximum:
                     return  # the crowd's case: only a release, or a close, can do anything for it
                 if bucket.blocked_at is not None:
@@ -137,6 +142,25 @@ class Verbs:
                 self.ledger.expire(waiter)
                 self._reconcile(waiter.bucket, now)
 
+    def refuse(self, waiter: Waiter, error: BaseException, now: float) -> None:
+        """End the wait of *waiter*, if it still lasts, with *error*."""
+        if waiter in waiter.bucket.waiters:
+            self.ledger.fail(waiter, error)
+            self._reconcile(waiter.bucket, now)
+
+    def look_at_line(self, bucket: Bucket, now: float) -> None:
+        """Send away those that wait too long in a slow line, though nothing may have come back."""
+        control = bucket.delay_control
+        if control is None or not bucket.waiters:
+            return
+        under_way = bucket.connecting + bucket.coming
+        if len(bucket.waiters) <= under_way:
+            control.fine(now)
+        if self.arbiter.shed_late(bucket, now, spared=under_way):
+            self._reconcile(bucket, now)
+        if bucket.waiters:
+            self.ledger.effects.look_later(bucket, control.next_look(now))
+
     def return_unused(self, slot: Slot, now: float) -> None:
         """Take back a slot whose hand-out came to nothing: it has been idle all the while."""
         slot.uses -= 1
@@ -152,10 +176,15 @@ class Verbs:
             self.ledger.begin_close(slot, reason)
             self._reconcile(bucket, now)
             return
+        if bucket.waiters and bucket.waiters.oldest.useless_after <= now:
+            self._reconcile(bucket, now)  # which lets it go
+        shed = False
+        if bucket.delay_control is not None and not (bucket.shared and bucket.crowded):
+            shed = self.arbiter.shed_late(bucket, now)
         if bucket.waiters and not (bucket.shared and bucket.crowded):
             self.ledger.hand_over(slot, bucket.waiters.oldest, now)
             slot.idled = 0.0
-            if bucket.coming or (bucket.shared and not bucket.waiters):
+            if shed or bucket.coming or (bucket.shared and not bucket.waiters):
                 self._reconcile(bucket, now)  # no place need be kept for it any more
             elif not bucket.waiters:
                 self.ledger.update_fast_path(bucket)
@@ -167,10 +196,25 @@ class Verbs:
             return
         slot.since = now if idle_since is None else idle_since
         self.ledger.make_idle(slot, now)
-        if not bucket.quiet or bucket.retiring:
+        if shed or not bucket.quiet or bucket.retiring:
             self._reconcile(bucket, now)
         else:
             self.ledger.update_fast_path(bucket)
+
+    def wrong_server(self, slot: Slot, now: float) -> bool:
+        """A holder has learnt that *slot*, which it has yet to give back, is connected to the wrong
+        server: so is all that was dialed before now.  False if that was known."""
+        bucket = slot.bucket
+        if slot.dialed_at < bucket.condemned_at:
+            return False
+        bucket.condemned_at = now
+        for each in list(bucket.idle_slots()):
+            self.ledger.begin_close(each, Reason.DRAINED)
+        for each in bucket.slots:
+            if each is not slot and each.state is not CLOSING:
+                self.ledger.mark_for_closing(each, Reason.DRAINED)
+        self._reconcile(bucket, now)
+        return True
 
     def discard(self, slot: Slot, reason: Reason, now: float) -> None:
         """Close a slot that a caller holds; a replacement is dialed if anybody wants it."""
@@ -235,13 +279,17 @@ class Verbs:
         slot.since = slot.checked_at = now
         self.ledger.update_fast_path_until(slot)
         self.ledger.make_idle(slot, now)
+        self.outcomes.opened(bucket, now)
         reason = self.arbiter.reason_to_close(slot, now)  # as much can happen during a dial
         if reason is not None:
             self.ledger.begin_close(slot, reason)
         self._reconcile(bucket, now)
 
-    def dial_failed(self, slot: Slot, error: BaseException, now: float) -> None:
-        """The dial failed: one dial at a time from now on, and after a pause."""
+    def dial_failed(
+        self, slot: Slot, error: BaseException, now: float, verdict: Verdict = Verdict.BROKEN
+    ) -> None:
+        """The dial failed: one dial at a time from now on, and after a pause, unless it was refused
+        by a server that is full."""
         bucket = slot.bucket
         if slot.state is not CONNECTING:
             return
@@ -250,8 +298,11 @@ class Verbs:
             bucket.dials.last_error = error
         bucket.dial_failed += 1
         self.ledger.move(slot, CLOSED)
-        self._record_failure(bucket, slot.since, now)
-        if bucket.fail_fast and bucket.waiters and not killed:
+        self.outcomes.dial_failed(bucket, error, verdict, slot.since, now)
+        is_full = verdict is Verdict.SERVER_FULL
+        if not is_full:
+            self._record_failure(bucket, slot.since, now, longest=verdict is Verdict.FATAL)
+        if bucket.fail_fast and bucket.waiters and not (killed or (is_full and bucket.open)):
             self.ledger.fail(bucket.waiters.oldest, error)
         self._reconcile(bucket, now)
 
@@ -359,9 +410,14 @@ class Verbs:
             bucket.retiring[slot] = None
         return NEVER
 
-    def _record_failure(self, bucket: Bucket, begun: float, now: float) -> None:
+    def _record_failure(
+        self, bucket: Bucket, begun: float, now: float, longest: bool = False
+    ) -> None:
         """A dial failed, or its connection died unused: slow down."""
-        if not bucket.closed and bucket.dials.failed(begun, now):
+        if not bucket.closed and bucket.dials.failed(begun, now, longest):
+            if bucket.outage.after is not None:
+                bucket.set_troubled(True)
+            bucket.reconcile_at = bucket.retry_at
             self.ledger.effects.reconcile_later(bucket)
 
     def _died_unused(self, slot: Slot, now: float) -> None:

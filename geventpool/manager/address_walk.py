@@ -12,7 +12,13 @@ import gevent
 from geventpool._util.clock import part_of
 from geventpool._util.errors import about
 from geventpool.addresses import AddressGroup, AnyAddress, is_host_name
-from geventpool.errors import ConnectError, MultiConnectFailure, OutOfSockets, PoolTimeout
+from geventpool.errors import (
+    ConnectError,
+    MultiConnectFailure,
+    OutOfSockets,
+    PoolOverloaded,
+    PoolTimeout,
+)
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import Attempt
 from geventpool.manager.names import Target
@@ -24,6 +30,7 @@ __all__ = ["AddressWalk"]
 
 _IMPATIENT = 0.1  # a caller that waited less has learnt nothing about the server
 _FRESH = 0.05  # seconds for which a ranking of servers is good
+_NO_ROOM = (OutOfSockets, PoolOverloaded)  # which is no failure of a server
 
 
 class _Turn(NamedTuple):
@@ -156,7 +163,7 @@ class AddressWalk:
         try:
             self.pool.factory(endpoint)  # what can be told now need not cost a dial
             slot, conn = self._acquire(endpoint, max_wait, use)
-        except OutOfSockets as error:
+        except _NO_ROOM as error:
             failed, blamed = error, False
         except PoolTimeout as error:
             if max_wait < patience:
@@ -184,7 +191,7 @@ class AddressWalk:
         return None
 
     def _note_failure(self, turn: _Turn, failed: BaseException, blamed: bool) -> None:
-        self.failed |= not isinstance(failed, OutOfSockets)
+        self.failed |= not isinstance(failed, _NO_ROOM)
         self.errors.append((turn.attempt.address, failed.with_traceback(None)))
         if turn.decides_nothing and isinstance(failed, PoolTimeout):
             self._leave(turn.attempt)
@@ -255,7 +262,7 @@ class AddressWalk:
             self.errors.append((each, self.servers[each].marked_down_error(now)))
         errors, self.errors = self.errors, []
         last = errors[-1][1]
-        if len(self.group.addresses) == 1 or all(isinstance(e, OutOfSockets) for _, e in errors):
+        if len(self.group.addresses) == 1 or all(isinstance(e, _NO_ROOM) for _, e in errors):
             return last
         shown = "; ".join(about(each, error) for each, error in errors[:5])
         more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""

@@ -17,9 +17,11 @@ from typing import Any, cast
 from gevent import getcurrent
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.deadlines import active as deadlines
+from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
 from geventpool.errors import MarkedDownError, NotInUse
-from geventpool.events import Holder, PoolStats, Reason
+from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
 from geventpool.manager.lease import ManagedLease
@@ -28,6 +30,7 @@ from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
 from geventpool.manager.use import Use, blames_server
+from geventpool.overload import CoDel
 from geventpool.pools import Limit
 from geventpool.pools.extension import DEFAULT, Hold
 from geventpool.registry import register
@@ -52,7 +55,8 @@ class ConnectionManager:
     *address_aliases* maps a name to another one, or to one address.  *ssl_context* is what
     ``ssl=True`` means (None: TLS 1.2 or later, verified against the system's roots).
 
-    - Each call takes at most *timeout* seconds, resolving, markdown and all addresses included.
+    - Each call takes at most *timeout* seconds, resolving, markdown and all addresses included, and
+      ends before a Deadline that the caller is under.
       *connect_infos* says of a name how to connect to it (default: a plain ConnectInfo).
       *connect_timeout* is that of one connect, TLS and *sock_type* included; it goes on for others
       when its caller has gone on to the next address.
@@ -60,7 +64,10 @@ class ConnectionManager:
       marked down: see ServerModelDirectory and HealthPolicy.  ``servers`` has what is known.
     - At most *max_sockets* are open (None: 0.8 of the files that the process may open), and at most
       *max_per_address* to one address; the longest idle ones are closed to make room.  With
-      *limits* it shares the limits of other pools.
+      *limits* it shares the limits of other pools.  No caller waits for a place: at a limit it gets
+      OutOfSockets at once.  What it may have to wait for is its turn to dial; with *overload*, a
+      CoDel, one that waits too long for that goes on to the next address, or gets PoolOverloaded
+      if it was like that at all of them.
     - A socket that was idle for *idle_timeout*, or open for *max_lifetime*, is closed.
 
     One manager is for one gevent hub.  Dropped, it closes what is idle.  Durations are seconds;
@@ -81,6 +88,7 @@ class ConnectionManager:
         max_sockets: int | None = None,
         max_per_address: int | None = None,
         limits: Iterable[Limit] = (),
+        overload: CoDel | None = None,
         idle_timeout: float | None = 60.0,
         max_lifetime: float | None = 3600.0,
         keepalive: float | None = 30.0,
@@ -116,6 +124,7 @@ class ConnectionManager:
             max_lifetime=max_lifetime,
             keepalive=keepalive,
             limits=limits,
+            overload=overload,
             listeners=listeners,
             name=name,
         )
@@ -168,8 +177,9 @@ class ConnectionManager:
         callable that takes the socket, and may shake hands and log in.  If it has a method
         *keepalive*, that is called on what it made when this was idle for the manager's
         *keepalive* seconds, and what it raises closes it; its *idle_timeout*, in seconds, goes
-        before the manager's.  It should be one object, not made anew for each call: connections
-        are shared by callers that ask with the same.
+        before the manager's.  Its *classify_error(error)* may return Verdict.SERVER_FULL for what a
+        log-in raised: that marks no server down.  It should be one object, not made anew for each
+        call: connections are shared by callers that ask with the same.
 
         The timeout of the socket is *read_timeout* seconds (None: that of the name's ConnectInfo).
 
@@ -335,7 +345,8 @@ class ConnectionManager:
     def _ends_at(self, timeout: float | None) -> float:
         check_seconds("timeout", None if timeout is DEFAULT else timeout, zero=True)
         seconds = self.timeout if timeout is DEFAULT else timeout
-        return math.inf if seconds is None else monotonic() + seconds
+        latest = ends_at(getcurrent()) if deadlines else math.inf
+        return latest if seconds is None else min(monotonic() + seconds, latest)
 
     def _changed(self, gone: Collection[AnyAddress], joined: Collection[AnyAddress]) -> None:
         """No name leads to those *gone* any more; to others, those *joined*, a new one has come."""
@@ -372,10 +383,7 @@ class ConnectionManager:
                 self._failed(use, exc)
             else:
                 use.cancelled()
-        if pool._breaks_connection(exc):
-            pool._discard(hold, sock, Reason.ERROR, exc)
-        else:
-            pool._checkin(hold, sock, suspect=True)
+        pool._end_use(hold, sock, exc)
         self._log_transitions()
 
     def _run(self, walk: AddressWalk) -> Any:

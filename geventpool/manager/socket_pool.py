@@ -8,6 +8,7 @@ is a MonitoredSocket, or what a caller's *sock_type* has made of one; that one i
 from __future__ import annotations
 
 import errno
+import logging
 import resource
 import socket
 import ssl
@@ -22,7 +23,7 @@ from geventpool import sockets
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool._util.errors import about, copy_of
 from geventpool.addresses import AnyAddress
-from geventpool.errors import ConnectError, MultiConnectFailure
+from geventpool.errors import ConnectError, MultiConnectFailure, Verdict
 from geventpool.manager.balancing import ServerModelDirectory
 from geventpool.manager.health import Attempt, ServerModel
 from geventpool.manager.server_backoff import DialFailures, ServerBackoff
@@ -67,9 +68,12 @@ class DialError(ConnectError):
     may carry any exception, an OSError too, and must not look like a server that does not answer.
     """
 
-    def __init__(self, message: str, *, blames: bool = True) -> None:
+    def __init__(
+        self, message: str, *, blames: bool = True, verdict: Verdict = Verdict.BROKEN
+    ) -> None:
         super().__init__(message)
-        self._blame = [blames]  # one for all copies
+        self._blame = [blames and verdict is not Verdict.SERVER_FULL]  # one for all copies
+        self.verdict = verdict
 
     def claim_blame(self) -> bool:
         """Whether the server has failed, and no caller was told yet: forty callers that waited for
@@ -258,14 +262,30 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         try:
             conn = endpoint.sock_type(monitored)
         except Exception as error:
-            text = about(endpoint.address, error)
-            raise DialError(f"{text} (raised by {endpoint.sock_type!r})") from error
+            text = f"{about(endpoint.address, error)} (raised by {endpoint.sock_type!r})"
+            raise DialError(text, verdict=self._verdict_of(endpoint, error)) from error
         if conn is None:
             raise DialError(f"{endpoint.address}: {endpoint.sock_type!r} returned None")
         if self.socket_of(conn) is not None:
             text = f"{endpoint.sock_type!r} returned what is pooled already: {conn!r}"
             raise DialError(f"{endpoint.address}: {text}")
         return conn
+
+    def _verdict_of(self, endpoint: Endpoint, error: Exception) -> Verdict:
+        """By the sock_type, which knows what its server says: SERVER_FULL, or BROKEN for all else,
+        as no caller waits here for what a FATAL error is about."""
+        classify = getattr(endpoint.sock_type, "classify_error", None)
+        if classify is None:
+            return Verdict.BROKEN
+        try:
+            found = classify(error)
+        except Exception:
+            self._log(logging.ERROR, "classify_error failed at %r", error, exc_info=True)
+            return Verdict.BROKEN
+        return Verdict.SERVER_FULL if found is Verdict.SERVER_FULL else Verdict.BROKEN
+
+    def _classify_error(self, error: Exception) -> Verdict:
+        return error.verdict if isinstance(error, DialError) else super()._classify_error(error)
 
     def _keepalive(self, endpoint: Endpoint, conn: Any) -> object:
         return conn.keepalive()

@@ -7,7 +7,6 @@ and close are in ``_runtime``.
 
 from __future__ import annotations
 
-import builtins
 import logging
 import sys
 import weakref
@@ -22,11 +21,12 @@ from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.errors import mark_of
-from geventpool.errors import PoolError, Verdict
+from geventpool.errors import Verdict
 from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
+from geventpool.pools.verdicts import end_use, is_wrong_server, verdict_on_dial, verdict_on_use
 from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
@@ -35,7 +35,6 @@ sys.modules["geventpool.pools"].__class__ = CallablePackage  # geventpool.pools(
 
 C = TypeVar("C")
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
-_GROUP: Any = getattr(builtins, "ExceptionGroup", ())  # not in Python 3.10
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
 
 _REASONS = {
@@ -46,7 +45,7 @@ _REASONS = {
 
 #: Those of the settings that are each bucket's own.
 _OF_BUCKETS = (
-    *("max_connecting", "backoff", "fail_fast"),
+    *("max_connecting", "backoff", "fail_fast", "down_after", "overload"),
     *("idle_timeout", "max_lifetime", "max_uses", "jitter"),
 )
 
@@ -141,10 +140,11 @@ class BasePool(PoolExtension[C]):
         """Give back a connection that is fit for use.  Does not block, unless a reset does.
 
         In a ``finally`` or an ``except`` the exception there decides, as one that leaves a ``with``
-        does: *exc_classes*, or what is not an ``Exception``, closes the connection; after another
-        it is looked at more closely.  An ``except`` that has dealt with its exception cannot be
-        told from one that has not: release after it.  An exception that was being handled already
-        when ``acquire`` was called is none of the connection's, and does not count.
+        does: after one that ``_classify_error`` calls FINE the connection is looked at closely; any
+        other, or what is not an ``Exception``, closes it.  An ``except`` that has dealt with its
+        exception cannot be told from one that has not: release after it.  An exception that was
+        being handled already when ``acquire`` was called is none of the connection's, and does not
+        count.
 
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
@@ -152,21 +152,26 @@ class BasePool(PoolExtension[C]):
         slot = hold[0]
         if slot.state is CLOSED:
             return
-        exc = sys.exc_info()[1]
-        if exc is None or (slot.raised_before and mark_of(exc) == slot.raised_before):
+        exc = _raised_in_use(slot)
+        if exc is None:
             self._desk.checkin(self, hold, conn)
-        elif self._breaks_connection(exc):
-            self._desk.discard(self, hold, conn, self._reason_to_discard(exc), exc)
         else:
-            self._desk.checkin(self, hold, conn, suspect=True)
+            end_use(self, hold, conn, exc)
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
 
-        Raises NotInUse as ``release`` does.
+        If an exception is being handled that says WRONG_SERVER, all others are closed, too, as
+        after one that leaves a ``with``.  Raises NotInUse as ``release`` does.
         """
         hold = self._desk.find(self, conn)
-        if hold[0].state is not CLOSED:
+        if hold[0].state is CLOSED:
+            return
+        exc = _raised_in_use(hold[0])
+        try:
+            if exc is not None and verdict_on_use(self, exc) is Verdict.WRONG_SERVER:
+                is_wrong_server(self, hold)
+        finally:
             self._desk.discard(self, hold, conn, Reason.DISCARDED)
 
     def detach(self, conn: C) -> C:
@@ -212,7 +217,8 @@ class BasePool(PoolExtension[C]):
     # A hook that needs no endpoint
 
     def _classify_error(self, error: Exception) -> Verdict:
-        """What *error*, which leaves a ``with``, says.  Must not switch.
+        """What *error*, which leaves a ``with`` or was raised by a dial, says of the connection or
+        the server.  Must not switch.
 
         By default BROKEN for one of *exc_classes*, else FINE.
         """
@@ -225,6 +231,7 @@ class BasePool(PoolExtension[C]):
         out perhaps, has nothing to do with it."""
         exc = sys.exc_info()[1]
         slot.raised_before = 0 if exc is None else mark_of(exc, make=True)
+        slot.loose_use = slot.uses
         return conn
 
     def _max_wait(self, timeout: float | None) -> float | None:
@@ -236,25 +243,8 @@ class BasePool(PoolExtension[C]):
     def _leases_of_this_greenlet(self) -> dict[Any, SharedConnection[C]]:
         return self._leases.setdefault(getcurrent(), {})
 
-    def _breaks_connection(self, exc: BaseException) -> bool:
-        """Whether *exc*, leaving a ``with``, makes its connection unfit for use."""
-        if self.strict or not isinstance(exc, Exception):
-            return True
-        if not isinstance(exc, PoolError) and self._classify_error(exc) is not Verdict.FINE:
-            return True
-        # A group has them in itself.
-        within: Any = exc.exceptions if isinstance(exc, _GROUP) else ()
-        return any(self._breaks_connection(each) for each in within)
-
-    def _reason_to_discard(self, exc: BaseException) -> Reason:
-        """For a connection that *exc* makes unfit for use, as it leaves a ``with``.  CUT_SHORT: not
-        the connection is broken, only its use was cut short, and the pool may salvage it."""
-        if not self.has_salvage or isinstance(exc, (Exception, *self.exc_classes)):
-            return Reason.ERROR
-        for each in getattr(exc, "exceptions", ()):  # in a group; one of them may say more
-            if self._breaks_connection(each) and self._reason_to_discard(each) is Reason.ERROR:
-                return Reason.ERROR
-        return Reason.CUT_SHORT
+    def _verdict_on_dial(self, error: BaseException) -> Verdict:
+        return verdict_on_dial(self, error)
 
     def _is_socket(self, conn: Any) -> bool:
         return sockets.is_socket(conn)
@@ -309,6 +299,14 @@ class BasePool(PoolExtension[C]):
 F = TypeVar("F", bound=BasePool[Any])
 
 
+def _raised_in_use(slot: ConnectionSlot) -> BaseException | None:
+    """The exception that is being handled, unless it was when the connection was acquired."""
+    exc = sys.exc_info()[1]
+    if exc is not None and slot.raised_before and mark_of(exc) == slot.raised_before:
+        return None
+    return exc
+
+
 def stats_of(
     name: str, buckets: Sequence[PoolBucket], *, size: int, min_size: int, maximum: float
 ) -> PoolStats:
@@ -343,6 +341,8 @@ def stats_of(
         released=total("use_count") - total("lost_uses"),
         timed_out=total("timed_out"),
         refused=total("refused"),
+        refused_down=total("refused_down"),
+        shed=total("shed"),
         abandoned=total("abandoned"),
         dialed=total("dialed"),
         opened=total("connect_count"),

@@ -13,6 +13,7 @@ from geventpool._scheduler.limit import Limit
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
+from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease
 from geventpool.pools.settings import PoolSettings
@@ -47,9 +48,13 @@ class ConnectionPool(BasePool[C]):
       is handed out, within the caller's *timeout*.
     - *salvage_timeout*: how long ``_salvage_connection`` may take, where it is overridden.
     - *timeout*: how long acquire waits, checks included; *max_waiting*: more callers in line than
-      this are sent away with PoolFull.
+      this are sent away with PoolFull; *overload*: a CoDel keeps the line short under more load
+      than can be served, and sends away those that waited too long with PoolOverloaded (None: they
+      wait).
     - *connect_timeout* bounds a dial; *max_connecting*: dials at a time; *backoff*: the pause
-      after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest.
+      after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest;
+      *down_after*: once nothing was open and every dial has failed for that long, who waits and
+      who comes gets PoolDown at once, until a dial of the pool's own succeeds (None: never).
     - *idle_timeout* closes what was not used for that long, above *min_size*; *max_lifetime*
       replaces what is older, up to the share *jitter* of it earlier, so that not all go at once;
       *max_uses*: hand-outs of one connection.
@@ -99,6 +104,17 @@ class ConnectionPool(BasePool[C]):
       Called in a greenlet of the pool after each dial, bounded by *connect_timeout* with it, and
       then in the caller's greenlet; must not switch; bounded by nothing there.  What it raises
       after a dial is logged, and *conn* is not watched; later *conn* is closed, as for None.
+    - ``_classify_error(error)``: the Verdict on an error that leaves a ``with``, or that a dial has
+      raised; by default BROKEN for *exc_classes*, else FINE.  After a use: FINE keeps the
+      connection, BROKEN closes it, WRONG_SERVER closes it and every other that was dialed before
+      now, those in use on return.  After a dial, that is a failed one like any other; SERVER_FULL
+      asks the server for no more connections than are open, and for one more after each second
+      in which it has not said so again, while callers wait for what comes back; FATAL is raised to
+      all who wait, and who come, until a dial succeeds, and the next one comes after the longest
+      pause.  Of a group it is asked for each part, and the worst counts.  Not asked about what is
+      no ``Exception``, nor after a use about a PoolError.  Called in the greenlet that gives back,
+      or dials; must not switch; bounded by nothing.  What it raises is logged, as is what it
+      returns that is no Verdict: BROKEN.
     - ``_fileno(conn)``: the old name of ``_socket``, asked in its place where only this one is
       overridden: the descriptor, or None.  Called in the same greenlets; must not switch; bounded
       by the same.  What it raises counts as there.
@@ -123,6 +139,7 @@ class ConnectionPool(BasePool[C]):
         max_overflow: int | None = 0,
         timeout: float | None = 30.0,
         max_waiting: int | None = None,
+        overload: CoDel | None = None,
         connect_timeout: float | None = 10.0,
         max_connecting: int = 16,
         backoff: Backoff | None = None,
@@ -136,6 +153,7 @@ class ConnectionPool(BasePool[C]):
         order: str | None = None,
         strict: bool = False,
         fail_fast: bool = False,
+        down_after: float | None = None,
         greenlet_local: bool = False,
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
@@ -228,8 +246,10 @@ class ConnectionPool(BasePool[C]):
 
         Raises PoolTimeout if none came free in time; its ``__cause__`` is the last dial error, if
         the pool could not open what it wanted.  Raises PoolFull if *max_waiting* callers wait
-        already, PoolClosed once ``close()`` was called, WrongHub in a foreign thread.  Whatever
-        is raised, the caller holds nothing and the pool has lost nothing.
+        already, PoolOverloaded if *overload* sends it away, PoolDown or a FATAL error of a dial at
+        once while no dial succeeds (*down_after*, ``_classify_error``), PoolClosed once ``close()``
+        was called, WrongHub in a foreign thread.  Whatever is raised, the caller holds nothing and
+        the pool has lost nothing.
         """
         hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
         return self._acquired(hold[0], conn)
@@ -253,8 +273,8 @@ class ConnectionPool(BasePool[C]):
         """Wait until *size* connections are open, in an elastic pool too.
 
         Raises PoolTimeout, with the last dial error as its cause, if that takes longer than
-        *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; what is
-        open by then stays open.
+        *timeout* seconds, and with *fail_fast* the error of a dial as soon as one fails; PoolDown
+        and FATAL errors as ``acquire``.  What is open by then stays open.
         """
         self._runtime.fill(self, self._bucket, self._max_wait(timeout))
 
@@ -310,7 +330,7 @@ class ConnectionPool(BasePool[C]):
             (bucket,),
             size=bucket.size,
             min_size=bucket.min_size,
-            maximum=bucket.own.maximum,
+            maximum=bucket.maximum,
         )
 
     def holders(self) -> tuple[Holder, ...]:

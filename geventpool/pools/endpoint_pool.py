@@ -17,6 +17,7 @@ from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
+from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
 from geventpool.pools.lease import DEFAULT, Lease, LocalLease, assert_not_entered
 from geventpool.pools.settings import PoolSettings
@@ -68,15 +69,16 @@ class EndpointPool(BasePool[C], Generic[E, C]):
       it is asked for.
 
     All other arguments, the hooks and the verbs are those of ConnectionPool; hooks get the
-    endpoint first, and so do verbs that need one.  *max_waiting*, *max_connecting*, *backoff* and
-    *fail_fast* are for each endpoint.  Durations are seconds; None means no bound.
+    endpoint first, and so do verbs that need one.  *max_waiting*, *overload*, *max_connecting*,
+    *backoff*, *fail_fast* and *down_after* are for each endpoint; one that is down is dialed until
+    it is back, or has had no caller for a minute.  Durations are seconds; None means no bound.
 
     Hooks to override, which are called as those of ConnectionPool: ``_new_connection(endpoint)``,
     ``_keepalive(endpoint, conn)``, ``_is_alive(endpoint, conn)``,
     ``_reset_connection(endpoint, conn)``, ``_salvage_connection(endpoint, conn, error)`` (for half
     of *max_size* at a time), ``_close_connection(endpoint, conn)``,
-    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``.  ``_may_reconnect`` and ``_may_poll``
-    are as there.
+    ``_socket(endpoint, conn)``, ``_fileno(endpoint, conn)``; ``_classify_error(error)`` gets none.
+    ``_may_reconnect`` and ``_may_poll`` are as there.
     """
 
     _is_listed = True  # in geventpool.pools()
@@ -94,6 +96,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         connect: Callable[[E], C] | None = None,
         timeout: float | None = 30.0,
         max_waiting: int | None = None,
+        overload: CoDel | None = None,
         connect_timeout: float | None = 10.0,
         max_connecting: int = 16,
         backoff: Backoff | None = None,
@@ -105,6 +108,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         order: str | None = None,
         strict: bool = False,
         fail_fast: bool = False,
+        down_after: float | None = None,
         greenlet_local: bool = False,
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
@@ -297,6 +301,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         bucket = self._expect(endpoint)
         try:
             (slot, _), conn = self._desk.acquire(self, bucket, timeout)
+            slot.loose_use = slot.uses
             return slot, conn
         finally:
             self._expected(bucket)

@@ -25,6 +25,7 @@ from geventpool._util.arguments import check_callable, check_seconds, check_whol
 from geventpool._util.errors import copy_of
 from geventpool.events import PoolEvent, Reason
 from geventpool.pools.lease import DEFAULT
+from geventpool.pools.verdicts import end_use
 
 __all__ = [
     "CLOSE_TIMEOUT",
@@ -133,6 +134,14 @@ class PoolExtension(Generic[C]):
         if is_held(hold):
             self._runtime.desk.discard(owner, hold, conn, reason, error)
 
+    def _end_use(self, hold: Hold, conn: C, exc: BaseException) -> None:
+        """Take back *conn* after *exc* has left its use, by the verdict of ``_classify_error``: as
+        ``_checkin``, suspect, or as ``_discard``, with what follows for the other connections.
+        May switch; nothing happens if the hold is no good any more."""
+        owner: Any = self
+        if is_held(hold):
+            end_use(owner, hold, conn, exc)
+
     def _facts_of(self, conn: C) -> Facts | None:
         """What the pool knows of *conn*; None if it is none of its own (any more).
 
@@ -234,7 +243,7 @@ class PoolExtension(Generic[C]):
             bucket.size,
             bucket.min_size,
             bucket.max_overflow,
-            bucket.own.maximum,
+            bucket.maximum,
             len(bucket.slots),
             bucket.open,
             bucket.in_use,

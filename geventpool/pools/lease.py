@@ -24,8 +24,11 @@ from geventpool._runtime.slots import (
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.scheduler import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen
+from geventpool.errors import Verdict
 from geventpool.events import Reason
+from geventpool.pools.verdicts import end_use, mark_broken, verdict_on_use
 
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
@@ -49,12 +52,13 @@ ENTERED: Any = _Entered()
 class Lease(Generic[C]):
     """What ``pool.get()`` returns: in a ``with`` it is a connection, for a while.
 
-    Nothing raised in the ``with``: the connection goes back.  *exc_classes*, or anything that is
-    not an ``Exception`` (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as
-    a reply to the request that was cut short may still come.  Another ``Exception``, or a
-    PoolError: it goes back, unless bytes lie unread on it; with ``strict=True`` it is closed.
-    What is no ``Exception`` only cuts its use short: a pool that overrides ``_salvage_connection``
-    tries that first, in the background.
+    Nothing raised in the ``with``: the connection goes back.  *exc_classes* (or what the hook
+    ``_classify_error`` does not call FINE), or anything that is not an ``Exception``
+    (gevent.Timeout, GreenletExit, KeyboardInterrupt, ...): it is closed, as a reply to the request
+    that was cut short may still come.  Another ``Exception``, or a PoolError: it goes back, unless
+    bytes lie unread on it; with ``strict=True`` it is closed.  What is no ``Exception`` only cuts
+    its use short: a pool that overrides ``_salvage_connection`` tries that first, in the
+    background.
 
     One lease is for one ``with`` at a time: entered a second time meanwhile, it raises
     RuntimeError.  Left in another thread than the pool's it raises WrongHub, and is not left.
@@ -80,6 +84,7 @@ class Lease(Generic[C]):
             and forks_seen
             and bucket.fast_path_open == get_ident()
             and not bucket.scheduler.busy
+            and not (deadlines and bucket.useless_after(getcurrent()) <= monotonic())
         ):
             pop = bucket.pop_idle
             slot: Any = pop()
@@ -148,8 +153,8 @@ class Lease(Generic[C]):
                     used = now - slot.since
                     bucket.use_count += 1
                     bucket.use_sum += used
-                    if used > bucket.use_max:
-                        bucket.use_max = used
+                    if used > bucket.use_long:
+                        bucket.note_long_use(used)
                     slot.conn = self._conn
                     if bucket.fast_path_open and not bucket.scheduler.busy:
                         slot.state = IDLE
@@ -177,10 +182,10 @@ class Lease(Generic[C]):
             return
         if get_ident() != pool._runtime.ident:
             self._bucket = ENTERED  # it stays with its holder
-        if exc is not None and pool._breaks_connection(exc):
-            pool._desk.discard(pool, hold, self._conn, pool._reason_to_discard(exc), exc)
+        if exc is not None:
+            end_use(pool, hold, self._conn, exc)
         else:
-            pool._desk.checkin(pool, hold, self._conn, suspect or exc is not None)
+            pool._desk.checkin(pool, hold, self._conn, suspect)
 
 
 def assert_not_entered(lease: Lease[Any]) -> None:
@@ -240,15 +245,13 @@ class LocalLease(Lease[C]):
             if lease._leases.get(slot.bucket.key) is shared:
                 del lease._leases[slot.bucket.key]
             if shared.suspect or exc is not None:
-                if exc is None or not self._pool._breaks_connection(exc):
+                if exc is None or verdict_on_use(self._pool, exc) is Verdict.FINE:
                     exc = shared.cut_by or exc
                 lease._give_back(exc, suspect=True)
             else:
                 Lease.__exit__(lease, None, None, None)
         elif exc is not None:
             shared.suspect = True
-            if self._pool._breaks_connection(exc) and is_held((slot, lease._use)):
-                # Another with may yet swallow it, but the connection is broken all the same.
-                reason = self._pool._reason_to_discard(exc)
-                self._pool._runtime.scheduler.mark_for_closing(slot, reason)
-                shared.cut_by = exc if reason is Reason.CUT_SHORT else shared.cut_by
+            # Another with may yet swallow it, but what it says is true all the same.
+            if mark_broken(self._pool, (slot, lease._use), exc) is Reason.CUT_SHORT:
+                shared.cut_by = exc

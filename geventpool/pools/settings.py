@@ -22,6 +22,7 @@ from geventpool._util.arguments import (
     several,
 )
 from geventpool.backoff import Backoff
+from geventpool.overload import CoDel
 
 __all__ = ["PoolSettings"]
 
@@ -36,6 +37,7 @@ class PoolSettings:
     connect: Callable[..., Any] | None
     timeout: float | None
     max_waiting: int | None
+    overload: CoDel | None
     connect_timeout: float | None
     max_connecting: int
     backoff: Backoff | None
@@ -49,6 +51,7 @@ class PoolSettings:
     order: str | None
     strict: bool
     fail_fast: bool
+    down_after: float | None
     greenlet_local: bool
     limits: tuple[Limit, ...]
     listeners: tuple[object, ...]
@@ -71,6 +74,8 @@ class PoolSettings:
             raise ValueError(f'order must be "fifo", "lifo" or None, not {self.order!r}')
         if self.backoff is not None:
             check_instance("backoff", self.backoff, Backoff)
+        if self.overload is not None:
+            check_instance("overload", self.overload, CoDel)
         if self.connect is not None:
             check_callable("connect", self.connect)
         if self.name is not None:
@@ -92,7 +97,7 @@ class PoolSettings:
     def _check_durations(self) -> None:
         for name in ("timeout", "check_after"):
             check_seconds(name, getattr(self, name), zero=True)
-        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime"):
+        for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime", "down_after"):
             check_seconds(name, getattr(self, name))
         for name in ("keepalive_timeout", "salvage_timeout"):
             check_seconds(name, getattr(self, name), none=False)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from gevent import Timeout
+from gevent import Timeout, getcurrent
 from gevent.socket import socket
 
 from geventpool._util.clock import part_of
+from geventpool._util.deadlines import active as deadlines
+from geventpool._util.deadlines import ends_at
 from geventpool._util.errors import about
 from geventpool.errors import ConnectError, MultiConnectFailure
 
@@ -34,6 +36,9 @@ class Dial:
         self.name = name
         self.server: object = name
         self.began = monotonic()
+        if deadlines and (ends := ends_at(getcurrent())) < math.inf:
+            left = max(ends - self.began, 0.0)
+            seconds = left if seconds is None else min(seconds, left)
         self.seconds = seconds  # that it may take, None: no bound
         self.ends_at = math.inf if seconds is None else self.began + seconds
         self.failed: list[tuple[object, Exception]] = []

@@ -118,8 +118,9 @@ class SocketFactory:
     def __call__(self) -> socket:
         """Return a new open socket, a ``gevent.ssl.SSLSocket`` if there is TLS.
 
-        Blocks for at most *connect_timeout*.  The addresses of one host are raced, servers are
-        tried one after the other.  If there was only one address to try, what the system, the
+        Blocks for at most *connect_timeout*, and not beyond a Deadline that the caller is under (a
+        pool's dials are in greenlets of the pool).  The addresses of one host are raced, servers
+        are tried one after the other.  If there was only one address to try, what the system, the
         resolver or TLS has to say is raised as it is; if there were more, a MultiConnectFailure
         has it all.  If the time is over, the error is a ConnectError that says what it was spent
         on, or a MultiConnectFailure whose last error is that.  The same is made the ``__cause__``

@@ -66,8 +66,8 @@ class FakeClock:
     a *keepalive* every other one is checked first: advance once more for the rest.
 
     What is limited because a server may be slow stays in real time: *connect_timeout*,
-    *keepalive_timeout*, the *timeout* of ``close()``, a SocketFactory, a look-up of a name; so do
-    gevent.sleep and gevent.Timeout.
+    *keepalive_timeout*, *salvage_timeout*, the *timeout* of ``close()``, a SocketFactory, a look-up
+    of a name; so do gevent.sleep and gevent.Timeout.
 
     At the end of the ``with`` the jumps are taken back.  So close in it the pools that it has made
     older, as in the example; one that lives on will live longer than it says.

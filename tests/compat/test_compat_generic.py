@@ -32,7 +32,7 @@ import pytest
 from gevent import GreenletExit
 from gevent.event import Event
 
-from geventpool import Backoff, NotInUse, PoolClosed, PoolError, PoolTimeout
+from geventpool import Backoff, NotInUse, PoolClosed, PoolError, PoolTimeout, Verdict
 from geventpool._runtime import closer
 from geventpool.compat import generic_connection_pool as face
 from geventpool.compat.generic_connection_pool import (
@@ -51,7 +51,7 @@ from geventpool.compat.generic_connection_pool import (
     UnixSocketConnectionManager,
     UnixSocketStreamConnectionManager,
 )
-from geventpool.sockets import dial
+from geventpool.sockets import look_up
 from geventpool.testing import FakeClock
 from support import ROOT
 from support.certificates import Certificates
@@ -1076,7 +1076,7 @@ def test_a_name_with_several_addresses_raises_the_error_of_one(
             for n in (1, 2)
         ]
 
-    monkeypatch.setattr(dial, "getaddrinfo", two_addresses)
+    monkeypatch.setattr(look_up, "getaddrinfo", two_addresses)
     with closed_port() as (_, port), pytest.raises(ConnectionRefusedError):
         TcpStreamConnectionManager().create(("twice.test", port), timeout=5)
 
@@ -1692,3 +1692,28 @@ def test_a_manager_of_the_original_serves_as_it_is(server: IdServer) -> None:
             with pool.connection(server.address) as sock:
                 assert ask(sock, "hello") == "hello"
     assert server.opened == 1
+
+
+@pytest.mark.parametrize("by_with", [True, False])
+def test_a_wrong_server_has_all_connections_to_that_endpoint_replaced(by_with: bool) -> None:
+    class Moved(Exception):
+        pass
+
+    class Knows(ConnectionPool[str, Conn]):
+        def _classify_error(self, error: Exception) -> Verdict:
+            return Verdict.WRONG_SERVER if isinstance(error, Moved) else Verdict.FINE
+
+    manager = Manager()
+    with Knows(manager, min_idle=3, max_size=3) as pool:
+        for conn in [pool.acquire("here") for _ in range(3)]:
+            pool.release(conn, "here")
+        with pytest.raises(Moved):
+            if by_with:
+                with pool.connection("here"):
+                    raise Moved
+            conn = pool.acquire("here")
+            try:
+                raise Moved
+            finally:
+                pool.release(conn, "here")
+        until(lambda: not manager.open)

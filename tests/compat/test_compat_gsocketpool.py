@@ -26,7 +26,7 @@ import pytest
 from gevent import GreenletExit
 from gevent.event import Event
 
-from geventpool import Backoff, ConnectError, PoolClosed, PoolError, PoolTimeout, Reason
+from geventpool import Backoff, ConnectError, PoolClosed, PoolError, PoolTimeout, Reason, Verdict
 from geventpool.compat import gsocketpool
 from geventpool.compat.gsocketpool import (
     Connection,
@@ -38,6 +38,7 @@ from geventpool.compat.gsocketpool import (
 )
 from geventpool.testing import FakeClock
 from support.servers import EchoServer, IdServer, ask, closed_port
+from support.waiting import until
 
 
 @pytest.fixture
@@ -1289,3 +1290,21 @@ def test_a_program_sees_the_same_as_with_the_original(server: EchoServer) -> Non
 
     assert _programme(gsocketpool, *server.address) == _programme(original, *server.address)
     gc.collect()
+
+
+def test_a_wrong_server_has_all_connections_replaced(plain: type[Plain]) -> None:
+    class Moved(Exception):
+        pass
+
+    class Knows(Pool[Plain]):
+        def _classify_error(self, error: Exception) -> Verdict:
+            return Verdict.WRONG_SERVER if isinstance(error, Moved) else Verdict.FINE
+
+    pool = Knows(plain, initial_connections=3)
+    old = set(plain.open_now)
+    with pytest.raises(Moved), pool.connection():
+        raise Moved
+    until(lambda: not plain.open_now)
+    with pool.connection() as conn:
+        assert conn not in old
+    pool.close()

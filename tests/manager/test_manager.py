@@ -44,6 +44,7 @@ from geventpool.errors import (
     OutOfSockets,
     PoolClosed,
     PoolTimeout,
+    Verdict,
     WrongHub,
 )
 from geventpool.events import PoolListener
@@ -688,6 +689,62 @@ def test_a_sock_type_that_fails_is_a_server_that_fails_and_leaves_no_socket_open
 
     server.wait_open(0)
     assert is_down(manager, server)
+
+
+class LogIn:
+    """A sock_type whose server has no room for the moment."""
+
+    def __init__(self) -> None:
+        self.full = True
+        self.dials = 0
+
+    def __call__(self, sock: Any) -> Any:
+        self.dials += 1
+        if self.full:
+            raise ValueError("too many clients")
+        return sock
+
+    def classify_error(self, error: Exception) -> Verdict:
+        return Verdict.SERVER_FULL if "too many" in str(error) else Verdict.BROKEN
+
+
+def test_a_server_that_is_full_is_not_marked_down_and_asked_once_a_second(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+    manager = manage(health=LONG)
+    log_in = LogIn()
+    for _ in range(20):
+        with pytest.raises(ConnectError, match="too many clients"):
+            manager.get_connection(server.address, sock_type=log_in)
+    assert not is_down(manager, server)
+    assert log_in.dials == 1
+    log_in.full = False
+    until(lambda: _can_connect(manager, server.address, log_in))
+
+
+def _can_connect(manager: Any, address: Any, sock_type: Any) -> bool:
+    try:
+        with manager.connection(address, sock_type=sock_type):
+            return True
+    except ConnectError:
+        return False
+
+
+def test_of_two_servers_the_one_that_is_not_full_is_used(hosts: Hosts, manage: Any) -> None:
+    full, roomy = hosts.server(), hosts.server()
+    manager = manage({"pay": group(full.address, roomy.address)}, health=LONG)
+
+    class Picky(LogIn):
+        def __call__(self, sock: Any) -> Any:
+            self.full = sock.getpeername() == tuple(full.address)
+            return super().__call__(sock)
+
+    picky = Picky()
+    for _ in range(10):
+        with manager.connection("pay", sock_type=picky) as sock:
+            assert sock.getpeername() == tuple(roomy.address)
+    assert not is_down(manager, full)
 
 
 def test_a_sock_type_that_hangs_is_a_dial_that_takes_too_long(hosts: Hosts, manage: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 
-from geventpool import Backoff, ConnectionPool, EndpointPool, Limit
+from geventpool import Backoff, CoDel, ConnectionPool, EndpointPool, Limit
 from geventpool.pools.settings import PoolSettings
 
 
@@ -68,6 +68,8 @@ BAD = [
     ("order", "random", ValueError),
     ("order", [], ValueError),
     ("backoff", 0.5, TypeError),
+    ("overload", 0.1, TypeError),
+    ("overload", CoDel, TypeError),
     ("backoff", Backoff, TypeError),
     ("connect", "127.0.0.1:80", TypeError),
     ("limits", None, TypeError),

@@ -18,10 +18,13 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "geventpool"
 
-NOUNS = {"errors", "events", "stats", "addresses", "backoff", "registry", "retry_budget"}
+NOUNS = {
+    *("errors", "events", "stats", "addresses", "backoff"),
+    *("overload", "registry", "retry_budget"),
+}
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
-PUBLIC = {*NOUNS, "retry", "sockets", "discovery", "pools", "manager"}
+PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}
 
 
 class Row(NamedTuple):
@@ -37,7 +40,7 @@ class Row(NamedTuple):
 ROWS = (
     Row(ROW_0, may_import=ROW_0, never=GEVENT),
     Row({"_scheduler"}, may_import=ROW_0, never=GEVENT | {"time", "socket", "logging"}),
-    Row({"sockets", "discovery", "retry"}, may_import=ROW_0),
+    Row({"sockets", "discovery", "retry", "deadline"}, may_import=ROW_0),
     Row({"_runtime"}, may_import={*ROW_0, "_scheduler"}),
     Row({"pools"}, may_import={*ROW_0, "_scheduler", "_runtime", "sockets"}),
     Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),

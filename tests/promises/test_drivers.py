@@ -25,7 +25,7 @@ from gevent.hub import get_hub
 from gevent.monkey import get_original
 from gevent.pool import Pool as Group
 
-from geventpool import ConnectionPool, EndpointPool, Reason, SocketFactory
+from geventpool import ConnectionPool, EndpointPool, PoolListener, Reason, SocketFactory
 from support.certificates import Certificates
 from support.drivers import CLIENTS, close
 from support.kinds import MakePool
@@ -135,6 +135,79 @@ def test_where_that_is_fine_it_stays_and_is_watched_by_its_new_socket(client: An
             same.shutdown(stdlib_socket.SHUT_RDWR)
         until(lambda: pool.stats().closed[Reason.PEER_CLOSED] == 1)
         pool.fill()  # some drivers leave a socket behind when their dial is ended
+
+
+class Hangups(PoolListener):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def peer_closed(self, event: Any) -> None:
+        self.seen.append(event.connection)
+
+
+def hang_up(client: Any, conn: Any) -> None:
+    with foreign_socket(fileno=os.dup(number_of(client, conn))) as same:
+        same.shutdown(stdlib_socket.SHUT_RDWR)
+
+
+@either_way
+@of_those_that_reconnect
+def test_a_hang_up_of_a_socket_that_its_driver_has_replaced_is_not_held_against_it(
+    client: Any, how: str
+) -> None:
+    with pool_of(client, _may_reconnect=True) as pool:
+        hangups = Hangups()
+        pool.add_listener(hangups)
+        with held(pool, how) as conn:
+            hang_up(client, conn)
+            until(lambda: hangups.seen == [conn])
+            client.connect_anew(conn)
+        for _ in range(2):
+            with held(pool, how) as again:
+                assert again is conn
+        assert not any(pool.stats().closed.values())
+
+        with held(pool, how):
+            hang_up(client, conn)  # that of the new one is
+            until(lambda: len(hangups.seen) == 2)
+        assert pool.stats().closed[Reason.PEER_CLOSED] == 1
+        pool.fill()
+
+
+@pytest.mark.parametrize("hook", ["_reset_connection", "_keepalive", "_keepalive before a get"])
+def test_a_driver_may_replace_a_socket_whose_peer_hung_up_while_a_hook_uses_it(hook: str) -> None:
+    class Reconnecting(ConnectionPool[Any]):
+        _may_reconnect = True
+
+        def _connect_anew(self, conn: Any) -> None:
+            if conn not in done:
+                done.append(conn)
+                conn.sock.shutdown(stdlib_socket.SHUT_RDWR)
+                until(lambda: hangups.seen == [conn])
+                conn.sock.close()
+                conn.sock = connect()
+
+    name = hook.partition(" ")[0]
+    setattr(Reconnecting, name, lambda pool, conn: pool._connect_anew(conn))
+    settings: dict[str, Any] = {"_reset_connection": {}, "_keepalive": {"keepalive": 0.01}}.get(
+        hook, {"check_after": 0.0}
+    )
+    done: list[Any] = []
+    hangups = Hangups()
+    with EchoServer() as server:
+        connect = SocketFactory(server.address)
+        with Reconnecting(
+            1, connect=lambda: Wrapped(connect()), listeners=[hangups], **settings
+        ) as pool:
+            with pool.get() as first:
+                pass
+            if "keepalive" in settings:
+                until(lambda: bool(done) and pool.stats().idle == 1)
+            with pool.get() as conn:
+                assert conn is first
+                assert ask(conn.sock, "hello") == "hello"
+            assert done == [first]
+            assert not any(pool.stats().closed.values())
 
 
 @either_way

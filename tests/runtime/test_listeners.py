@@ -41,8 +41,11 @@ NAMES = [
     "pool_at_max",
     # and new
     "acquire_timed_out",
+    "acquire_shed",
     "connection_lost",
     "peer_closed",
+    "pool_went_down",
+    "pool_is_back",
 ]
 
 
@@ -509,6 +512,8 @@ def test_what_a_listener_raises_is_logged_and_the_pool_is_whole(maker, caplog):
         "server_list_obtained",
         "connection_lost",
         "peer_closed",
+        "pool_went_down",
+        "pool_is_back",
     }
     assert pool.stats().idle == 1
     failures = [r for r in caplog.records if r.levelno == logging.ERROR]
@@ -562,7 +567,7 @@ def test_a_cancellation_in_a_listener_of_the_hand_out_goes_on_and_loses_nothing(
         pass
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in (NAMES[6], NAMES[10], NAMES[11])])
+@pytest.mark.parametrize("name", [n for n in NAMES[:10] if n != "server_list_obtained"])
 def test_a_listener_may_close_the_pool(maker, name):
     class Closing:
         def __init__(self) -> None:

@@ -430,6 +430,17 @@ def test_surplus_is_not_salvaged_unless_a_caller_waits(maker: Maker) -> None:
 # What else may happen meanwhile
 
 
+def test_an_audit_finds_nothing_wrong_with_a_salvage(
+    pool: SalvagingPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut_short(pool)
+    pool._runtime.scheduler.audit(pool._bucket, 1e9)
+    gevent.idle()
+
+    assert now(pool) == (1, 0, 0)
+    assert "the books were wrong" not in caplog.text
+
+
 def test_a_peer_that_hangs_up_meanwhile_is_noticed() -> None:
     with EchoServer() as server, SalvagingPool(1, connect=SocketFactory(server.address)) as pool:
         cut_short(pool)

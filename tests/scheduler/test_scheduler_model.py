@@ -20,6 +20,7 @@ import os
 import random
 import sys
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,10 +53,13 @@ from geventpool._scheduler.state import (
 )
 from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
+from geventpool.errors import PoolOverloaded, Verdict
 from geventpool.events import Reason
+from geventpool.overload import CoDel
 
 THREAD = 7  # the ident of the one thread there is
 LONG = 10.0  # the keepalive
+CODEL = CoDel(target=0.1, interval=1.0)
 
 
 class WatchedSlot(Slot):
@@ -88,11 +92,15 @@ class Hub:
         self.salvages: list[Slot] = []
         self.woken: list[Waiter] = []
         self.timers: dict[Bucket, float] = {}
+        self.looks: dict[Bucket, float] = {}  # at the lines of those with *overload*
+        self.fine: dict[Bucket, list[float]] = {}  # when those lines were
         self.lowered: dict[Limit, None] = {}  # limits to be reconciled
         self.buckets: list[Bucket] = []
         self.held: list[Slot] = []
         self.gone: Waiter | None = None  # its greenlet is
         self.damaged = False
+        self.down: set[Bucket] = set()
+        self.failed_since: dict[Bucket, float] = {}  # the first failure since a success
 
     def catch_up_later(self) -> None:
         raise AssertionError("no verb was cut short")
@@ -167,11 +175,43 @@ class Hub:
             assert slot.since == self.now
             fit_for_hand_out(slot, self.now)
             assert waiter.ticket <= ticket_at(waiter.bucket, 0), "served out of order"
+        if waiter.bucket.delay_control is not None:
+            self._look_at_overload(waiter)
         self.woken.append(waiter)
         return "woken"
 
+    def _look_at_overload(self, waiter: Waiter) -> None:
+        """Nobody is sent away that has not waited too long, or whose line is not slow."""
+        waited = self.now - waiter.came
+        if waiter.slot is not None and waited <= CODEL.target:
+            self.fine[waiter.bucket].append(self.now)
+        if isinstance(waiter.error, PoolOverloaded):
+            assert waited > 2 * CODEL.target, "sent away too soon"
+            assert waiter.error.waited == waited
+            # It was found slow not longer ago than an interval.
+            times = [at for at in self.fine[waiter.bucket] if at < self.now] + [self.now]
+            gaps = [b - a for a, b in pairwise(times) if b >= self.now - CODEL.interval]
+            assert max(gaps) >= CODEL.interval - 1e-9, "sent away from a line that is not slow"
+
+    def look_later(self, bucket: Bucket, at: float) -> None:
+        assert bucket.delay_control is not None
+        assert at > self.now
+        self.looks[bucket] = min(at, self.looks.get(bucket, at))
+
     def reconcile_later(self, bucket: Bucket) -> None:
-        self.timers[bucket] = bucket.retry_at
+        self.timers[bucket] = bucket.reconcile_at
+
+    def went_down(self, bucket: Bucket) -> None:
+        assert bucket not in self.down, "down twice"
+        if bucket.outage.fatal is None:
+            assert not bucket.open
+            assert self.now >= self.failed_since[bucket] + bucket.outage.after - 1e-9
+        self.down.add(bucket)
+
+    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+        self.down.remove(bucket)
+        assert seconds >= 0
+        assert dials >= 1
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.lowered[limit] = None
@@ -249,7 +289,10 @@ class Machine(RuleBasedStateMachine):
             transient=transient,
             fail_when_full=draw(st.sampled_from([False, False, True])),
             fail_when_down=draw(st.sampled_from([False, False, True])),
+            down_after=draw(st.sampled_from([None, 0.5, 3.0])),
+            overload=draw(st.sampled_from([None, CODEL])),
         )
+        self.hub.fine[bucket] = [self.now]
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
         bucket.fast_path_max_idle = bucket.idle_timeout
@@ -281,7 +324,12 @@ class Machine(RuleBasedStateMachine):
     # Callers, exactly as Runtime.acquire and pool.Lease go about it
 
     def _acquire(
-        self, bucket: Bucket, ticket: int, timeout: float | None, requeued: bool = False
+        self,
+        bucket: Bucket,
+        ticket: int,
+        timeout: float | None,
+        requeued: bool = False,
+        came: float | None = None,
     ) -> None:
         slot = self.scheduler.try_checkout(bucket, self.now)
         if slot is not None:
@@ -291,7 +339,15 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            self.scheduler.enqueue(Waiter(bucket, ticket, deadline, None), self.now, requeued)
+            waiter = Waiter(bucket, ticket, deadline, None, self.now if came is None else came)
+            self._note_fine_lines()
+            self.scheduler.enqueue(waiter, self.now, requeued)
+
+    def _note_fine_lines(self) -> None:
+        """Those in which nobody waits for more than a dial of its own."""
+        for bucket in self.buckets:
+            if bucket.unserved <= bucket.coming:
+                self.hub.fine[bucket].append(self.now)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
     def acquire(self, n: int, timeout: float | None) -> None:
@@ -334,7 +390,7 @@ class Machine(RuleBasedStateMachine):
             assert waiter.slot is not None
             self.scheduler.discard(waiter.slot, Reason.UNREAD, self.now)
             if not waiter.bucket.closed:
-                self._acquire(waiter.bucket, waiter.ticket, None, requeued=True)
+                self._acquire(waiter.bucket, waiter.ticket, None, True, waiter.came)
 
     @precondition(lambda self: self.hub.woken)
     @rule(n=st.integers(0, 5))
@@ -426,13 +482,24 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.hub.begun)
     @rule(n=st.integers(0, 5))
     def dial_succeeds(self, n: int) -> None:
-        self.scheduler.opened(self.hub.begun.pop(n % len(self.hub.begun)), self.now)
+        slot = self.hub.begun.pop(n % len(self.hub.begun))
+        self.hub.failed_since.pop(slot.bucket, None)
+        self.scheduler.opened(slot, self.now)
+        assert slot.bucket not in self.hub.down, "the first success ends it"
 
     @precondition(lambda self: self.hub.begun)
-    @rule(n=st.integers(0, 5))
-    def dial_fails(self, n: int) -> None:
+    @rule(n=st.integers(0, 5), verdict=st.sampled_from([Verdict.BROKEN, *Verdict]))
+    def dial_fails(self, n: int, verdict: Verdict) -> None:
         slot = self.hub.begun.pop(n % len(self.hub.begun))
-        self.scheduler.dial_failed(slot, OSError("refused"), self.now)
+        bucket = slot.bucket
+        self.hub.failed_since.setdefault(bucket, self.now)
+        allowed = bucket.open + bucket.connecting - (slot.state is CONNECTING)
+        self.scheduler.dial_failed(slot, OSError("refused"), self.now, verdict)
+        if verdict is Verdict.SERVER_FULL and not bucket.closed:
+            assert bucket.open + bucket.connecting <= allowed, "it asks a full server for more"
+        if verdict is Verdict.FATAL and not bucket.closed:
+            assert bucket in self.hub.down
+            assert not bucket.waiters
 
     @precondition(lambda self: self.hub.closes)
     @rule(n=st.integers(0, 5))
@@ -473,7 +540,13 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.peer_closed(slots[n % len(slots)], self.now)
 
     def _pass_time(self, seconds: float) -> None:
+        self._note_fine_lines()
         self.hub.now += seconds
+        self._note_fine_lines()
+        for bucket, at in list(self.hub.looks.items()):
+            if at <= self.now:
+                del self.hub.looks[bucket]
+                self.scheduler.look_at_line(bucket, self.now)
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:
                 del self.hub.timers[bucket]
@@ -487,6 +560,22 @@ class Machine(RuleBasedStateMachine):
         deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline is not None]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
+
+    @precondition(lambda self: self.held)
+    @rule(n=st.integers(0, 9))
+    def learn_that_the_server_is_the_wrong_one(self, n: int) -> None:
+        slot = self.held[n % len(self.held)]
+        if slot.state is not IN_USE:
+            return
+        bucket = slot.bucket
+        before = [each for each in bucket.slots if each.state is not CLOSING]
+        if self.scheduler.wrong_server(slot, self.now):
+            for each in before:
+                assert each is slot or each.state is CLOSING or each.close_reason is not None
+            for each in set(bucket.slots) - set(before):
+                assert each.close_reason is None or each.state is CLOSING, "it was dialed after"
+        self.held.remove(slot)
+        self.scheduler.discard(slot, Reason.ERROR, self.now)
 
     @rule(n=st.integers(0, 3))
     def reap(self, n: int) -> None:
@@ -716,6 +805,26 @@ class Machine(RuleBasedStateMachine):
                 assert not bucket.fail_when_full
                 assert bucket.own.spare <= 0 or bucket.blocked_at is not None
 
+    @invariant()
+    def the_refused_do_not_wait(self) -> None:
+        """Who comes while a dial comes by itself is told; and it does come, until it is over."""
+        for bucket in self.buckets:
+            outage = bucket.outage
+            assert bucket.closed or outage.on == (bucket in self.hub.down)
+            if not outage.on or bucket.closed or bucket.shared or self._awaits_news(bucket):
+                continue
+            if bucket.connecting or self.now < bucket.retry_at:
+                assert not bucket.waiters
+            elif outage.probing:
+                assert bucket.own.full, "it is not probed"
+
+    @invariant()
+    def a_full_server_is_not_asked(self) -> None:
+        for bucket in self.buckets:
+            assert bucket.own.maximum == min(bucket.maximum, bucket.ceiling.most)
+            if bucket.ceiling.on or bucket.outage.on:
+                assert bucket.troubled
+
     def _awaits_news(self, bucket: Bucket) -> bool:
         """Whether its timer is about to fire, or a limit of its was set and it does not know."""
         return bucket in self.hub.timers or bool(set(bucket.limits) & set(self.hub.lowered))
@@ -729,6 +838,9 @@ class Machine(RuleBasedStateMachine):
             assert all(waiter.pending for waiter in bucket.waiters)
             assert not (bucket.waiters and bucket.idle), "waits while a connection lies idle"
             assert not (bucket.open > bucket.size and bucket.idle), "surplus is not closed"
+        for bucket in self.buckets:
+            if bucket.delay_control is not None and bucket.waiters:
+                assert bucket in self.hub.looks, "nobody will look at its line again"
         assert set(self.scheduler.with_waiters) == {
             bucket for bucket in self.buckets if bucket.waiters
         }

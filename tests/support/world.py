@@ -34,6 +34,9 @@ class Notes:
         self.woken: list[Waiter] = []
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
+        self.down: list[Bucket] = []
+        self.back: list[tuple[Bucket, float, int, int]] = []  # seconds, dials, callers refused
+        self.looks: dict[Bucket, float] = {}
         self.limits: list[Limit] = []
         self.gone: list[Waiter] = []  # their greenlets are
         self.adrift: list[Slot] = []  # no caller has their connection, nor is about to
@@ -58,7 +61,16 @@ class Notes:
         return "woken"
 
     def reconcile_later(self, bucket: Bucket) -> None:
-        self.retries.append(bucket.retry_at)
+        self.retries.append(bucket.reconcile_at)
+
+    def went_down(self, bucket: Bucket) -> None:
+        self.down.append(bucket)
+
+    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+        self.back.append((bucket, seconds, dials, refused))
+
+    def look_later(self, bucket: Bucket, at: float) -> None:
+        self.looks[bucket] = min(at, self.looks.get(bucket, at))
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.limits.append(limit)
@@ -124,9 +136,17 @@ class World:
         slot.handed_out(self.now)
         return slot
 
-    def enqueue(self, bucket: Bucket, timeout: float | None = None, ticket: int = 0) -> Waiter:
+    def enqueue(
+        self,
+        bucket: Bucket,
+        timeout: float | None = None,
+        ticket: int = 0,
+        came: float | None = None,
+    ) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
-        waiter = Waiter(bucket, ticket or self.scheduler.next_ticket(), deadline, None)
+        ticket_drawn = ticket or self.scheduler.next_ticket()
+        came = self.now if came is None else came
+        waiter = Waiter(bucket, ticket_drawn, deadline, None, came)
         self.scheduler.enqueue(waiter, self.now, requeued=ticket > 0)
         return waiter
 
@@ -144,6 +164,15 @@ class World:
         slot = self.notes.salvages.pop(0)
         self.scheduler.salvaged(slot, ok, self.now)
         return slot
+
+    def pass_time(self, seconds: float) -> None:
+        """Let it pass; lines are looked at when that was asked for."""
+        ends = self.now + seconds
+        while due := [bucket for bucket, at in self.notes.looks.items() if at <= ends]:
+            bucket = min(due, key=self.notes.looks.__getitem__)
+            self.now = max(self.now, self.notes.looks.pop(bucket))
+            self.scheduler.look_at_line(bucket, self.now)
+        self.now = ends
 
     def reconcile(self, bucket: Bucket) -> None:
         self.scheduler.reconcile(bucket, self.now)

@@ -72,8 +72,7 @@ class Pool(ConnectionPool[C]):
         try:
             yield conn
         except BaseException as exc:
-            if self._breaks_connection(exc):
-                self._discard(hold, conn, Reason.ERROR, exc)
+            self._end_use(hold, conn, exc)
             raise
         finally:
             if self._is_held(hold):  # and not given back in the body

@@ -130,12 +130,12 @@ class ConnectionPool(BaseConnectionPool[EndpointT, ConnectionT], Generic[Endpoin
                 connection=conn,
             )
         exc = sys.exc_info()[1]
-        if exc is not None and self._breaks_connection(exc):
-            self._discard(hold, conn, Reason.ERROR, exc)
+        if exc is not None:
+            self._end_use(hold, conn, exc)
         else:
-            self._checkin(hold, conn, suspect=exc is not None)
-            if self._keeps_no_extra:
-                self._dispose_extra(facts.endpoint)
+            self._checkin(hold, conn)
+        if self._keeps_no_extra:
+            self._dispose_extra(facts.endpoint)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pool for good: see EndpointPool.  After *timeout* seconds (None: never) what

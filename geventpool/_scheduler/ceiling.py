@@ -1,0 +1,52 @@
+"""How many connections a server that is full has room for, as far as is known."""
+
+from __future__ import annotations
+
+from geventpool._scheduler.state import NEVER
+
+__all__ = ["PEACE", "Ceiling"]
+
+PEACE = 1.0  # seconds after which one more is asked for
+_KEPT = 60.0  # seconds of peace after which the server counts as one with room
+
+
+class Ceiling:
+    """A server that said it is full is asked for no more connections than are open then, and for
+    one more after each second in which it has not said so again."""
+
+    __slots__ = ("_full_at", "_raised_at", "most")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Know of none."""
+        self.most: float = NEVER
+        self._raised_at = self._full_at = NEVER
+
+    @property
+    def on(self) -> bool:
+        """Whether it is known to be full."""
+        return self.most < NEVER
+
+    @property
+    def rises_at(self) -> float:
+        """When one more may be asked for."""
+        return self._raised_at + PEACE
+
+    def lower(self, count: int, now: float) -> None:
+        """The server has refused one more than *count*."""
+        self.most = count
+        self._raised_at = self._full_at = now
+
+    def rise(self, maximum: float, now: float) -> None:
+        """Add what the time since has earned; above *maximum* it is of no use any more."""
+        steps = int((now - self._raised_at) / PEACE)
+        self.most += steps
+        self._raised_at += steps * PEACE
+        if self.most >= maximum or now - self._full_at >= _KEPT:
+            self.forget()
+
+    def make_room(self, count: int) -> None:
+        """The server did have room for *count*."""
+        self.most = max(self.most, count)
