@@ -240,6 +240,15 @@ def test_with_a_check_only_what_passes_is_handed_out(make: MakePool) -> None:
 
 
 @cooperative
+def test_the_keepalive_asks_the_server_and_leaves_no_transaction(make: MakePool) -> None:
+    pool = make(keepalive=0.01)
+    until(lambda: pool.stats().checked >= 2)
+    with pool.get() as conn:
+        assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    assert pool.stats().opened == 1
+
+
+@cooperative
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
