@@ -124,7 +124,7 @@ class Dialer:
         finally:
             self.workers.polling = 0
         self._runtime.changed(bucket)
-        hint = trouble is None and owner._should_hint(carrier.probe)
+        hint = trouble is None and carrier.probe is None and owner._should_hint()
         if not (trouble or hint or owner.listening or bucket.recycled):
             return None
         return partial(self._say_opened, owner, bucket, found, seconds, hint)
@@ -164,9 +164,9 @@ class Dialer:
         first = bucket.last_error is None and not bucket.fail_when_down
         verdict = Verdict.BROKEN
         try:
-            verdict = owner._verdict_on_dial(error)
             if failed.conn is not None and slot.state is CONNECTING:
                 self._closer.hang_up(owner, bucket, failed.conn)
+            verdict = owner._verdict_on_dial(error)
         finally:
             self._scheduler.dial_failed(slot, error, monotonic(), verdict)
             self._runtime.changed(bucket)

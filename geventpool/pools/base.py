@@ -26,7 +26,7 @@ from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
-from geventpool.pools.verdicts import end_use, is_wrong_server, verdict_on_dial, verdict_on_use
+from geventpool.pools.verdicts import discard, end_use, verdict_on_dial
 from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
@@ -167,12 +167,7 @@ class BasePool(PoolExtension[C]):
         hold = self._desk.find(self, conn)
         if hold[0].state is CLOSED:
             return
-        exc = _raised_in_use(hold[0])
-        try:
-            if exc is not None and verdict_on_use(self, exc) is Verdict.WRONG_SERVER:
-                is_wrong_server(self, hold)
-        finally:
-            self._desk.discard(self, hold, conn, Reason.DISCARDED)
+        discard(self, hold, conn, _raised_in_use(hold[0]))
 
     def detach(self, conn: C) -> C:
         """Take *conn*, which you hold, out of the pool for good: closing it is up to you now.
@@ -246,8 +241,7 @@ class BasePool(PoolExtension[C]):
     def _verdict_on_dial(self, error: BaseException) -> Verdict:
         return verdict_on_dial(self, error)
 
-    def _is_socket(self, conn: Any) -> bool:
-        return sockets.is_socket(conn)
+    _is_socket = staticmethod(sockets.is_socket)
 
     def _ask_socket(self, *key_and_conn: Any) -> Any:
         """What carries the bytes of a connection, by the hook of today or by that of old."""
@@ -281,11 +275,11 @@ class BasePool(PoolExtension[C]):
         """For what a probe has found."""
         return _REASONS.get(why, Reason.UNREAD) if isinstance(why, str) else Reason.UNREAD
 
-    def _should_hint(self, probe: object) -> bool:
+    def _should_hint(self) -> bool:
         """Whether to say, once, that the pool is blind and which hook would help."""
         knows = self._has_socket or self._has_fileno or self.has_is_alive
         asks = self.keepalive is not None or self.check_after is not None
-        if probe is not None or knows or asks or "blind" in self.warned:
+        if knows or asks or "blind" in self.warned:
             return False
         self.warned.add("blind")
         return True
