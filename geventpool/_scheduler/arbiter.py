@@ -380,8 +380,8 @@ def _backing_off(bucket: Bucket) -> BaseException:
 
 def _no_place(bucket: Bucket) -> BaseException:
     """What a caller that will not wait gets where there is no place."""
-    if bucket.ceiling.on and bucket.own.spare <= 0 and bucket.last_error is not None:
-        return bucket.last_error  # it is the server that has none
+    if bucket.ceiling.error is not None and bucket.own.spare <= 0:
+        return bucket.ceiling.error  # it is the server that has none
     return _out_of_sockets(bucket)
 
 
