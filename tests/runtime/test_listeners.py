@@ -44,9 +44,11 @@ NAMES = [
     "acquire_shed",
     "connection_salvaged",
     "connection_lost",
+    "connection_salvaged",
     "peer_closed",
     "pool_went_down",
     "pool_is_back",
+    "connection_salvaged",
 ]
 
 
