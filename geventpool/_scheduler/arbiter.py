@@ -58,8 +58,7 @@ class Arbiter:
             self.outcomes.send_away(bucket, now)
         if bucket.retiring:
             self._retire_due(bucket, now)
-        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
-            self._ledger.expire(bucket.waiters.oldest)  # the place is for one that can use it
+        self._pass_over_useless(bucket, now)
         if bucket.waiters or bucket.shared or bucket.coming:
             self._trim_claims(bucket, now)
             self._dial_ripe(bucket.limits, now)
@@ -203,7 +202,15 @@ class Arbiter:
             # Apart from one another, so that they do not all come back together.
             retry_after = seconds * (0.5 + bucket.rng.random())
             self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
+        if late:
+            self._pass_over_useless(bucket, now)
         return bool(late)
+
+    def _pass_over_useless(self, bucket: Bucket, now: float) -> None:
+        """End the waits of those at the head that have no time left to use what they get: it is for
+        one that has."""
+        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
+            self._ledger.expire(bucket.waiters.oldest)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:
         """Close an idle slot for the sake of its places."""
