@@ -16,11 +16,10 @@ from pymysql.constants import CR, ER, SERVER_STATUS
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
-from geventpool.sockets import SocketFactory
+from geventpool.sockets import CLOSED, CUT_SHORT, SocketFactory
 
 __all__ = ["PyMySQLPool"]
 
-Connection: Any = pymysql.connections.Connection
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 
 _COM_RESET_CONNECTION = 0x1F
@@ -81,7 +80,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         self._configure = configure
         self._reset_session = reset_session
         # It reads option files, checks the arguments and makes the SSLContext, which takes long.
-        self._template = Connection(**arguments, defer_connect=True)
+        self._template: Any = _Connection(**arguments, defer_connect=True)
         if self._template.ssl:
             self._template.ctx = _Context(self._template.ctx)
         path, port = self._template.unix_socket, self._template.port
@@ -124,6 +123,9 @@ class PyMySQLPool(ConnectionPool[Any]):
     def _socket(self, conn: Any) -> Any:
         return conn._sock  # None once it was closed
 
+    def _make_probe(self, conn: Any, ask: Callable[[Any], Any]) -> Any:
+        return _Probe(conn, super()._make_probe(conn, ask))
+
     def _keepalive(self, conn: Any) -> None:
         conn.ping(reconnect=False)
 
@@ -155,8 +157,6 @@ class PyMySQLPool(ConnectionPool[Any]):
         if not conn.open:
             self._kill("kill", conn)
             raise pymysql.InterfaceError("PyMySQL has closed the connection itself")
-        if getattr(conn._sock, "cut_short", False):  # in a read PyMySQL would have closed it
-            raise pymysql.InterfaceError("a statement was sent by half")
         if (result := conn._result) is not None and result.unbuffered_active:
             self._kill("kill query", conn)
             try:
@@ -217,6 +217,35 @@ class PyMySQLPool(ConnectionPool[Any]):
             other.query(f"{how} {conn.thread_id()}")
         finally:
             other.close()
+
+
+class _Connection(pymysql.connections.Connection):  # type: ignore[misc]
+    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply."""
+
+    def _write_bytes(self, data: bytes) -> None:
+        try:
+            super()._write_bytes(data)
+        except BaseException:
+            self._force_close()
+            raise
+
+
+class _Probe:
+    """The pool's own look at a connection, which sees a use that was cut short also once PyMySQL
+    has closed the connection for that."""
+
+    __slots__ = ("_probe", "_sock")
+
+    def __init__(self, conn: Any, probe: Any) -> None:
+        self._sock = conn._sock
+        self._probe = probe
+
+    def __call__(self, conn: Any) -> object:
+        why = self._probe(conn)
+        return CUT_SHORT if why == CLOSED and getattr(self._sock, "cut_short", False) else why
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._probe, name)
 
 
 class _Context:

@@ -20,7 +20,8 @@ import pytest
 from gevent import monkey
 from gevent.pool import Group
 
-from geventpool import PoolTimeout
+from geventpool import PoolTimeout, Verdict
+from geventpool.events import ConnectionFailed
 from geventpool.testing import ChaosProxy
 from support.adapters import ADAPTERS
 from support.child import FORKS, Child
@@ -131,6 +132,26 @@ def test_in_a_long_storm_everyone_gets_its_own_answer(adapter: Adapter, server: 
     until(lambda: not adapter.sessions(server.address), "no session")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("silently", [False, True], ids=["raised", "silently"])
+@each("busy")
+def test_what_was_given_up_is_ended_at_the_server(
+    adapter: Adapter, server: OwnServer, silently: bool
+) -> None:
+    with adapter.pool(server.address, 4) as pool:
+        sessions_of(adapter, pool)
+        for _ in range(6):
+            try:
+                with adapter.lease(pool) as conn, gevent.Timeout(0.05, False if silently else None):
+                    adapter.ask(conn, "hello", 20.0)
+            except gevent.Timeout:
+                assert not silently
+            assert ask(adapter, pool, "goodbye") == "goodbye"
+        until(lambda: not adapter.busy(server.address), "the end of it", seconds=5)
+        sessions_of(adapter, pool)
+        until(lambda: len(adapter.sessions(server.address)) == 4)
+
+
 # Servers on a bad day
 
 
@@ -234,7 +255,7 @@ def test_a_server_may_be_restarted(adapter: Adapter, server: OwnServer) -> None:
 
 @pytest.mark.slow
 @each("set_read_only", "write")
-def test_what_a_primary_says_that_was_demoted_is_told_from_other_errors(
+def test_once_a_primary_was_demoted_no_connection_is_used_again(
     adapter: Adapter, server: OwnServer
 ) -> None:
     def write() -> None:
@@ -251,7 +272,8 @@ def test_what_a_primary_says_that_was_demoted_is_told_from_other_errors(
                     write()
         finally:
             adapter.set_read_only(server.address, False)
-        assert old - sessions_of(adapter, pool), "the connection is not used again"
+        assert old.isdisjoint(sessions_of(adapter, pool))
+        write()
 
 
 @pytest.mark.slow
@@ -259,13 +281,21 @@ def test_what_a_primary_says_that_was_demoted_is_told_from_other_errors(
 def test_with_fewer_clients_than_it_would_have_a_pool_serves_by_what_it_has(
     adapter: Adapter, server: OwnServer
 ) -> None:
-    storm_pool = adapter.pool(server.address, adapter.most + 15, plain=True, timeout=20)
-    with storm_pool as pool:
+    refusals: list[Exception] = []
+
+    class Listener:
+        def connection_failed(self, event: ConnectionFailed) -> None:
+            refusals.append(event.error)
+
+    with adapter.pool(
+        server.address, adapter.most + 15, plain=True, timeout=20, listeners=[Listener()]
+    ) as pool:
         storm = Storm(adapter, pool, greenlets=100, timeouts=0.0, kills=0.0)
         storm.run(1000)
 
         assert (storm.wrong, storm.errors) == ([], {})
         assert 0 < pool.stats().idle <= adapter.most
+        assert {pool._classify_error(error) for error in refusals} == {Verdict.SERVER_FULL}
 
 
 # What a user leaves behind

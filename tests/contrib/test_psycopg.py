@@ -240,6 +240,15 @@ def test_with_a_check_only_what_passes_is_handed_out(make: MakePool) -> None:
 
 
 @cooperative
+def test_the_keepalive_asks_the_server_and_leaves_no_transaction(make: MakePool) -> None:
+    pool = make(keepalive=0.01)
+    until(lambda: pool.stats().checked >= 2)
+    with pool.get() as conn:
+        assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    assert pool.stats().opened == 1
+
+
+@cooperative
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -377,6 +386,21 @@ def test_what_was_cut_short_is_cancelled_at_the_server_and_the_connection_goes_o
     assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     assert one(conn, f"select count(*) from {table}") == 0
     pool.release(conn)
+
+
+@cooperative
+@pytest.mark.parametrize("silently", [False, True])
+def test_so_the_pool_does_after_a_timeout(make: MakePool, silently: bool) -> None:
+    pool = make()
+    try:
+        with pool.get() as conn, gevent.Timeout(0.02, False if silently else None):
+            conn.execute("select pg_sleep(30)")
+    except gevent.Timeout:
+        assert not silently
+    with pool.get() as again:
+        assert again is conn
+        assert one(again, "select 42") == 42
+    assert pool.stats().salvaged == 1
 
 
 @cooperative

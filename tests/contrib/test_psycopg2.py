@@ -279,6 +279,20 @@ def test_the_keepalive_asks_the_server_and_leaves_no_transaction(make: MakePool)
         assert conn.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE
 
 
+def test_after_discard_all_a_session_is_as_new_and_configured_again(make: MakePool) -> None:
+    def configure(conn: Any) -> None:
+        execute(conn, "set statement_timeout = '7s'")
+        conn.commit()
+
+    pool = make(discard_all=True, configure=configure)
+    for _ in range(2):
+        with pool.connection() as conn:
+            assert not conn.autocommit
+            assert one(conn, "show statement_timeout") == "7s"
+            execute(conn, "set statement_timeout = '1s'")
+    assert pool.stats().opened == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

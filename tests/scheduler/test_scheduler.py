@@ -1583,3 +1583,95 @@ def test_a_limit_raised_while_what_it_has_evicted_closes_is_used_for_the_minimum
     world.scheduler.reconcile_limit(limit, world.now)
 
     assert (bucket.closing, bucket.connecting) == (1, 1)
+
+
+# Salvage
+
+
+def test_a_salvaged_slot_goes_to_the_oldest_waiter_or_is_idle_from_then_on(world: World) -> None:
+    bucket = world.bucket(2, idle_timeout=5.0)
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    while any(waiter.pending for waiter in waiters):
+        world.open_all()
+    one, other = (waiter.slot for waiter in waiters)
+    waiter = world.enqueue(bucket)
+    world.salvage(one)
+    assert (bucket.salvaging, bucket.in_use, bucket.open) == (1, 1, 2)
+    assert waiter.pending
+
+    world.now += 60
+    assert world.end_salvage(True) is one
+    assert waiter.slot is one
+    assert (one.since, one.idled) == (world.now, 0.0)
+
+    world.salvage(other)
+    world.now += 60
+    world.end_salvage(True)
+    assert world.checkout(bucket) is other
+    assert not world.notes.closes
+
+
+def test_a_salvage_that_failed_frees_the_place(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.salvage(slot)
+
+    world.end_salvage(False)
+    assert world.notes.reasons == [Reason.SALVAGE]
+    world.close_all()
+    world.open_all()
+
+    assert waiter.slot is not None
+
+
+def test_half_of_the_slots_are_salvaged_at_a_time(world: World) -> None:
+    bucket = world.full(5)
+    slots = [world.checkout(bucket) for _ in range(5)]
+    for slot in slots:
+        world.salvage(slot)
+
+    assert (bucket.salvaging, bucket.closing) == (2, 3)
+    assert set(world.notes.reasons) == {Reason.CUT_SHORT}
+
+
+@pytest.mark.parametrize("marked", [None, Reason.CUT_SHORT, Reason.ERROR, Reason.PEER_CLOSED])
+def test_what_is_marked_for_closing_is_salvaged_if_it_was_no_more_than_cut_short(
+    world: World, marked: Reason | None
+) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    if marked is not None:
+        world.scheduler.mark_for_closing(slot, marked)
+    world.salvage(slot)
+
+    if marked in (None, Reason.CUT_SHORT):
+        assert slot.state is SALVAGING
+        world.end_salvage(True)
+        assert slot.close_reason is None
+        assert slot.fast_path_until == NEVER
+    else:
+        assert slot.state is CLOSING
+
+
+def test_what_was_cut_short_and_is_to_go_for_another_reason_too_is_not_salvaged(
+    world: World,
+) -> None:
+    bucket = world.full(2)
+    first, slot = (world.checkout(bucket) for _ in range(2))
+    world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+    world.scheduler.wrong_server(first, world.now)
+    world.salvage(slot)
+
+    assert (world.notes.closes, bucket.salvaging) == ([slot], 0)
+
+
+def test_a_hang_up_that_is_forgotten_leaves_known_that_the_use_was_cut_short(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+    world.scheduler.peer_closed(slot, world.now)
+    world.scheduler.ledger.forget_hangup(slot)
+    world.release(slot)
+
+    assert world.notes.reasons == [Reason.CUT_SHORT]

@@ -94,6 +94,10 @@ class Adapter:
         """As an administrator does."""
         raise NotImplementedError
 
+    def busy(self, address: Address) -> set[Hashable]:
+        """The sessions in which a statement runs; not there: one that was given up may go on."""
+        raise NotImplementedError
+
     def set_read_only(self, address: Address, on: bool) -> None:
         """Make an own server refuse writes, as a primary that was demoted does."""
         raise NotImplementedError
@@ -128,9 +132,10 @@ class Trouble(Exception):
 class Storm:
     """Greenlets that ask, give up, raise and are killed; each compares what it gets with its own.
 
-    A share of 15 % is slow; 15 % are under a Timeout of 0.5 to 60 ms, which half of them raise and
-    the others end silently by, within the lease; 5 % end in an exception of their own.  Meanwhile
-    *kills* greenlets a second are killed wherever they are, and replaced.
+    A share of 15 % is under a Timeout of 0.5 to 60 ms, which half of them raise and the others end
+    silently by, within the lease; of these every second one is slow, of the others 15 %.  5 % end
+    in an exception of their own.  Meanwhile *kills* greenlets a second are killed wherever they
+    are, and replaced.
     """
 
     SLOW = 0.03  # seconds that a slow answer takes
@@ -188,8 +193,10 @@ class Storm:
 
     def _request(self) -> None:
         token = f"{next(self._numbers)} {self._random.random()}"
-        seconds = self.SLOW if self._random.random() < 0.15 else 0.0
         draw = self._random.random()
+        # Those with a Timeout are slow more often, so that it strikes.
+        slow = self._random.random() < (0.5 if draw < self.timeouts else 0.15)
+        seconds = self.SLOW if slow else 0.0
         if draw < self.timeouts / 2:
             try:
                 with gevent.Timeout(self._patience()):

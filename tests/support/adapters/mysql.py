@@ -75,6 +75,15 @@ class PyMySQL(Adapter):
             )
         )
 
+    def busy(self, address: Address) -> set[Hashable]:
+        return set(
+            self.administer(
+                address,
+                "select id from information_schema.processlist"
+                " where command = 'Query' and id <> connection_id()",
+            )
+        )
+
     def end_session(self, address: Address, session: Hashable) -> None:
         self.administer(address, f"kill {session}")
 

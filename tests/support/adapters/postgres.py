@@ -119,13 +119,23 @@ class Psycopg(Postgres):
     refusal = psycopg.errors.ReadOnlySqlTransaction
     states = (
         *("an open transaction", "a failed transaction", "a cursor read by half", "autocommit"),
-        *("a stream read by half", "a COPY read by half", "a row factory"),
+        *("a stream read by half", "a COPY read by half", "a row factory", "a pipeline"),
     )
 
     def pool(self, address: Address, size: int, *, plain: bool = False, **settings: Any) -> Any:
         from geventpool.contrib.psycopg import PsycopgPool
 
         return PsycopgPool(self.dsn(address, plain), size, **settings)
+
+    def busy(self, address: Address) -> set[Hashable]:
+        return set(
+            self.administer(
+                address,
+                "select pid from pg_stat_activity"
+                " where state = 'active' and backend_type = 'client backend'"
+                " and pid <> pg_backend_pid()",
+            )
+        )
 
     def leave(self, state: str, conn: Any) -> object:
         if state == "a stream read by half":
@@ -139,11 +149,17 @@ class Psycopg(Postgres):
         if state == "a row factory":
             conn.row_factory = psycopg.rows.dict_row
             return None
+        if state == "a pipeline":
+            pipeline = conn.pipeline()
+            pipeline.__enter__()
+            return pipeline
         return super().leave(state, conn)
 
     def remains(self, state: str, conn: Any) -> object:
         if state == "a row factory":
             return conn.row_factory is psycopg.rows.dict_row
+        if state == "a pipeline":
+            return conn.pgconn.pipeline_status
         return super().remains(state, conn)
 
 
