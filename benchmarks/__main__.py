@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick] [row ...]``: measure, print the tables, judge.
+"""``python -m benchmarks [--quick] [--picture FILE] [row ...]``: measure, print, judge.
 
 Needs the extra ``bench``.  Exit status 1 if a bar was missed.
 """
@@ -11,10 +11,12 @@ import argparse  # noqa: E402
 import platform  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import gevent  # noqa: E402
 
 from benchmarks import comparison, dials, full_cap, herd, monitored, rows, simulation  # noqa: E402
+from benchmarks.overload import bars as overload  # noqa: E402
 
 ROWS = {
     **rows.ROWS,
@@ -29,9 +31,10 @@ COMPARISONS = {"peers": comparison, "herd": herd}
 
 def main() -> int:
     """Run what the command line asks for."""
-    names = [*ROWS, *COMPARISONS]
+    names = [*ROWS, *COMPARISONS, "overload"]
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look")
+    parser.add_argument("--picture", type=Path, help="of overload: a PNG file to draw it into")
     parser.add_argument("rows", nargs="*", metavar="row", help=", ".join(names))
     options = parser.parse_args()
     wanted = options.rows or names
@@ -43,6 +46,10 @@ def main() -> int:
         print(f"measuring: {name}", file=sys.stderr)
         if name in COMPARISONS:
             tables.append((COMPARISONS[name].HEADINGS, COMPARISONS[name].compare(options.quick)))
+        elif name == "overload":
+            judged, lines = overload.overload(options.quick, options.picture)
+            found += judged
+            tables.append((overload.HEADINGS, lines))
         else:
             found += ROWS[name](options.quick)
 
@@ -60,7 +67,7 @@ def main() -> int:
                     row.reference,
                     f"{row.ratio:.2f}",
                     f"{'>=' if row.at_least else '<='} {row.bar:g}",
-                    "ok" if row.ok else "MISSED",
+                    "PASS" if row.ok else "FAIL",
                 )
                 for row in found
             ],

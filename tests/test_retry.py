@@ -27,7 +27,9 @@ from geventpool.errors import (
     PoolClosed,
     PoolError,
     PoolFull,
+    PoolOverloaded,
     PoolTimeout,
+    PoolUnavailable,
 )
 from geventpool.retry import RetryBudget, RetryDetails, retry
 
@@ -532,7 +534,8 @@ def test_a_kill_during_the_wait_ends_the_call(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "error", [PoolTimeout("x"), PoolClosed("x"), PoolFull("x"), OutOfSockets("x")]
+    "error",
+    [PoolTimeout("x"), PoolClosed("x"), PoolFull("x"), PoolOverloaded("x"), OutOfSockets("x")],
 )
 @pytest.mark.parametrize("exc_classes", [OSError, Exception, (TimeoutError, ConnectError, OSError)])
 def test_a_pool_error_is_not_retried_though_it_be_an_oserror(
@@ -557,6 +560,9 @@ def test_a_pool_error_is_not_retried_though_it_be_an_oserror(
         (OutOfSockets("x"), OutOfSockets),
         (OutOfSockets("x"), (PoolError,)),
         (PoolFull("x"), (OSError, PoolFull)),
+        (PoolOverloaded("x"), PoolOverloaded),
+        (PoolOverloaded("x"), (OSError, PoolFull)),
+        (PoolOverloaded("x"), PoolUnavailable),
     ],
 )
 def test_a_pool_error_that_the_caller_names_is_retried(error: PoolError, named: Any) -> None:

@@ -344,10 +344,11 @@ class Desk:
     ) -> None:
         """Have a connection closed that came back in no state to be used again."""
         if is_held(hold):
-            bucket = hold[0].bucket
-            self._timeout_losses.note(bucket.last_owner, bucket, reason, error)
-            self._count_lost_use(hold[0])
+            slot, bucket = hold[0], hold[0].bucket
+            self._count_lost_use(slot)
             self._end(hold, conn, reason, error)
+            if slot.state is not SALVAGING:
+                self._timeout_losses.note(bucket.last_owner, bucket, reason, error)
 
     def return_unused(self, hold: Hold, conn: Any) -> None:
         """Take back a connection that its holder has not used: it has been idle all the while."""
@@ -371,11 +372,11 @@ class Desk:
         self._runtime.assert_own_thread(bucket)
         if not is_held(hold):
             return
-        self._timeout_losses.note(owner, bucket, reason, error)
         self._count_lost_use(slot)
         self._end(hold, conn, reason, error)
         if slot.state is SALVAGING:
             return  # whether it has failed is yet to be seen
+        self._timeout_losses.note(owner, bucket, reason, error)
         if error is not None and "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, conn, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)

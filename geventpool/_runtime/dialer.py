@@ -164,9 +164,9 @@ class Dialer:
         first = bucket.last_error is None and not bucket.fail_when_down
         verdict = Verdict.BROKEN
         try:
-            verdict = owner._verdict_on_dial(error)
             if failed.conn is not None and slot.state is CONNECTING:
                 self._closer.hang_up(owner, bucket, failed.conn)
+            verdict = owner._verdict_on_dial(error)
         finally:
             self._scheduler.dial_failed(slot, error, monotonic(), verdict)
             self._runtime.changed(bucket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from gevent import getcurrent
@@ -88,12 +89,18 @@ class Notifier:
     def log(
         self, owner: PoolHooks, level: int, text: str, *args: Any, exc_info: Any = None
     ) -> None:
-        """Log a line that begins with the name of the pool."""
-        if owner.log.isEnabledFor(level):
+        """Log a line that begins with the name of the pool (from the hub: later)."""
+        if getcurrent() is self._hub:
+            exc_info = sys.exc_info() if exc_info is True else exc_info
+            self.workers.put((owner, "log", (level, text, args, exc_info)))
+        elif owner.log.isEnabledFor(level):
             log_safely(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
 
     def _notify_now(self, item: tuple[PoolHooks, str, Any]) -> None:
         owner, what, event = item
+        if what == "log":
+            level, text, args, exc_info = event
+            self.log(owner, level, text, *args, exc_info=exc_info)
         if what == "mended":
             text = "the books were wrong, as something was cut short, and are right again: %s"
             self.log(owner, logging.WARNING, text, event)

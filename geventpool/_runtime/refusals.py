@@ -56,6 +56,8 @@ def no_connection(
         f"pool {bucket.name!r}: {why}"
         f" ({in_use} in use, {idle} idle, {connecting} connecting, {len(bucket.waiters)} waiting)"
     )
+    if bucket.salvaging:
+        text += f"; {bucket.salvaging} being salvaged"
     if held_for:
         text += f"; held for up to {held_for[0]:.3f} s"
     if own:

@@ -32,8 +32,8 @@ class TimeoutLosses:
         self._notifier = notifier
 
     def note(self, owner: PoolHooks, bucket: PoolBucket, reason: Reason, error: object) -> None:
-        """A connection is about to be closed for *reason*, as *error* broke it.  Does not switch:
-        the warning is logged a little later."""
+        """A connection was closed for *reason*, as *error* broke it.  Does not switch: the warning
+        is logged a little later."""
         if not bucket.waiters or bucket.delay_control is not None or "overload" in owner.warned:
             return
         if reason is not Reason.CUT_SHORT and not isinstance(error, gevent.Timeout):

@@ -364,7 +364,7 @@ def _ways_to_make_room(
 
 def _overloaded(bucket: Bucket, waited: float, retry_after: float) -> PoolOverloaded:
     return PoolOverloaded(
-        f"pool {bucket.name!r}: more is asked than can be served: its turn came after"
+        f"pool {bucket.name!r}: more is asked than can be served, and this caller has waited for"
         f" {waited:.3f} s ({bucket!r})",
         pool=bucket.name,
         waited=waited,

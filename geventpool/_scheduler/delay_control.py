@@ -45,8 +45,11 @@ class DelayControl:
         """The line has been empty until now."""
         self._fine_at = self._served_at = now
 
-    def fine(self, now: float) -> None:
-        """Nobody waits for more than a dial of its own."""
+    def is_fine(self, now: float) -> None:
+        """Nobody waits for more than a dial of its own: the line is not slow, however long those
+        dials take."""
+        self._slow = False
+        self._judge_at = AT_ONCE
         self._fine_at = now
 
     def served(self, waited: float, now: float) -> None:
@@ -68,10 +71,8 @@ class DelayControl:
 
     def next_look(self, now: float) -> float:
         """When to look at the line again, though nothing may have come back."""
-        if self._slow:
-            return now + self.target
-        first = self._fine_at + self.interval
-        return first if now < first else first + self.interval
+        # Twice in an interval, as one between two looks that found it fine must not end unseen.
+        return now + min(self.target if self._slow else self.interval, self.interval / 2)
 
     def drains_in(self, waiting: int, now: float) -> float:
         """In how many seconds so many will have been served, at the pace of late, and the line is

@@ -33,6 +33,8 @@ class DialOutcomes:
         self, bucket: Bucket, error: BaseException, verdict: Verdict, begun: float, now: float
     ) -> None:
         """A dial begun at *begun* has failed, and its slot is closed."""
+        if bucket.closed:
+            return
         outage = bucket.outage
         outage.dials += 1
         if verdict is Verdict.SERVER_FULL:
@@ -51,7 +53,7 @@ class DialOutcomes:
 
     def opened(self, bucket: Bucket, now: float) -> None:
         """A dial has succeeded, and its slot is open."""
-        if bucket.outage.on:
+        if bucket.outage.on and not bucket.closed:
             self._end(bucket, now)
         bucket.outage.forget()
         if bucket.ceiling.on:
@@ -62,11 +64,13 @@ class DialOutcomes:
 
     def send_away(self, bucket: Bucket, now: float) -> None:
         """Begin the outage if it is time, probe, and send away who waits."""
+        if bucket.closed:
+            return
         outage = bucket.outage
         if bucket.ceiling.on:
             bucket.ceiling.rise(bucket.maximum, now)
             self._ledger.set_maximum(bucket)
-        if now >= outage.begins_at and not bucket.open and _is_dialing(bucket, now):
+        if now >= outage.begins_at and _is_dialing(bucket, now):
             self._begin(bucket, now)
         if not outage.on:
             return
@@ -80,6 +84,8 @@ class DialOutcomes:
 
     def look_ahead(self, bucket: Bucket, now: float) -> None:
         """See to it that the bucket is looked at again in time."""
+        if bucket.closed:
+            return
         outage = bucket.outage
         if outage.after is not None and not outage.on:
             # (That connections die unused is another matter: dials do succeed.)

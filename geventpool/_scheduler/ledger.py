@@ -136,9 +136,13 @@ class Ledger:
 
     def mark_for_closing(self, slot: Slot, reason: Reason) -> None:
         """Have *slot* closed as soon as it is not held."""
-        if slot.close_reason is None or slot.close_reason is Reason.PEER_CLOSED:
-            slot.close_reason = reason  # that of a peer may yet be forgotten
-            slot.fast_path_until = AT_ONCE
+        before = slot.close_reason
+        # The first reason stands.  But a hang-up may yet be forgotten, and what was only cut short
+        # be salvaged, which is for no other reason.
+        if before is None or before is Reason.PEER_CLOSED or before is Reason.CUT_SHORT:
+            if before is None or reason is not Reason.PEER_CLOSED:
+                slot.close_reason = reason
+                slot.fast_path_until = AT_ONCE
 
     def forget_hangup(self, slot: Slot) -> None:
         """It was an earlier socket of *slot* whose peer hung up."""
@@ -167,11 +171,9 @@ class Ledger:
         waiter.slot = slot
         waiter.wake_handle = self.wake(waiter.callback, waiter)
         self.drop(waiter)
-        bucket = slot.bucket
-        if bucket.delay_control is not None:
-            bucket.delay_control.served(now - waiter.came, now)
-            if bucket.unserved <= bucket.coming:
-                bucket.delay_control.fine(now)
+        control = slot.bucket.delay_control
+        if control is not None:
+            control.served(now - waiter.came, now)
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         """End the wait of *waiter*, which leaves the line, with *error*."""

@@ -153,10 +153,9 @@ class Verbs:
         control = bucket.delay_control
         if control is None or not bucket.waiters:
             return
-        under_way = bucket.connecting + bucket.coming
-        if len(bucket.waiters) <= under_way:
-            control.fine(now)
-        if self.arbiter.shed_late(bucket, now, spared=under_way):
+        if bucket.unserved <= bucket.coming:
+            control.is_fine(now)
+        elif self.arbiter.shed_late(bucket, now, spared=bucket.connecting + bucket.coming):
             self._reconcile(bucket, now)
         if bucket.waiters:
             self.ledger.effects.look_later(bucket, control.next_look(now))
@@ -270,6 +269,8 @@ class Verbs:
         bucket = slot.bucket
         if slot.state is not CONNECTING:
             return
+        if bucket.delay_control is not None and bucket.unserved <= bucket.coming:
+            bucket.delay_control.is_fine(now)
         bucket.dials.opened(slot.since, now)
         slot.unverified = bucket.dials.failures > 0
         if bucket.max_lifetime is not None:

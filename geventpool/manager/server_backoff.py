@@ -21,12 +21,14 @@ _KEPT = 60.0  # seconds after which a failure is none in a row
 class DialFailures:
     """The failed dials to one server in a row, and connections that died unused.
 
-    *error* is what the last one raised.  Until *retry_at* none is to begin.
+    *error* is what the last one raised.  Until *retry_at* none is to begin; then one, by whoever
+    comes first, and the others when that has succeeded: *probing* is the endpoint that it is for.
     """
 
-    __slots__ = ("_count", "_failed_at", "_opened_at", "error", "retry_at")
+    __slots__ = ("_count", "_failed_at", "_opened_at", "error", "probing", "retry_at")
 
     def __init__(self) -> None:
+        self.probing: object = None
         self.forget()
 
     def forget(self) -> None:
@@ -39,10 +41,17 @@ class DialFailures:
     def __bool__(self) -> bool:
         return self._count > 0
 
+    @property
+    def paused(self) -> bool:
+        """Whether the last failure was followed by a pause, and no dial has succeeded since."""
+        return self.retry_at > -math.inf
+
     def opened(self, now: float) -> None:
         """A dial has succeeded, which may yet turn out to be of no use."""
         self._opened_at = now
         self.error = None
+        if self.paused and now >= self.retry_at:
+            self.retry_at = -math.inf
 
     def count(self, now: float, well_after: float) -> int:
         """How many in a row there are with the one that is now; a connection that lived for more

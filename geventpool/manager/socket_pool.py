@@ -317,9 +317,17 @@ class SocketPool(EndpointPool[Endpoint, Any]):
             self._cancel_left(endpoint)  # for a dial that never began
             # A bucket knows the pause after its own dials, not that after others to the server.
             failed_dials = self._failed_dials.get(self.servers[endpoint.address])
-            if failed_dials is not None and monotonic() < failed_dials.retry_at:
-                raise _refusal(endpoint, failed_dials)
+            if failed_dials is not None and failed_dials.paused:
+                if monotonic() < failed_dials.retry_at or self._is_probing(failed_dials):
+                    raise _refusal(endpoint, failed_dials)
+                failed_dials.probing = endpoint
         return super()._acquire(endpoint, timeout)
+
+    def _is_probing(self, failed_dials: DialFailures) -> bool:
+        """Whether the one dial that is to begin after a pause is under way, or about to be."""
+        endpoint: Any = failed_dials.probing
+        standing = None if endpoint is None else self._standing(endpoint)
+        return standing is not None and standing.connecting + standing.waiting > 0
 
     def _settings_of(self, endpoint: Endpoint | None) -> dict[str, Any]:
         settings: dict[str, Any] = {

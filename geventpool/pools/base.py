@@ -26,7 +26,7 @@ from geventpool.events import Duration, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
-from geventpool.pools.verdicts import end_use, is_wrong_server, verdict_on_dial, verdict_on_use
+from geventpool.pools.verdicts import discard, end_use, verdict_on_dial
 from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
@@ -167,12 +167,7 @@ class BasePool(PoolExtension[C]):
         hold = self._desk.find(self, conn)
         if hold[0].state is CLOSED:
             return
-        exc = _raised_in_use(hold[0])
-        try:
-            if exc is not None and verdict_on_use(self, exc) is Verdict.WRONG_SERVER:
-                is_wrong_server(self, hold)
-        finally:
-            self._desk.discard(self, hold, conn, Reason.DISCARDED)
+        discard(self, hold, conn, _raised_in_use(hold[0]))
 
     def detach(self, conn: C) -> C:
         """Take *conn*, which you hold, out of the pool for good: closing it is up to you now.

@@ -17,7 +17,7 @@ from geventpool.events import Reason
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
 
-__all__ = ["end_use", "is_wrong_server", "mark_broken", "verdict_on_dial", "verdict_on_use"]
+__all__ = ["discard", "end_use", "mark_broken", "verdict_on_dial", "verdict_on_use"]
 
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # not in Python 3.10
 _ORDER = list(Verdict)  # the worst last
@@ -59,7 +59,7 @@ def end_use(
         if verdict is Verdict.FINE:
             pool._desk.checkin(pool, hold, conn, suspect)
         else:
-            news = verdict is Verdict.WRONG_SERVER and is_wrong_server(pool, hold)
+            news = verdict is Verdict.WRONG_SERVER and _is_wrong_server(pool, hold)
             pool._desk.discard(pool, hold, conn, _reason(pool, exc), exc)
             if news:
                 _say_wrong_server(pool, hold, exc)
@@ -71,7 +71,7 @@ def mark_broken(pool: BasePool[Any], hold: Hold, exc: BaseException) -> Reason |
     verdict = verdict_on_use(pool, exc)
     if verdict is Verdict.FINE or not is_held(hold):
         return None
-    news = verdict is Verdict.WRONG_SERVER and is_wrong_server(pool, hold)
+    news = verdict is Verdict.WRONG_SERVER and _is_wrong_server(pool, hold)
     reason = _reason(pool, exc)
     pool._runtime.scheduler.mark_for_closing(hold[0], reason)
     if news:
@@ -79,7 +79,19 @@ def mark_broken(pool: BasePool[Any], hold: Hold, exc: BaseException) -> Reason |
     return reason
 
 
-def is_wrong_server(pool: BasePool[Any], hold: Hold) -> bool:
+def discard(pool: BasePool[Any], hold: Hold, conn: Any, exc: BaseException | None) -> None:
+    """Close *conn*, as its holder says; *exc*, which is being handled, may say more."""
+    news = False
+    try:
+        if exc is not None and verdict_on_use(pool, exc) is Verdict.WRONG_SERVER:
+            news = _is_wrong_server(pool, hold)
+    finally:
+        pool._desk.discard(pool, hold, conn, Reason.DISCARDED)
+    if news and exc is not None:
+        _say_wrong_server(pool, hold, exc)
+
+
+def _is_wrong_server(pool: BasePool[Any], hold: Hold) -> bool:
     """Have all closed that was dialed before now, but what is held by *hold*: whether that is news.
 
     Does not switch.

@@ -18,6 +18,7 @@ from geventpool.errors import MultiConnectFailure
 from geventpool.manager import ConnectInfo, ConnectionManager, HealthPolicy
 from support.managers import Hosts, group
 from support.servers import Pulse
+from support.waiting import until
 
 
 def accepts_and_closes(sock: Any, peer: Any) -> None:
@@ -66,13 +67,90 @@ def test_the_only_server_of_a_name_is_dialed_once_per_back_off_while_it_is_away(
 def test_all_who_dial_one_address_have_one_back_off(hosts: Hosts, manage: Any) -> None:
     address = hosts.address()
     manager = manage()
-    kinds = [lambda sock, kind=kind: (kind, sock) for kind in range(10)]
+    kinds = kinds_of_sock_type(10)
 
     dials = dials_by_then(
         manager, lambda n: manager.connection(address, sock_type=kinds[n % 10]), 3.5
     )
 
     assert dials <= 4
+
+
+def kinds_of_sock_type(count: int) -> list[Any]:
+    return [lambda sock, kind=kind: (kind, sock) for kind in range(count)]
+
+
+def until_the_back_off_is_over(manager: ConnectionManager, address: Any) -> None:
+    """After dials that failed, until the next may begin."""
+    failed_dials = manager._pool.failed_dials(manager.servers[address])
+    while failed_dials.retry_at < time.monotonic():
+        with pytest.raises(OSError):
+            manager.get_connection(address)
+        gevent.sleep(0)
+    until(lambda: failed_dials.retry_at < time.monotonic())
+
+
+def test_all_who_dial_one_address_as_its_back_off_ends_make_one_dial(
+    hosts: Hosts, manage: Any
+) -> None:
+    address = hosts.address()
+    manager = manage()
+    until_the_back_off_is_over(manager, address)
+    dials = manager.stats().dialed
+
+    def call(kind: Any) -> Any:
+        try:
+            return manager.get_connection(address, sock_type=kind)
+        except OSError as error:
+            return error
+
+    calls = [gevent.spawn(call, kind) for kind in kinds_of_sock_type(10)]
+    gevent.joinall(calls, timeout=10, raise_error=True)
+
+    assert all(isinstance(each.value, OSError) for each in calls)
+    assert "refused" in str(calls[-1].value)
+    assert manager.stats().dialed - dials == 1
+
+
+def test_once_a_dial_has_succeeded_all_may_dial_that_address_at_once(
+    hosts: Hosts, manage: Any
+) -> None:
+    """Before it is known that the connection is of use."""
+    server = hosts.server()
+    server.stop()
+    manager = manage()
+    until_the_back_off_is_over(manager, server.address)
+    server.start()
+
+    first = manager.get_connection(server.address)
+    calls = [
+        gevent.spawn(manager.get_connection, server.address, sock_type=kind)
+        for kind in kinds_of_sock_type(10)
+    ]
+    gevent.joinall(calls, timeout=10, raise_error=True)
+
+    for _, sock in (each.value for each in calls):
+        sock.close()
+    first.close()
+
+
+def test_a_caller_that_gives_up_its_dial_as_the_back_off_ends_keeps_no_other_away(
+    hosts: Hosts, manage: Any
+) -> None:
+    server = hosts.server()
+    server.stop()
+    manager = manage()
+    until_the_back_off_is_over(manager, server.address)
+    server.start()
+    kind, other = kinds_of_sock_type(2)
+
+    caller = gevent.spawn(manager.get_connection, server.address, sock_type=kind)
+    gevent.sleep(0)
+    caller.kill()
+    until(lambda: not manager.stats().connecting)
+
+    _, sock = manager.get_connection(server.address, sock_type=other)
+    sock.close()
 
 
 @pytest.mark.slow

@@ -712,7 +712,7 @@ def test_a_server_that_is_full_is_not_marked_down_and_asked_once_a_second(
     hosts: Hosts, manage: Any
 ) -> None:
     server = hosts.server()
-    manager = manage(health=LONG)
+    manager = manage(health=HealthPolicy(failures=1))
     log_in = LogIn()
     for _ in range(20):
         with pytest.raises(ConnectError, match="too many clients"):

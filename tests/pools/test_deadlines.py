@@ -134,6 +134,30 @@ def test_the_place_of_one_that_is_too_late_goes_to_the_next_that_is_not() -> Non
         pool.close()
 
 
+def test_one_that_was_served_in_time_and_runs_too_late_gives_its_place_to_the_next() -> None:
+    with FakeClock() as clock:
+        pool = filled(1)
+        used_for(pool, 2.0, clock)
+        outcomes: list[Any] = []
+
+        def caller(seconds: float) -> None:
+            try:
+                with Deadline(seconds), pool.get() as conn:
+                    outcomes.append(conn)
+            except PoolTimeout as error:
+                outcomes.append(error)
+
+        with pool.get() as conn:
+            callers = [gevent.spawn(caller, 10), gevent.spawn(caller, 60)]
+            gevent.idle()
+        clock._ahead += 9  # the first has been served, and has not run
+        gevent.joinall(callers)
+
+        assert type(outcomes[0]) is PoolTimeout
+        assert outcomes[1] is conn
+        pool.close()
+
+
 def test_a_plain_timeout_is_not_seen() -> None:
     with FakeClock() as clock:
         pool = filled(1)

@@ -20,6 +20,7 @@ from geventpool import (
     SocketFactory,
     events,
 )
+from geventpool._scheduler import outage
 from geventpool.testing import EchoServer
 from support.kinds import MakePool
 from support.objects import Maker
@@ -119,6 +120,14 @@ def test_fill_is_told_as_well(make_pool: MakePool, maker: Maker):
         with pytest.raises(PoolDown):
             pool.fill()
         with pytest.raises(PoolDown):
+            pool.fill()
+
+
+def test_fill_is_told_though_no_dial_ends_meanwhile(make_pool: MakePool, maker: Maker):
+    maker.error = REFUSED
+    slow = Backoff(first=30.0, longest=30.0)
+    with make_pool(3, connect=maker, down_after=0.1, backoff=slow) as pool:
+        with gevent.Timeout(10), pytest.raises(PoolDown):
             pool.fill()
 
 
@@ -244,3 +253,16 @@ def test_a_listener_of_either_may_close_the_pool(maker: Maker, name: str):
 
     until(lambda: pool.closed)
     until(lambda: not maker.open)
+
+
+def test_an_endpoint_that_is_down_and_asked_for_no_more_is_forgotten(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outage, "_PROBED_FOR", 0.1)
+    maker.error = REFUSED
+    with EndpointPool(connect=lambda endpoint: maker(), down_after=0.05, backoff=SOON) as pool:
+        with pytest.raises(PoolDown):
+            pool.acquire("gone")
+        assert pool.endpoints() == ["gone"]
+        until(lambda: pool.endpoints() == [])
+        assert pool.stats().refused_down == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -17,6 +18,7 @@ import pytest
 
 from geventpool import Backoff, ConnectionPool, PoolDown, PoolTimeout, Verdict
 from geventpool.events import Reason
+from support.own_servers import OwnPostgres
 from support.servers import closed_port, require_server
 from support.waiting import until
 
@@ -194,3 +196,58 @@ def test_a_server_that_is_away_is_told_after_down_after() -> None:
             with pytest.raises(PoolDown, match="refused") as told:
                 pool.acquire()
             assert isinstance(told.value.__cause__, psycopg.OperationalError)
+
+
+@pytest.mark.slow
+def test_a_wrong_password_of_postgresql_is_told_until_it_is_mended() -> None:
+    with OwnPostgres() as server:
+        with psycopg.connect(**server.login, autocommit=True) as conn:
+            conn.execute("create role clerk login password 'right'")
+            rules = server.data / "pg_hba.conf"
+            rules.write_text("host all postgres all trust\nhost all clerk all scram-sha-256\n")
+            conn.execute("select pg_reload_conf()")
+
+        class Clerk(ConnectionPool[Any]):
+            def _new_connection(self) -> Any:
+                login = {**server.login, "user": "clerk", "password": "changed"}
+                return psycopg.connect(**login, autocommit=True)
+
+            def _classify_error(self, error: Exception) -> Verdict:
+                denied = "password authentication failed" in str(error)
+                return Verdict.FATAL if denied else super()._classify_error(error)
+
+        with Clerk(2, (psycopg.OperationalError,), backoff=QUICK) as pool:
+            until(lambda: pool.stats().dial_failed > 0)
+            for _ in range(5):
+                with pytest.raises(psycopg.OperationalError, match="password authentication"):
+                    pool.acquire()
+            assert pool.stats().refused_down == 5
+            with psycopg.connect(**server.login, autocommit=True) as conn:
+                conn.execute("alter role clerk password 'changed'")
+            until(lambda: pool.stats().idle == 2)
+            with pool.get(timeout=0) as conn:
+                assert conn.info.user == "clerk"
+
+
+@pytest.mark.slow
+def test_while_postgresql_is_away_callers_are_told_and_it_is_back_with_the_server() -> None:
+    with OwnPostgres() as server:
+
+        class Own(ConnectionPool[Any]):
+            def _new_connection(self) -> Any:
+                return psycopg.connect(**server.login, autocommit=True)
+
+        settings = {"backoff": QUICK, "down_after": 0.3}
+        with Own(3, (psycopg.OperationalError,), **settings) as pool:
+            pool.fill()
+            server.stop()
+            began = time.monotonic()
+            with pytest.raises(PoolDown):
+                while True:  # an idle one may be handed out before this host knows
+                    with suppress(psycopg.OperationalError), pool.get() as conn:
+                        conn.execute("select 1")
+            assert time.monotonic() - began < 10
+            server.start()
+            until(lambda: pool.stats().idle == 3)
+            with pool.get(timeout=0) as conn:
+                assert conn.execute("select 1").fetchone() == (1,)

@@ -155,7 +155,7 @@ def test_a_shared_lease_drains_although_the_outer_with_swallows_it(make, maker):
 
 
 def test_strict_closes_after_any_exception_and_asks_for_the_wrong_server_all_the_same(make, maker):
-    with make(2, connect=maker, strict=True) as pool:
+    with make(4, connect=maker, strict=True) as pool:
         pool.fill()
         old = set(maker.open)
         conn = leave_with(pool, Says(Verdict.FINE))

@@ -16,7 +16,15 @@ import pytest
 from gevent import GreenletExit
 from gevent.event import Event
 
-from geventpool import ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
+from geventpool import (
+    ConnectionPool,
+    Deadline,
+    Limit,
+    PoolDeadlock,
+    PoolTimeout,
+    Reason,
+    SocketFactory,
+)
 from geventpool._runtime.workers import Worker
 from support.servers import EchoServer
 from support.strikes import (
@@ -130,6 +138,48 @@ def wait_in_vain(stage: Stage) -> None:
 
     with pool.get():
         stage.act(act).join()
+
+
+@scenario(points=1, pool_idle=True)
+def wait_in_vain_under_a_deadline(stage: Stage) -> None:
+    pool = stage.pool(1)
+
+    def act() -> None:
+        with pytest.raises(PoolTimeout), Deadline(0.05):
+            pool.acquire()
+
+    with pool.get():
+        stage.act(act).join()
+
+
+@scenario(points=2, pool_idle=True)
+def wait_twice_under_deadlines(stage: Stage) -> None:
+    pool = stage.pool(2)
+    taken, taken_too = pool.acquire(), pool.acquire()
+
+    def act() -> None:
+        with Deadline(PATIENCE), pool.get(), Deadline(PATIENCE):
+            pool.release(pool.acquire())
+
+    stage.act(act)
+    stage.neighbour(lambda: pool.release(pool.acquire()))
+    gevent.idle()
+    pool.release(taken)
+    gevent.idle()
+    pool.release(taken_too)
+
+
+@scenario(points=1, pool_idle=True)
+def a_deadlock_of_its_own_making(stage: Stage) -> None:
+    pool = stage.pool(1)
+
+    def act() -> None:
+        with pytest.raises(PoolDeadlock), pool.get():
+            pool.acquire()
+
+    stage.act(act)
+    gevent.idle()
+    stage.neighbour(lambda: pool.release(pool.acquire()))
 
 
 @scenario(points=3, pool_idle=True)

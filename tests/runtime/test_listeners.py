@@ -42,10 +42,13 @@ NAMES = [
     # and new
     "acquire_timed_out",
     "acquire_shed",
+    "connection_salvaged",
     "connection_lost",
+    "connection_salvaged",
     "peer_closed",
     "pool_went_down",
     "pool_is_back",
+    "connection_salvaged",
 ]
 
 
@@ -510,6 +513,8 @@ def test_what_a_listener_raises_is_logged_and_the_pool_is_whole(maker, caplog):
 
     assert set(NAMES) - set(raising.names) == {
         "server_list_obtained",
+        "acquire_shed",
+        "connection_salvaged",
         "connection_lost",
         "peer_closed",
         "pool_went_down",

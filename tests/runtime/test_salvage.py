@@ -17,7 +17,15 @@ import pytest
 from gevent import GreenletExit
 from gevent.event import Event
 
-from geventpool import ConnectionPool, EndpointPool, NotInUse, PoolListener, Reason, SocketFactory
+from geventpool import (
+    ConnectionPool,
+    EndpointPool,
+    NotInUse,
+    PoolListener,
+    PoolTimeout,
+    Reason,
+    SocketFactory,
+)
 from geventpool.testing import FakeClock
 from support.objects import Conn, Maker
 from support.servers import EchoServer
@@ -295,6 +303,7 @@ def test_a_hook_may_kill_itself_close_the_pool_or_release_the_connection(maker: 
     class Pool(SalvagingPool):
         def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
             act(self, conn)
+            done.append(act)
 
     def kill_itself(pool: Pool, conn: Conn) -> None:
         gevent.getcurrent().kill()
@@ -308,11 +317,13 @@ def test_a_hook_may_kill_itself_close_the_pool_or_release_the_connection(maker: 
     def close(pool: Pool, conn: Conn) -> None:
         pool.close()
 
+    done: list[Any] = []
     for act, closed in ((kill_itself, True), (release, False), (close, True)):
         with Pool(1, connect=maker) as pool:
             conn = cut_short(pool)
             until(lambda pool=pool: not (pool.stats().salvaging + pool.stats().closing))  # type: ignore[misc]
             assert conn.closed is closed, act
+    assert done == [release, close]
     assert not maker.open
 
 
@@ -381,6 +392,14 @@ def test_listeners_are_told_what_was_salvaged_and_what_was_not(maker: Maker) -> 
         assert told == [("failed", conn, why), (Reason.SALVAGE, conn, why)]
 
 
+def test_what_is_to_be_closed_anyway_is_not_salvaged(maker: Maker) -> None:
+    with SalvagingPool(1, connect=maker, max_uses=1) as pool:
+        conn = cut_short(pool)
+
+        assert conn.closed
+        assert pool.salvages == []
+
+
 # How many at a time
 
 
@@ -428,6 +447,14 @@ def test_surplus_is_not_salvaged_unless_a_caller_waits(maker: Maker) -> None:
 
 
 # What else may happen meanwhile
+
+
+def test_a_caller_that_waits_in_vain_is_told_how_many_are_being_salvaged(maker: Maker) -> None:
+    with SalvagingPool(1, connect=maker) as pool:
+        cut_short(pool)
+
+        with pytest.raises(PoolTimeout, match="0 in use, 0 idle.*; 1 being salvaged"):
+            pool.acquire(timeout=0.01)
 
 
 def test_an_audit_finds_nothing_wrong_with_a_salvage(

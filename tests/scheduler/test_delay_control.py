@@ -9,6 +9,7 @@ import pytest
 from geventpool import CoDel, PoolOverloaded
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool.backoff import Backoff
 from geventpool.events import Reason
 from support.world import World
 
@@ -276,6 +277,57 @@ def test_a_place_that_is_claimed_for_one_that_is_refused_goes_to_another_bucket(
     world.open_all()
 
     assert theirs_waits.slot is not None
+
+
+def test_a_claim_of_one_that_is_refused_as_another_dial_ends_is_dropped(world: World) -> None:
+    limit = Limit(3)
+    ours = world.bucket(3, limits=[limit], overload=CODEL)
+    theirs = world.bucket(1, 1, limits=[limit], name="theirs")
+    world.open_all()
+    waiters = [world.enqueue(ours) for _ in range(4)]
+    world.open_one()
+    assert ours.connecting == ours.coming == theirs.closing == 1
+    world.now += 1.1
+    world.open_one()
+
+    assert outcomes(waiters) == "srrr"
+    assert ours.coming == limit._coming == 0
+
+
+def test_those_that_are_refused_at_a_release_want_no_places_any_more(world: World) -> None:
+    limit = Limit(5)
+    bucket = world.bucket(3, limits=[limit], overload=CODEL)
+    first = world.enqueue(bucket)
+    world.open_all()
+    assert first.slot is not None
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+    world.fail_one()
+    world.now += 0.99
+    assert limit._demand == 2
+    world.now += 0.02
+    world.release(first.slot)
+
+    assert outcomes(waiters) == "rrr"
+    assert limit._demand == 0
+
+
+def test_a_place_that_those_refused_do_not_want_any_more_serves_a_minimum(world: World) -> None:
+    limit = Limit(3)
+    bucket = world.bucket(3, limits=[limit], overload=CODEL)
+    first = world.enqueue(bucket)
+    world.open_all()
+    assert first.slot is not None
+    bucket.backoff = Backoff(first=5.0, longest=5.0, jitter=0.0)
+    late = [world.enqueue(bucket) for _ in range(3)]
+    world.fail_one()  # so the places stay free for a while
+    world.bucket(1, 1, limits=[limit], name="theirs")
+    assert not world.notes.dials
+    world.now += 1.1
+    young = [world.enqueue(bucket) for _ in range(2)]
+    world.release(first.slot)
+
+    assert outcomes(late + young) == "rrrsw"
+    assert [slot.bucket.name for slot in world.notes.dials] == ["theirs"]
 
 
 def test_the_fast_path_is_open_again_once_the_whole_line_is_refused(world: World) -> None:

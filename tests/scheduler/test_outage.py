@@ -203,6 +203,19 @@ def test_one_of_many_is_probed_no_longer_than_a_minute_after_its_last_caller():
     assert world.notes.dials, "it is probed again"
 
 
+def test_a_caller_that_does_not_wait_keeps_one_of_many_probed_as_well():
+    world = World()
+    bucket = world.bucket(1, down_after=3.0, backoff=EACH_SECOND, transient=True)
+    world.enqueue(bucket)
+    fail_for(world, 50.0, bucket)
+    assert isinstance(world.scheduler.refusal(bucket, world.now), PoolDown)
+    failed = bucket.dial_failed
+
+    fail_for(world, 50.0, bucket)
+
+    assert bucket.dial_failed >= failed + 45
+
+
 def test_fail_fast_gives_the_oldest_the_error_of_each_dial_until_the_bucket_is_down():
     world = World()
     bucket = world.bucket(1, down_after=1.5, backoff=EACH_SECOND, fail_fast=True)
@@ -359,6 +372,7 @@ def test_that_a_server_is_full_ends_an_outage():
     fail(world, Verdict.SERVER_FULL)
 
     assert len(world.notes.back) == 1
+    assert not bucket.failing
     assert world.enqueue(bucket).pending
 
 

@@ -475,6 +475,71 @@ def test_deadlines_end_waits_each_at_its_own_time_whatever_their_order(world: Wo
     assert list(bucket.waiters) == [waiters[1]]
 
 
+@pytest.mark.parametrize("simple", [True, False])
+@pytest.mark.parametrize("how", ["release", "dial", "check"])
+def test_a_slot_goes_past_those_that_have_no_use_for_it_any_more(
+    world: World, how: str, simple: bool
+) -> None:
+    bucket = world.bucket(1, max_uses=None if simple else 100)
+    late = world.enqueue(bucket, 5.0, useless_after=world.now + 2)
+    late_too = world.enqueue(bucket, useless_after=world.now + 3)
+    in_time = world.enqueue(bucket, useless_after=world.now + 9)
+    last = world.enqueue(bucket)
+    if how != "dial":
+        world.scheduler.cancel(late, world.now)
+        first = world.enqueue(bucket, ticket=late.ticket)
+        slot = world.open_one()
+        assert first.slot is slot
+        late = world.enqueue(bucket, ticket=late.ticket, useless_after=world.now + 2)
+    world.now += 3  # and no timer has noticed
+
+    if how == "dial":
+        world.open_one()
+    elif how == "release":
+        world.release(slot)
+    else:
+        world.scheduler.return_unused(slot, world.now)
+
+    assert late.expired
+    assert late_too.expired
+    assert in_time.slot is not None
+    assert last.pending
+    assert len(bucket.waiters) == 1
+
+
+def test_if_none_has_a_use_for_it_any_more_the_slot_lies_idle(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    late = [world.enqueue(bucket, useless_after=world.now + 2) for _ in range(3)]
+    world.now += 2
+    world.release(slot)
+
+    assert all(waiter.expired for waiter in late)
+    assert bucket.idle == 1
+    assert bucket.fast_path_open == HERE
+    assert not world.scheduler.with_waiters
+
+
+def test_claims_of_those_that_have_no_use_for_a_place_any_more_are_the_next_ones(
+    world: World,
+) -> None:
+    limit = Limit(1)
+    a, b = (world.bucket(1, limits=[limit], name=name) for name in "ab")
+    world.enqueue(a)
+    slot = world.open_one()
+    late = world.enqueue(b, useless_after=world.now + 2)
+    next_one = world.enqueue(a)
+    world.discard(slot)  # its place is claimed for the first of them
+    world.now += 2
+    world.reconcile(b)
+    world.close_all()
+
+    assert late.expired
+    assert world.open_one().bucket is a
+    assert next_one.slot is not None
+    assert limit._coming == 0
+
+
 def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
@@ -1518,3 +1583,95 @@ def test_a_limit_raised_while_what_it_has_evicted_closes_is_used_for_the_minimum
     world.scheduler.reconcile_limit(limit, world.now)
 
     assert (bucket.closing, bucket.connecting) == (1, 1)
+
+
+# Salvage
+
+
+def test_a_salvaged_slot_goes_to_the_oldest_waiter_or_is_idle_from_then_on(world: World) -> None:
+    bucket = world.bucket(2, idle_timeout=5.0)
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    while any(waiter.pending for waiter in waiters):
+        world.open_all()
+    one, other = (waiter.slot for waiter in waiters)
+    waiter = world.enqueue(bucket)
+    world.salvage(one)
+    assert (bucket.salvaging, bucket.in_use, bucket.open) == (1, 1, 2)
+    assert waiter.pending
+
+    world.now += 60
+    assert world.end_salvage(True) is one
+    assert waiter.slot is one
+    assert (one.since, one.idled) == (world.now, 0.0)
+
+    world.salvage(other)
+    world.now += 60
+    world.end_salvage(True)
+    assert world.checkout(bucket) is other
+    assert not world.notes.closes
+
+
+def test_a_salvage_that_failed_frees_the_place(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.salvage(slot)
+
+    world.end_salvage(False)
+    assert world.notes.reasons == [Reason.SALVAGE]
+    world.close_all()
+    world.open_all()
+
+    assert waiter.slot is not None
+
+
+def test_half_of_the_slots_are_salvaged_at_a_time(world: World) -> None:
+    bucket = world.full(5)
+    slots = [world.checkout(bucket) for _ in range(5)]
+    for slot in slots:
+        world.salvage(slot)
+
+    assert (bucket.salvaging, bucket.closing) == (2, 3)
+    assert set(world.notes.reasons) == {Reason.CUT_SHORT}
+
+
+@pytest.mark.parametrize("marked", [None, Reason.CUT_SHORT, Reason.ERROR, Reason.PEER_CLOSED])
+def test_what_is_marked_for_closing_is_salvaged_if_it_was_no_more_than_cut_short(
+    world: World, marked: Reason | None
+) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    if marked is not None:
+        world.scheduler.mark_for_closing(slot, marked)
+    world.salvage(slot)
+
+    if marked in (None, Reason.CUT_SHORT):
+        assert slot.state is SALVAGING
+        world.end_salvage(True)
+        assert slot.close_reason is None
+        assert slot.fast_path_until == NEVER
+    else:
+        assert slot.state is CLOSING
+
+
+def test_what_was_cut_short_and_is_to_go_for_another_reason_too_is_not_salvaged(
+    world: World,
+) -> None:
+    bucket = world.full(2)
+    first, slot = (world.checkout(bucket) for _ in range(2))
+    world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+    world.scheduler.wrong_server(first, world.now)
+    world.salvage(slot)
+
+    assert (world.notes.closes, bucket.salvaging) == ([slot], 0)
+
+
+def test_a_hang_up_that_is_forgotten_leaves_known_that_the_use_was_cut_short(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+    world.scheduler.peer_closed(slot, world.now)
+    world.scheduler.ledger.forget_hangup(slot)
+    world.release(slot)
+
+    assert world.notes.reasons == [Reason.CUT_SHORT]

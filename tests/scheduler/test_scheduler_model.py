@@ -58,6 +58,7 @@ from geventpool.events import Reason
 from geventpool.overload import CoDel
 
 THREAD = 7  # the ident of the one thread there is
+UNDER_A_DEADLINE = 4.0  # seconds of a caller that has no use for a connection after them
 LONG = 10.0  # the keepalive
 CODEL = CoDel(target=0.1, interval=1.0)
 
@@ -172,7 +173,7 @@ class Hub:
         if slot is not None:
             assert slot.state is IN_USE
             assert slot.bucket is waiter.bucket
-            assert slot.since == self.now
+            assert slot.since == self.now < waiter.useless_after
             fit_for_hand_out(slot, self.now)
             assert waiter.ticket <= ticket_at(waiter.bucket, 0), "served out of order"
         if waiter.bucket.delay_control is not None:
@@ -339,7 +340,11 @@ class Machine(RuleBasedStateMachine):
             self.held.append(slot)
         elif timeout != 0:
             deadline = None if timeout is None else self.now + timeout
-            waiter = Waiter(bucket, ticket, deadline, None, self.now if came is None else came)
+            useless_after = NEVER
+            if timeout == UNDER_A_DEADLINE:
+                deadline = useless_after = self.now + timeout
+            came = self.now if came is None else came
+            waiter = Waiter(bucket, ticket, deadline, None, came, useless_after)
             self._note_fine_lines()
             self.scheduler.enqueue(waiter, self.now, requeued)
 
@@ -349,7 +354,7 @@ class Machine(RuleBasedStateMachine):
             if bucket.unserved <= bucket.coming:
                 self.hub.fine[bucket].append(self.now)
 
-    @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, 4.0]))
+    @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, UNDER_A_DEADLINE]))
     def acquire(self, n: int, timeout: float | None) -> None:
         if bucket := self._pick(n):
             self._acquire(bucket, self.scheduler.next_ticket(), timeout)
@@ -560,6 +565,11 @@ class Machine(RuleBasedStateMachine):
         deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline is not None]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
+
+    @rule(seconds=st.sampled_from([0.3, 2.5, 6.0]))
+    def time_passes_and_no_caller_is_told(self, seconds: float) -> None:
+        """A greenlet computes, and the timer of their deadlines is late."""
+        self._pass_time(seconds)
 
     @precondition(lambda self: self.held)
     @rule(n=st.integers(0, 9))

@@ -11,6 +11,7 @@ from geventpool import _scheduler
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.scheduler import Scheduler
+from geventpool._scheduler.state import NEVER
 from geventpool._util import heap
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
@@ -141,12 +142,13 @@ class World:
         bucket: Bucket,
         timeout: float | None = None,
         ticket: int = 0,
+        useless_after: float = NEVER,
         came: float | None = None,
     ) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
         ticket_drawn = ticket or self.scheduler.next_ticket()
         came = self.now if came is None else came
-        waiter = Waiter(bucket, ticket_drawn, deadline, None, came)
+        waiter = Waiter(bucket, ticket_drawn, deadline, None, came, useless_after)
         self.scheduler.enqueue(waiter, self.now, requeued=ticket > 0)
         return waiter
 
