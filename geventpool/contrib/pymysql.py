@@ -185,12 +185,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         password = self._password() if callable(self._password) else self._password
         if password:
             conn.password = password.encode("latin1") if isinstance(password, str) else password
-        sock = self._connect_socket()
-        try:
-            conn.connect(sock)
-        except BaseException:
-            sock.close()
-            raise
+        conn.connect(self._connect_socket())  # which it closes if that fails
         return conn
 
     def _make_new(self, conn: Any) -> None:
