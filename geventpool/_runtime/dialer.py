@@ -124,7 +124,7 @@ class Dialer:
         finally:
             self.workers.polling = 0
         self._runtime.changed(bucket)
-        hint = trouble is None and owner._should_hint(carrier.probe)
+        hint = trouble is None and carrier.probe is None and owner._should_hint()
         if not (trouble or hint or owner.listening or bucket.recycled):
             return None
         return partial(self._say_opened, owner, bucket, found, seconds, hint)

@@ -273,25 +273,31 @@ class Scheduler:
             or slot.state is not IN_USE
             or bucket.closing
             or bucket.own.used > bucket.own._maximum
-            or (waiter := next(iter(waiters))).useless_after <= now
         ):
             self._do(self._verbs.release, slot, now)
             return
         # The crowd's case, in which that comes to this: nothing closes, so no place is claimed.
         try:
+            # First of all: the collector may run at the look for the oldest, too, and a finalizer
+            # that gives back another slot would hand it to the same waiter.
             self.busy = AT_WORK
-            slot.idled = 0.0
-            slot.since = now
-            slot.uses += 1
-            slot.waiter = waiter
-            waiter.slot = slot
-            wake = self._wake  # a field, and no method: so it is found sooner
-            waiter.wake_handle = wake(waiter.callback, waiter)
-            del waiters[waiter]
-            if not waiters:
-                waiters.ended()
-                del self.with_waiters[bucket]
-                self.ledger.update_fast_path(bucket)
+            for waiter in waiters:  # noqa: B007 - the oldest; next(iter()) is two calls
+                break
+            if waiter.useless_after <= now:
+                self._verbs.release(slot, now)
+            else:
+                slot.idled = 0.0
+                slot.since = now
+                slot.uses += 1
+                slot.waiter = waiter
+                waiter.slot = slot
+                wake = self._wake  # a field, and no method: so it is found sooner
+                waiter.wake_handle = wake(waiter.callback, waiter)
+                del waiters[waiter]
+                if not waiters:
+                    waiters.ended()
+                    del self.with_waiters[bucket]
+                    self.ledger.update_fast_path(bucket)
             self.busy = FREE
         except BaseException:
             self.busy = CUT_SHORT

@@ -241,8 +241,7 @@ class BasePool(PoolExtension[C]):
     def _verdict_on_dial(self, error: BaseException) -> Verdict:
         return verdict_on_dial(self, error)
 
-    def _is_socket(self, conn: Any) -> bool:
-        return sockets.is_socket(conn)
+    _is_socket = staticmethod(sockets.is_socket)
 
     def _ask_socket(self, *key_and_conn: Any) -> Any:
         """What carries the bytes of a connection, by the hook of today or by that of old."""
@@ -276,11 +275,11 @@ class BasePool(PoolExtension[C]):
         """For what a probe has found."""
         return _REASONS.get(why, Reason.UNREAD) if isinstance(why, str) else Reason.UNREAD
 
-    def _should_hint(self, probe: object) -> bool:
+    def _should_hint(self) -> bool:
         """Whether to say, once, that the pool is blind and which hook would help."""
         knows = self._has_socket or self._has_fileno or self.has_is_alive
         asks = self.keepalive is not None or self.check_after is not None
-        if probe is not None or knows or asks or "blind" in self.warned:
+        if knows or asks or "blind" in self.warned:
             return False
         self.warned.add("blind")
         return True

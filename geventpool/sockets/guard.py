@@ -97,7 +97,8 @@ def guard(sock: object) -> bool:
     if not isinstance(sock, socket):
         return False
     try:
-        sock.__class__ = _guarded(type(sock))
+        kind = type(sock)
+        sock.__class__ = GuardedSocket if kind is socket else _guarded(kind)
     except Exception:  # a class that takes no subclass, or none of the same layout
         return False
     return True
@@ -110,7 +111,7 @@ def was_cut_short(sock: object) -> bool:
 
 def forgive(sock: object) -> None:
     """Forget that a wait on *sock* was cut short."""
-    if isinstance(sock, Guard):
+    if isinstance(sock, Guard) and sock.cut_short:
         sock.__class__ = sock._while_whole
 
 

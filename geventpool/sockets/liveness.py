@@ -88,6 +88,8 @@ def watch(conn: Any, ask: Callable[[Any], Any] = carriers, *, guarded: bool = Tr
     found = ask(conn)
     if found is None:
         return None
+    if found is conn and isinstance(conn, socket):
+        return _socket_part(conn, guarded)  # nearly always, and at every dial: not by way of parts
     parts = _open_parts(found, guarded)
     if found is conn:
         return parts[0]  # type: ignore[no-any-return]
@@ -133,6 +135,10 @@ def _open_parts(found: Any, guarded: bool) -> tuple[Any, ...]:
 def _part(carrier: Any, guarded: bool) -> Any:
     if isinstance(carrier, int):
         return _DescriptorProbe(carrier)
+    return _socket_part(carrier, guarded)
+
+
+def _socket_part(carrier: Any, guarded: bool) -> _SocketProbe:
     kind: type[_SocketProbe] = _SocketProbe if isinstance(carrier, socket) else _ForeignProbe
     if isinstance(carrier, _TLS_SOCKETS):
         kind = _TLSProbe
