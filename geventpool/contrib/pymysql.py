@@ -142,7 +142,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         wanted = template.autocommit_mode
         if wanted is not None and wanted != conn.get_autocommit():
             conn.autocommit(wanted)
-        if conn.db != template.db and template.db is not None:
+        if template.db is not None and conn.selected not in (None, template.db):
             conn.select_db(template.db)
 
     def _close_connection(self, conn: Any) -> None:
@@ -200,7 +200,7 @@ class PyMySQLPool(ConnectionPool[Any]):
             conn.query(template.init_command)
         if template.autocommit_mode is not None:
             conn.autocommit(template.autocommit_mode)
-        if conn.db != template.db and template.db is not None:
+        if template.db is not None:  # a server may have kept another
             conn.select_db(template.db)
         if self._configure is not None:
             self._configure(conn)
@@ -215,7 +215,14 @@ class PyMySQLPool(ConnectionPool[Any]):
 
 
 class _Connection(pymysql.connections.Connection):  # type: ignore[misc]
-    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply."""
+    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply; and
+    that knows which database was selected."""
+
+    selected: str | None = None  # by select_db; None: still that of the dial
+
+    def select_db(self, db: str) -> None:
+        super().select_db(db)
+        self.selected = db
 
     def _write_bytes(self, data: bytes) -> None:
         try:

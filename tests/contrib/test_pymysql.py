@@ -60,7 +60,7 @@ def count(conn: Any, what: str) -> int:
 
 
 def test_without_a_transaction_a_return_costs_no_round_trip(make: MakePool) -> None:
-    pool = make(autocommit=True)
+    pool = make(autocommit=True, database="mysql")
     with pool.get() as conn:
         before = count(conn, "Questions")
     for _ in range(10):
@@ -146,7 +146,7 @@ def test_a_session_that_is_reset_is_set_up_again(make: MakePool) -> None:
         first = facts(conn)
         one(conn, "set @mine = 8, @init = 9, sql_mode = ''")
         conn.set_character_set("utf8mb4")
-        conn.select_db("information_schema")
+        one(conn, "use information_schema")
     with pool.get() as conn:
         assert facts(conn) == first
         assert conn.encoding == "cp1252"  # as of latin1
