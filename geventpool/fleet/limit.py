@@ -46,9 +46,10 @@ class FleetLimit(Limit):
         limit = FleetLimit(300, store=RedisStore("redis://..."), name="db")
         pool = ConnectionPool(20, connect=..., limits=[limit])
 
-    Each process leases a share of *cap* from the store and renews it each second (each fourth with
-    1,000 processes, but four times a lease at least), in the background: to acquire a connection costs nothing more.  Shares follow the demand, max-min fair
-    by *weight*; what is open counts until it is closed, so the cap holds while shares move.
+    Each process leases a share of *cap* from the store and renews it in the background: each
+    second, and with more than 250 processes less often.  To acquire a connection costs nothing
+    more.  Shares follow the demand, max-min fair by *weight*: what callers need comes first, then a
+    quarter to spare.  What is open counts until it is closed, so the cap holds while shares move.
 
     - *name* says which cap it is: processes with the same name in one store share it, and should
       give the same *cap*, *floor* and *lease*.
@@ -117,6 +118,7 @@ class FleetLimit(Limit):
         self._ceiling = math.inf  # by what the server has said,
         self._ceiling_until = -math.inf  # until then
         self._was_full = False  # since the last answer
+        self._told = 0  # with how many the store counts it, by the last report
         self._numbers = itertools.count(1)
         self._asking = Semaphore()  # reports are sent one after the other, as they are numbered
         self._wanted: deque[tuple[float, int]] = deque()
@@ -187,6 +189,7 @@ class FleetLimit(Limit):
             generation=self.generation,
             number=next(self._numbers),
         )
+        self._told = max(report.used, report.has)
         answer = self.store.renew(report)
         if self.closed:
             self.store.release(report.name, report.id)
@@ -258,6 +261,16 @@ class FleetLimit(Limit):
         return min(max(_EVERY, self.members / _PER_SECOND), self.lease / 4)
 
     @property
+    def _rarest(self) -> float:
+        """Seconds between two renewals of a process that is short of a cap that is full."""
+        return max(_EVERY / 2, self.members / _PER_SECOND)
+
+    @property
+    def _has_less(self) -> bool:
+        """Whether the store counts it with more than it may have open now."""
+        return max(self.used, self._maximum) < self._told
+
+    @property
     def _is_short(self) -> bool:
         """Whether callers wait that a larger share would help."""
         return self.used >= self._maximum and self.waiting > 0
@@ -272,10 +285,10 @@ def _keep_renewing(reference: weakref.ref[FleetLimit]) -> None:
     while (limit := reference()) is not None and not limit.closed:
         enforced, short = limit._maximum, limit._is_short
         limit._renew_and_say()
-        lowered = limit._maximum < enforced
         # Many that are short of a full cap must not keep the store busy with that.
+        in_vain = short and limit._maximum == enforced
+        soon = min(2 * soon, limit._rarest) if in_vain else _SOONEST
         every = limit._every
-        soon = min(2 * soon, every) if short and limit._maximum == enforced else _SOONEST
         del limit
         began = monotonic()
         ends = began + every * (1 + random.uniform(-_VARIED, _VARIED))
@@ -285,7 +298,7 @@ def _keep_renewing(reference: weakref.ref[FleetLimit]) -> None:
             if limit is None or limit.closed:
                 return
             limit._look_at_lease()
-            if lowered or (limit._is_short and monotonic() >= began + soon):
+            if limit._has_less or (limit._is_short and monotonic() >= began + soon):
                 break  # tell the store that less is used, or ask for more
             del limit
 

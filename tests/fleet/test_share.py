@@ -145,9 +145,7 @@ class Fleet(RuleBasedStateMachine):
             return
         worker.number += 1
         said = (worker.id, worker.used, worker.has, needs, needs + spare)
-        report = Report(
-            "db", self.CAP, *said, floor=0, lease=self.LEASE, number=worker.number
-        )
+        report = Report("db", self.CAP, *said, floor=0, lease=self.LEASE, number=worker.number)
         worker.sent = (self.now, report)
         worker.under_way.append(report)
 

@@ -65,9 +65,7 @@ class Cap:
     def renew(self, id: str, wants: int = 0, used: int = 0, has: int = 0, **more: Any) -> Grant:
         self.number += 1
         settings = {"needs": wants, "floor": 1, "lease": LONG, "number": self.number, **more}
-        return self.store.renew(
-            Report(self.name, self.cap, id, used, has, wants=wants, **settings)
-        )
+        return self.store.renew(Report(self.name, self.cap, id, used, has, wants=wants, **settings))
 
 
 def test_shares_move_to_who_wants_more_once_they_are_free(store: Store) -> None:
