@@ -72,6 +72,7 @@ CLIENTS: dict[str, set[str]] = {
     "contrib/pymysql.py": {"pymysql"},
     "discovery/_srv_wire.py": {"dns"},
     "fleet/redis.py": {"redis"},
+    "fleet/zookeeper.py": {"kazoo"},
     "testing/fixtures.py": {"pytest"},
 }
 
