@@ -1169,6 +1169,32 @@ def test_resized_below_what_lies_idle_the_longest_idle_are_closed(world: World) 
     assert world.notes.reasons == [Reason.SURPLUS] * 3
 
 
+@pytest.mark.parametrize("room", ["the maximum", "two closes"])
+def test_as_many_are_dialed_as_there_are_places_and_the_window_allows(
+    world: World, room: str
+) -> None:
+    limit = Limit(5)
+    other = world.bucket(2, limits=[limit])
+    world.enqueue(other), world.enqueue(other)
+    world.open_all()
+    bucket = world.bucket(9, limits=[limit])
+    for _ in range(9):
+        world.enqueue(bucket)
+    world.open_one()
+    world.open_one()
+    assert (bucket.open, bucket.connecting, bucket.dials.width) == (2, 1, 4)
+    assert limit.full
+
+    if room == "the maximum":
+        limit.maximum = 9
+        world.scheduler.reconcile_limit(limit, world.now)
+    else:
+        for waiter in list(world.notes.woken)[:2]:
+            world.scheduler.detach(waiter.slot, Reason.DETACHED, world.now)
+
+    assert bucket.connecting == (4 if room == "the maximum" else 3)
+
+
 def test_minimums_that_cannot_fit_a_shared_limit_are_refused(world: World) -> None:
     limit = Limit(3)
     world.full(2, name="a", limits=(limit,))
