@@ -196,7 +196,7 @@ class Hub:
 
     def look_later(self, bucket: Bucket, at: float) -> None:
         assert bucket.delay_control is not None
-        assert at > self.now
+        assert self.now < at <= self.now + CODEL.interval / 2, "what is fine meanwhile is not seen"
         self.looks[bucket] = min(at, self.looks.get(bucket, at))
 
     def reconcile_later(self, bucket: Bucket) -> None:
@@ -345,14 +345,15 @@ class Machine(RuleBasedStateMachine):
                 deadline = useless_after = self.now + timeout
             came = self.now if came is None else came
             waiter = Waiter(bucket, ticket, deadline, None, came, useless_after)
-            self._note_fine_lines()
+            if not bucket.waiters:
+                self._note_if_fine(bucket)
             self.scheduler.enqueue(waiter, self.now, requeued)
 
-    def _note_fine_lines(self) -> None:
-        """Those in which nobody waits for more than a dial of its own."""
-        for bucket in self.buckets:
-            if bucket.unserved <= bucket.coming:
-                self.hub.fine[bucket].append(self.now)
+    def _note_if_fine(self, bucket: Bucket) -> None:
+        """When no waiter waits for more than a dial of its own.  Asked for where the scheduler is
+        bound to see that; between two looks at the line it need not."""
+        if bucket.unserved <= bucket.coming:
+            self.hub.fine[bucket].append(self.now)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, UNDER_A_DEADLINE]))
     def acquire(self, n: int, timeout: float | None) -> None:
@@ -489,6 +490,7 @@ class Machine(RuleBasedStateMachine):
     def dial_succeeds(self, n: int) -> None:
         slot = self.hub.begun.pop(n % len(self.hub.begun))
         self.hub.failed_since.pop(slot.bucket, None)
+        self._note_if_fine(slot.bucket)
         self.scheduler.opened(slot, self.now)
         bucket = slot.bucket  # a closed one says no more
         assert bucket.closed or bucket not in self.hub.down, "the first success ends it"
@@ -546,12 +548,11 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.peer_closed(slots[n % len(slots)], self.now)
 
     def _pass_time(self, seconds: float) -> None:
-        self._note_fine_lines()
         self.hub.now += seconds
-        self._note_fine_lines()
         for bucket, at in list(self.hub.looks.items()):
             if at <= self.now:
                 del self.hub.looks[bucket]
+                self._note_if_fine(bucket)
                 self.scheduler.look_at_line(bucket, self.now)
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:
