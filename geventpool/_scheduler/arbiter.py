@@ -310,12 +310,15 @@ class Arbiter:
             return expired and bucket.failing
         return expired or not (bucket.connecting or bucket.closing or now < bucket.retry_at)
 
-    def reason_to_close(self, slot: Slot, now: float) -> Reason | None:
-        """Why a slot that is not held any more must not be kept, or None."""
+    def reason_to_close(
+        self, slot: Slot, now: float, besides: Reason | None = None
+    ) -> Reason | None:
+        """Why a slot that is not held any more must not be kept, or None; that it was marked for
+        closing for the reason *besides* does not count."""
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
-        if slot.close_reason is not None:
+        if slot.close_reason is not None and slot.close_reason is not besides:
             return slot.close_reason
         if bucket.max_uses is not None and slot.uses >= bucket.max_uses:
             return Reason.WORN_OUT
@@ -335,7 +338,7 @@ class Arbiter:
             return False
         if bucket.open > bucket.size and not bucket.waiters:
             return False  # surplus
-        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
+        return self.reason_to_close(slot, now, besides=Reason.CUT_SHORT) is None
 
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""

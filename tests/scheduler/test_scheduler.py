@@ -1692,6 +1692,24 @@ def test_what_was_cut_short_and_is_to_go_for_another_reason_too_is_not_salvaged(
     assert (world.notes.closes, bucket.salvaging) == ([slot], 0)
 
 
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("why", [Reason.EXPIRED, Reason.WORN_OUT, Reason.DRAINED])
+def test_what_is_at_its_end_is_not_salvaged_though_a_nested_with_told_that_it_was_cut_short(
+    world: World, why: Reason, marked: bool
+) -> None:
+    bucket = world.full(1, max_uses=1 if why is Reason.WORN_OUT else None, max_lifetime=10.0)
+    slot = world.checkout(bucket)
+    world.now += 11.0 if why is Reason.EXPIRED else 1.0
+    if why is Reason.DRAINED:
+        world.scheduler.drain(bucket, 0.0, world.now)
+    if marked:
+        world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+
+    world.salvage(slot)
+
+    assert slot.state is CLOSING
+
+
 def test_a_hang_up_that_is_forgotten_leaves_known_that_the_use_was_cut_short(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
