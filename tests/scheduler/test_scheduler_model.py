@@ -294,6 +294,7 @@ class Machine(RuleBasedStateMachine):
             overload=draw(st.sampled_from([None, CODEL])),
         )
         self.hub.fine[bucket] = [self.now]
+        bucket.postpone(draw(st.sampled_from([False, False, True])))
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
         bucket.fast_path_max_idle = bucket.idle_timeout
@@ -338,13 +339,17 @@ class Machine(RuleBasedStateMachine):
             slot.since = self.now
             fit_for_hand_out(slot, self.now)
             self.held.append(slot)
-        elif timeout != 0:
+        elif timeout == 0:
+            refused = self.scheduler.refusal(bucket, self.now)
+            assert refused is None or bucket in self.hub.down
+        else:
             deadline = None if timeout is None else self.now + timeout
             useless_after = NEVER
             if timeout == UNDER_A_DEADLINE:
                 deadline = useless_after = self.now + timeout
             came = self.now if came is None else came
             waiter = Waiter(bucket, ticket, deadline, None, came, useless_after)
+            bucket.postpone(False)
             if not bucket.waiters:
                 self._note_if_fine(bucket)
             self.scheduler.enqueue(waiter, self.now, requeued)
@@ -416,6 +421,15 @@ class Machine(RuleBasedStateMachine):
                 self.hub.woken.remove(waiter)
             self.scheduler.cancel(waiter, self.now)
             assert waiter.slot is None
+
+    @rule(n=st.integers(0, 9))
+    def be_refused(self, n: int) -> None:
+        """All that hold what others wait for wait as well."""
+        waiters = [w for bucket in self.buckets for w in bucket.waiters]
+        if waiters:
+            waiter = waiters[n % len(waiters)]
+            self.scheduler.refuse(waiter, LookupError(), self.now)
+            assert waiter in self.hub.woken
 
     def _take_from_holder(self, n: int) -> Slot:
         return self.held.pop(n % len(self.held))
@@ -598,6 +612,14 @@ class Machine(RuleBasedStateMachine):
                 limit = self.now - bucket.idle_timeout
                 assert all(slot.since > limit for slot in bucket.idle_slots())
 
+    @rule(n=st.integers(0, 30))
+    def dismiss(self, n: int) -> None:
+        slots = [slot for bucket in self.buckets for slot in bucket.slots]
+        if slots:
+            slot = slots[n % len(slots)]
+            was_idle = slot.state is IDLE
+            assert self.scheduler.dismiss(slot, Reason.DISPOSED, self.now) is was_idle
+
     # What a verb that was cut short leaves behind
 
     @rule(n=st.integers(0, 3))
@@ -610,6 +632,7 @@ class Machine(RuleBasedStateMachine):
         m=st.integers(0, 9),
         damage=st.sampled_from(
             ["count", "limit", "claim", "idle", "tombstone", "waiter", "slot", "line", "state"]
+            + ["salvage", "check"]
         ),
     )
     def damage(self, n: int, m: int, damage: str) -> None:
@@ -666,6 +689,18 @@ class Machine(RuleBasedStateMachine):
         if slot := bucket.longest_idle():
             slot.state = IN_USE
 
+    def _damage_salvage(self, bucket: Bucket, m: int) -> None:
+        """Its salvage was asked for, and the state set and nothing else."""
+        mine = [s for s in self.held if s.bucket is bucket and s.state is IN_USE]
+        if mine:
+            slot = mine[m % len(mine)]
+            self.held.remove(slot)
+            slot.state = SALVAGING
+
+    def _damage_check(self, bucket: Bucket, m: int) -> None:
+        if slot := bucket.longest_idle():
+            slot.state = CHECKING
+
     # Verbs of the whole pool
 
     @rule(n=st.integers(0, 3), over=st.sampled_from([0.0, 0.0, 3.0]))
@@ -673,8 +708,13 @@ class Machine(RuleBasedStateMachine):
         if bucket := self._pick(n):
             self.scheduler.drain(bucket, over, self.now)
 
-    @rule(n=st.integers(0, 3), size=st.integers(1, 5), fixed=st.booleans())
-    def resize(self, n: int, size: int, fixed: bool) -> None:
+    @rule(
+        n=st.integers(0, 3),
+        size=st.integers(1, 5),
+        fixed=st.booleans(),
+        max_overflow=st.sampled_from([None, None, 0, 2]),
+    )
+    def resize(self, n: int, size: int, fixed: bool, max_overflow: float | None) -> None:
         bucket = self._pick(n)
         if bucket is None:
             return
@@ -684,7 +724,7 @@ class Machine(RuleBasedStateMachine):
             for limit in (*bucket.shared, Limit(math.inf))
         )
         min_size = int(min(size, room)) if fixed and room > 0 else 0
-        self.scheduler.resize(bucket, size, min_size, self.now)
+        self.scheduler.resize(bucket, size, min_size, self.now, max_overflow)
 
     @rule(n=st.integers(0, 3))
     def dispose(self, n: int) -> None:
@@ -695,8 +735,15 @@ class Machine(RuleBasedStateMachine):
     def fill(self, n: int, waiting: bool) -> None:
         """Callers of fill() come and go; the runtime reconciles when one comes."""
         if bucket := self._pick(n):
-            bucket.filling += 1 if waiting or not bucket.filling else -1
+            bucket.postpone(False)
+            bucket.count_filling(1 if waiting or not bucket.filling else -1)
             self.scheduler.reconcile(bucket, self.now)
+
+    @rule(n=st.integers(0, 3))
+    def fork(self, n: int) -> None:
+        """Nothing is opened in the child before it is used."""
+        if (bucket := self._pick(n)) and not (bucket.waiters or bucket.filling):
+            bucket.postpone(True)
 
     @rule(n=st.integers(0, 1), maximum=st.integers(0, 6))
     def set_maximum(self, n: int, maximum: int) -> None:
@@ -869,8 +916,9 @@ class Machine(RuleBasedStateMachine):
             could = may_dial(bucket, now)
             if waits and could:
                 mine = ticket_at(bucket, bucket.connecting)
-                kept = any(  # for an older one, who has yet to wait for a close
-                    ticket_at(b, b.connecting) < mine and any(lim._closing for lim in b.limits)
+                kept = any(  # for an older one, who has yet to wait for a close, or for news
+                    ticket_at(b, b.connecting) < mine
+                    and (any(lim._closing for lim in b.limits) or self._awaits_news(b))
                     for b in neighbours(bucket, self.buckets)
                 )
                 assert kept or not bucket.has_room, "room for a waiter is left unused"
