@@ -63,6 +63,9 @@ LONG = 10.0  # the keepalive
 CODEL = CoDel(target=0.1, interval=1.0)
 
 
+DAMAGES = "count limit claim idle tombstone waiter slot line state salvage check".split()
+
+
 class WatchedSlot(Slot):
     """A slot that allows no move that is not in the table: not to the fast path either."""
 
@@ -630,10 +633,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         n=st.integers(0, 3),
         m=st.integers(0, 9),
-        damage=st.sampled_from(
-            ["count", "limit", "claim", "idle", "tombstone", "waiter", "slot", "line", "state"]
-            + ["salvage", "check"]
-        ),
+        damage=st.sampled_from(DAMAGES),
     )
     def damage(self, n: int, m: int, damage: str) -> None:
         """The books go wrong in one place; the audit finds it, and nothing is lost but that."""
