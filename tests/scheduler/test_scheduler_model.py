@@ -63,7 +63,8 @@ LONG = 10.0  # the keepalive
 CODEL = CoDel(target=0.1, interval=1.0)
 
 
-DAMAGES = "count limit claim idle tombstone waiter slot line state salvage check".split()
+DAMAGES = ["count", "limit", "claim", "idle", "tombstone", "waiter", "slot", "line"]
+DAMAGES += ["state", "salvage", "check"]
 
 
 class WatchedSlot(Slot):
