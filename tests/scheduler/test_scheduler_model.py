@@ -742,9 +742,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 3))
     def fork(self, n: int) -> None:
-        """Nothing is opened in the child before it is used."""
-        if (bucket := self._pick(n)) and not (bucket.waiters or bucket.filling):
-            bucket.postpone(True)
+        """It forks before its hub has run; in the child nothing is opened before it is used."""
+        bucket = self._pick(n)
+        if bucket is None or bucket.failing or bucket.troubled:
+            return
+        if all(slot in self.hub.dials for slot in bucket.slots):
+            bucket.postpone(not (bucket.waiters or bucket.filling))
 
     @rule(n=st.integers(0, 1), maximum=st.integers(0, 6))
     def set_maximum(self, n: int, maximum: int) -> None:
