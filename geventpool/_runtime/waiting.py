@@ -53,6 +53,8 @@ class WaitingLine:
         deadlines, deadlocks = self._deadlines, self._deadlocks
         try:
             self._scheduler.enqueue(waiter, now, requeued)
+            if len(bucket.waiters) > bucket.waiting_max:
+                bucket.waiting_max = len(bucket.waiters)
             if deadline is not None and (deadline < deadlines.at or deadlines.idle):
                 deadlines.set(deadline)
             if deadlocks.idle:
@@ -81,10 +83,7 @@ class WaitingLine:
         if slot is None or bucket.closed:
             self._raise(owner, waiter, began, timeout)
         waited = slot.since - began
-        bucket.wait_count += 1
-        bucket.wait_sum += waited
-        if waited > bucket.wait_max:
-            bucket.wait_max = waited
+        bucket.count_wait(waited)
         return slot
 
     def time_out(
