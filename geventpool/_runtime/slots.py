@@ -159,7 +159,10 @@ _SHORTEST_USE = 1e-6  # seconds
 class PoolBucket(Bucket):
     """A bucket and the pool's part in it: whose hooks, timers and greenlets serve it."""
 
-    __slots__ = ("use_counts", "use_long", "use_max", "use_sum")  # as in Bucket
+    __slots__ = (  # as in Bucket
+        *("use_counts", "use_long", "use_max", "use_sum"),
+        *("wait_counts", "wait_max", "wait_sum", "waiting_max"),
+    )
     slot_type = ConnectionSlot
     slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
     _idle: deque[ConnectionSlot]  # type: ignore[assignment]
@@ -301,13 +304,6 @@ class PoolBucket(Bucket):
     def is_useless_to(self, greenlet: Any) -> bool:
         """Whether it is too late for *greenlet* to use a connection."""
         return greenlet in active and self.useless_after(greenlet) <= monotonic()
-
-    def count_wait(self, waited: float) -> None:
-        """Book the end of a wait that was so long, with a connection at its end."""
-        self.wait_counts[bisect_left(BOUNDS, waited)] += 1
-        self.wait_sum += waited
-        if waited > self.wait_max:
-            self.wait_max = waited
 
     def count_connect(self, seconds: float) -> None:
         """Book a dial that succeeded and took so long."""
