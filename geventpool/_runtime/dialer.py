@@ -86,7 +86,7 @@ class Dialer:
         began = monotonic()
         if owner is None:
             self._runtime.shut(bucket)  # collected just now: its _close_orphans is on the way
-        if owner is None or not self._scheduler.wanted(slot):
+        if owner is None or not (self._scheduler.wanted(slot) and _may_dial(bucket)):
             self._scheduler.cancel_dial(slot, began)
             self._runtime.changed(bucket)
             return None
@@ -188,6 +188,9 @@ class Dialer:
             if failed.conn is not None and slot.state is CONNECTING:
                 self._closer.hang_up(owner, bucket, failed.conn)
             verdict = owner._verdict_on_dial(error)
+            if verdict is Verdict.SERVER_FULL:
+                for limit in bucket.shared:
+                    limit.server_full()
         finally:
             self._scheduler.dial_failed(slot, error, monotonic(), verdict)
             self._runtime.changed(bucket)
@@ -236,3 +239,7 @@ def _figures_of(bucket: PoolBucket, over: FailingDials, now: float) -> tuple[str
     where = "" if bucket.endpoint is None else f"{bucket.endpoint}: "
     failed, turned_away = bucket.dial_failed - over.failed, bucket.turned_away - over.turned_away
     return where, now - over.since, failed, turned_away
+
+
+def _may_dial(bucket: PoolBucket) -> bool:
+    return all(limit.may_dial() for limit in bucket.shared)

@@ -306,15 +306,15 @@ def _raised_in_use(slot: ConnectionSlot) -> BaseException | None:
 
 
 def stats_of(
-    name: str,
+    pool: BasePool[Any],
     buckets: Sequence[PoolBucket],
     *,
+    name: str,
     size: int,
     min_size: int,
     maximum: float,
-    hub_lag: float,
 ) -> PoolStats:
-    """How the *buckets* stand together, and what they have counted."""
+    """How the *buckets* of *pool* stand together, and what they have counted."""
 
     def total(what: str) -> Any:
         return sum(getattr(bucket, what) for bucket in buckets)
@@ -366,7 +366,7 @@ def stats_of(
         waiting_max=max((bucket.waiting_max for bucket in buckets), default=0),
         longest_held=max(held, default=0.0),
         down=any(bucket.down for bucket in buckets),
-        hub_lag=hub_lag,
+        hub_lag=pool._runtime.hub_lag.seconds,
         held_long=total("held_long"),
         errors=tuple(errors[-_ERRORS:]),
     )

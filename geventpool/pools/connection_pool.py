@@ -337,12 +337,12 @@ class ConnectionPool(BasePool[C]):
         """How the pool stands, and what it has counted since it was made."""
         bucket = self._bucket
         return stats_of(
-            self.name,
+            self,
             (bucket,),
+            name=self.name,
             size=bucket.size,
             min_size=bucket.min_size,
             maximum=bucket.maximum,
-            hub_lag=self._runtime.hub_lag.seconds,
         )
 
     def holders(self) -> tuple[Holder, ...]:

@@ -61,8 +61,8 @@ def test_a_connection_held_too_long_is_told_of_with_who_has_it_and_where_it_is(
     (event,) = told.events
     assert event.greenlet is holder
     assert 61 <= event.age < 62
-    assert event.stack is not None and "done.wait()" in event.stack
-    assert (event.where is not None and "in hold_on" in event.where) == track
+    assert "done.wait()" in str(event.stack)
+    assert ("in hold_on" in str(event.where)) == track
     (line,) = [r for r in caplog.records if "has been held" in r.getMessage()]
     assert (line.name, line.levelno) == ("geventpool.pool.db", logging.WARNING)
     assert "done.wait()" in line.getMessage()
@@ -164,6 +164,6 @@ def test_what_tracks_keeps_nothing_of_the_callers_variables(maker: Maker) -> Non
         conn, ref = caller()
         assert ref() is None
         (holder,) = pool.holders()
-        assert holder.where is not None and "in caller" in holder.where
-        assert "return pool.acquire(), ref" in holder.where
+        assert "in caller" in str(holder.where)
+        assert "return pool.acquire(), ref" in str(holder.where)
         pool.release(conn)
