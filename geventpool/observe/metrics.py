@@ -182,8 +182,8 @@ def families(workers: Sequence[Mapping[str, Any]], *, pid: bool = True) -> list[
 
 
 def metrics_text(workers: Sequence[Mapping[str, Any]]) -> str:
-    """The snapshots of *workers*, ``gather()`` or ``[snapshot()]``, in Prometheus's text format
-    0.0.4: the body of a response of the type ``CONTENT_TYPE``.  Does not block.
+    """The snapshots of *workers*, ``gather(holders=False)`` or ``[snapshot()]``, in Prometheus's
+    text format 0.0.4: the body of a response of the type ``CONTENT_TYPE``.  Does not block.
 
     Source: https://prometheus.io/docs/instrumenting/exposition_formats/
     """

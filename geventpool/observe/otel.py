@@ -18,6 +18,7 @@ https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -40,7 +41,7 @@ from geventpool.events import (
 from geventpool.registry import pools
 from geventpool.stats import BOUNDS
 
-__all__ = ["instrument"]
+__all__ = ["durations", "instrument"]
 
 _POOL = "db.client.connection.pool.name"
 _STATE = "db.client.connection.state"
@@ -51,14 +52,26 @@ def instrument(*named: Any, meter_provider: MeterProvider | None = None) -> None
     """Have *meter_provider* (None: the global one) collect from all pools of this process, and
     record create, wait and use time of those *named*.
 
-    May be called again, for more pools: nothing is recorded twice.  Does not block.
+    May be called again, for more pools: nothing is recorded twice.  Does not block.  Raises
+    TypeError for a ConnectionManager among *named*: see ``durations``.
     """
-    provider = get_meter_provider() if meter_provider is None else meter_provider
-    instruments = _instruments.get(provider)
-    if instruments is None:
-        instruments = _instruments[provider] = _Instruments(provider.get_meter("geventpool"))
+    instruments = _instruments_of(meter_provider)
     for pool in named:
         instruments.time(pool)
+
+
+def durations(meter_provider: MeterProvider | None = None) -> object:
+    """A listener that records create, wait and use time, as ``instrument(pool)`` adds one: for what
+    takes listeners only as it is made, ``ConnectionManager(listeners=[durations()])``."""
+    return _instruments_of(meter_provider).listener
+
+
+def _instruments_of(meter_provider: MeterProvider | None) -> _Instruments:
+    provider = get_meter_provider() if meter_provider is None else meter_provider
+    found = _instruments.get(provider)
+    if found is None:
+        found = _instruments[provider] = _Instruments(provider.get_meter("geventpool"))
+    return found
 
 
 class _Instruments:
@@ -69,13 +82,17 @@ class _Instruments:
         for name, unit, text, values in _COUNTERS:
             meter.create_observable_counter(name, [_callback(values)], unit, text)
         for name, unit, text, values in _GAUGES:
-            meter.create_observable_gauge(name, [_callback(values)], unit, text)
-        self._listener = _Listener(meter)
+            meter.create_observable_gauge(name, [_callback(values, max)], unit, text)
+        self.listener = _Listener(meter)
 
     def time(self, pool: Any) -> None:
+        if not hasattr(pool, "add_listener"):
+            raise TypeError(
+                f"named: {pool!r} takes no listener any more: give it one as it is made"
+            )
         if pool not in self._timed:
             self._timed.add(pool)
-            pool.add_listener(self._listener)
+            pool.add_listener(self.listener)
 
 
 class _Listener:
@@ -117,11 +134,16 @@ def _of(event: PoolEvent) -> dict[str, str]:
 
 def _callback(
     values: Callable[[PoolStats, Any], Iterable[_Value]],
+    combine: Callable[[float, float], float] = operator.add,
 ) -> Callable[[CallbackOptions], Iterator[Observation]]:
     def observe(options: CallbackOptions) -> Iterator[Observation]:
+        found: dict[tuple[tuple[str, str], ...], float] = {}
         for pool in pools():
             for value, attributes in values(pool.stats(), pool):
-                yield Observation(value, {_POOL: pool.name, **attributes})
+                key = (_POOL, pool.name), *attributes.items()
+                found[key] = combine(found[key], value) if key in found else value
+        for key, value in found.items():  # pools of one name are one
+            yield Observation(value, dict(key))
 
     return observe
 

@@ -8,7 +8,7 @@ In a single process::
     REGISTRY.register(PoolCollector())
 
 A pool that no scrape asks for costs nothing.  Under gunicorn with several workers
-prometheus_client leaves custom collectors out: serve ``metrics_text(gather())`` of
+prometheus_client leaves custom collectors out: serve ``metrics_text(gather(holders=False))`` of
 ``geventpool.observe`` there, which needs no prometheus_client.
 """
 

@@ -9,9 +9,10 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from geventpool import ConnectionPool, EndpointPool, PoolTimeout
-from geventpool.observe.otel import instrument
+from geventpool import ConnectionManager, ConnectionPool, EndpointPool, PoolTimeout
+from geventpool.observe.otel import durations, instrument
 from geventpool.stats import BOUNDS
+from geventpool.testing import EchoServer
 from support.objects import Maker
 
 POOL = "db.client.connection.pool.name"
@@ -122,3 +123,26 @@ def test_what_has_no_bound_is_not_observed(maker: Maker, collected: Collected) -
         found = collected.now()
     assert not points(found["db.client.connection.max"], "endless")
     assert [p.value for p in points(found["db.client.connection.idle.max"], "bounded")] == [17]
+
+
+def test_two_pools_of_one_name_are_one(maker: Maker, collected: Collected) -> None:
+    instrument(meter_provider=collected.provider)
+    with (
+        ConnectionPool(2, connect=maker, name="twin"),
+        ConnectionPool(3, connect=maker, name="twin"),
+    ):
+        found = collected.now()
+    assert [p.value for p in points(found["db.client.connection.max"], "twin")] == [5]
+
+
+def test_a_manager_is_timed_by_a_listener_of_its_own(collected: Collected) -> None:
+    with EchoServer() as server:
+        listeners = [durations(collected.provider)]
+        with ConnectionManager(name="managed", listeners=listeners) as manager:
+            with pytest.raises(TypeError, match="named"):
+                instrument(manager, meter_provider=collected.provider)
+            manager.release_connection(manager.get_connection(server.address))
+            found = collected.now()
+    for name in ("create_time", "wait_time", "use_time"):
+        (point,) = points(found[f"db.client.connection.{name}"], "managed")
+        assert point.count == 1

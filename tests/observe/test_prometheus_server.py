@@ -49,7 +49,7 @@ pool = ConnectionPool(2, connect=Connection, name='the "db"', leak_threshold=60)
 
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/metrics":
-        body = metrics_text(gather())
+        body = metrics_text(gather(holders=False))
         start_response("200 OK", [("Content-Type", CONTENT_TYPE)])
     else:
         with pool.get():
