@@ -72,6 +72,8 @@ CLIENTS: dict[str, set[str]] = {
     "contrib/pymysql.py": {"pymysql"},
     "discovery/_srv_wire.py": {"dns"},
     "fleet/redis.py": {"redis"},
+    "observe/otel.py": {"opentelemetry"},
+    "observe/prometheus.py": {"prometheus_client"},
     "testing/fixtures.py": {"pytest"},
 }
 
