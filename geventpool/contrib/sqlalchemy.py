@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 from weakref import proxy, ref
@@ -93,7 +93,7 @@ class GeventPool(Pool):
         if min_size > pool_size:
             raise ValueError(f"min_size ({min_size}) is more than pool_size ({pool_size})")
         super().__init__(creator, **kwargs)
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": max_overflow,
             "timeout": timeout,
@@ -282,7 +282,8 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
             record.dbapi_connection.close()
 
     def _socket(self, record: _Record) -> Any:
-        return super()._socket(record.driver_connection)
+        conn: Any = record.driver_connection
+        return super()._socket(conn)
 
     def _keepalive(self, record: _Record) -> None:
         owner = self._owner()
