@@ -9,10 +9,11 @@ from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS
-from django.db.utils import Error, OperationalError
+from django.db.utils import DatabaseErrorWrapper, Error, OperationalError
+from django.utils.functional import cached_property
 from gevent import Greenlet, getcurrent
 
-from geventpool.errors import NotInUse, PoolDown, PoolUnavailable
+from geventpool.errors import NotInUse, PoolDown, PoolUnavailable, Verdict
 from geventpool.pools.extension import copy_of
 
 __all__ = ["PooledWrapper"]
@@ -35,18 +36,20 @@ class PooledWrapper:
     """
 
     # Of the DatabaseWrapper beneath.
+    Database: Any
     alias: str
     autocommit: bool
     connection: Any
     settings_dict: dict[str, Any]
     in_atomic_block: bool
     allow_thread_sharing: bool
-    wrap_database_errors: Any
     run_commit_hooks_on_set_autocommit_on: bool
     close: Callable[[], None]
 
     #: The pools of the process, by alias and identity.
     _pools: ClassVar[dict[tuple[Any, ...], Any]]
+    #: What the server said, of the connection or of itself, that the pool has to know.
+    _bad_news: Exception | None = None
     #: The greenlet that has the connection, and what it calls as it ends.
     _holder: tuple[Any, Callable[[Any], None]] | None = None
 
@@ -101,9 +104,9 @@ class PooledWrapper:
         try:
             conn = self._obtain(conn_params)
         except PoolDown as error:
-            if error.__cause__ is None:
-                raise OperationalError(str(error)) from error
-            raise copy_of(error.__cause__) from error
+            if isinstance(error.__cause__, self.Database.Error):
+                raise copy_of(error.__cause__) from error
+            raise OperationalError(str(error.__cause__ or error)) from error
         except PoolUnavailable as error:
             raise OperationalError(str(error)) from error
         greenlet = getcurrent()
@@ -126,8 +129,20 @@ class PooledWrapper:
             super()._close()  # type: ignore[misc]
             return
         conn, self.connection = self.connection, None
+        error, self._bad_news = self._bad_news, None
         with self.wrap_database_errors:
-            pool.putconn(conn)
+            pool.putconn(conn, error)
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def wrap_database_errors(self) -> Any:
+        return _ErrorWrapper(self)
+
+    def note_error(self, error: Exception) -> None:
+        """Remember an error of a statement's, which Django may deal with long before it closes the
+        connection, if it says that this, or the server, is not to be used any more."""
+        pool = None if self.connection is None else self.pool
+        if pool is not None and pool._classify_error(error) is not Verdict.FINE:
+            self._bad_news = error
 
     def ensure_connection(self) -> None:
         self._forsake_if_cut_short()
@@ -179,13 +194,25 @@ class PoolFace:
         conn._pool = self
         return conn
 
-    def putconn(self: Any, conn: Any) -> None:
-        """Give it back, unless it is the parent's of this process."""
+    def putconn(self: Any, conn: Any, error: Exception | None = None) -> None:
+        """Give it back, after that *error*, unless it is the parent's of this process."""
         conn._pool = None
         try:
-            self.release(conn)
+            if error is None:
+                self.release(conn)
+            else:
+                self._end_use(self._hold_of(conn), conn, error)
         except NotInUse:
             pass
+
+
+class _ErrorWrapper(DatabaseErrorWrapper):  # type: ignore[misc]
+    """Django's, which makes its own errors of a driver's, and has the wrapper look at those."""
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        if isinstance(exc, Exception):
+            self.wrapper.note_error(exc)
+        super().__exit__(exc_type, exc, traceback)
 
 
 def _at_the_end(wrapper: Any, conn: Any) -> Callable[[Any], None]:

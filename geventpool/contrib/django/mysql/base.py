@@ -55,7 +55,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
                 configure(conn)
 
         arguments = {"autocommit": True, **self.get_connection_params()}
-        return _Pool(configure=set_up, **{**arguments, **settings})
+        return DjangoPool(configure=set_up, **{**arguments, **settings})
 
     def _isolation_level(self) -> str | None:
         self.get_connection_params()  # which reads it from OPTIONS
@@ -98,7 +98,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         return True
 
 
-class _Pool(PoolFace, PyMySQLPool):
+class DjangoPool(PoolFace, PyMySQLPool):
     """A PyMySQLPool, as Django asks for it."""
 
     #: What Django asks the server about itself, once for all greenlets.

@@ -31,12 +31,12 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
             settings.setdefault("check", PsycopgPool.check_connection)
         kwargs = {**self.get_connection_params(), "autocommit": True}
-        return _Pool(kwargs=kwargs, configure=self._configure_connection, **settings)
+        return DjangoPool(kwargs=kwargs, configure=self._configure_connection, **settings)
 
     def _is_cut_short(self) -> bool:
         found = self.connection.pgconn.transaction_status
         return bool(found == TransactionStatus.ACTIVE)
 
 
-class _Pool(PoolFace, PsycopgPool):
+class DjangoPool(PoolFace, PsycopgPool):
     """A PsycopgPool, as Django asks for it."""
