@@ -6,7 +6,6 @@ import inspect
 import sys
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 from weakref import proxy, ref
 
@@ -22,13 +21,6 @@ from geventpool.pools.extension import check_callable, check_whole, copy_of
 
 __all__ = ["GeventPool"]
 
-#: By the names that SQLAlchemy has for drivers, the modules of geventpool.contrib that know them.
-_DRIVERS = {
-    "psycopg": "psycopg",
-    "psycopg2": "psycopg2",
-    "pymysql": "pymysql",
-    "mysqldb": "mysqlclient",  # which says why not, and what to use
-}
 #: The settings of ConnectionPool that are arguments of ``create_engine``, by what they are there.
 _ARGUMENTS = {
     "size": "pool_size",
@@ -298,8 +290,17 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
 
 def _driver_of(dialect: Any) -> Any:
     """The module of geventpool.contrib that knows the driver; None if there is none."""
-    name = _DRIVERS.get(getattr(dialect, "driver", ""))
-    return None if name is None else import_module(f"geventpool.contrib.{name}")
+    name = getattr(dialect, "driver", "")
+    module: Any = None
+    if name == "psycopg":
+        from geventpool.contrib import psycopg as module
+    elif name == "psycopg2":
+        from geventpool.contrib import psycopg2 as module
+    elif name == "pymysql":
+        from geventpool.contrib import pymysql as module
+    elif name == "mysqldb":
+        from geventpool.contrib import mysqlclient as module  # which says what to use instead
+    return module
 
 
 def _errors_of(dialect: Any) -> type[Exception]:

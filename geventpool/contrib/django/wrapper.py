@@ -141,7 +141,11 @@ class PooledWrapper:
         """Remember an error of a statement's, which Django may deal with long before it closes the
         connection, if it says that this, or the server, is not to be used any more."""
         pool = None if self.connection is None else self.pool
-        if pool is not None and pool._classify_error(error) is not Verdict.FINE:
+        if pool is None:
+            return
+        verdict = pool._classify_error(error)
+        # A statement that was cut short breaks the rollback after it: that is for the pool to mend.
+        if verdict is not Verdict.FINE and not self._is_cut_short():
             self._bad_news = error
 
     def ensure_connection(self) -> None:
