@@ -65,6 +65,8 @@ def no_connection(
     if (failed := bucket.check_error) is not None and bucket.check_failed_at >= began:
         text += f"; checks failed, the last one with {failed}"
     last = bucket.last_error or _died_unused(bucket)
+    if last is None and bucket.own.full:
+        last = bucket.ceiling.error  # it is the server that has no more
     if last is not None:
         text += f"; last dial: {type(last).__name__}: {text_of(last)}"
     error = kind(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from geventpool._scheduler.model import Bucket, Slot, Waiter
 from geventpool._scheduler.state import AT_ONCE, IN_USE
-from geventpool._util.deadlines import useless_after
+from geventpool._util.deadlines import active, useless_after
 from geventpool._util.errors import text_of
 from geventpool.events import Reason
 
@@ -233,6 +234,10 @@ class PoolBucket(Bucket):
         """From when on a connection is of no use to *greenlet*, by its nearest Deadline; NEVER if
         it is under none."""
         return useless_after(greenlet, self.long_use())
+
+    def is_useless_to(self, greenlet: Any) -> bool:
+        """Whether it is too late for *greenlet* to use a connection."""
+        return greenlet in active and self.useless_after(greenlet) <= monotonic()
 
     def count_wait(self, waited: float) -> None:
         """Book the end of a wait that was so long, with a connection at its end."""

@@ -58,8 +58,8 @@ class Arbiter:
             self.outcomes.send_away(bucket, now)
         if bucket.retiring:
             self._retire_due(bucket, now)
-        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
-            self._ledger.expire(bucket.waiters.oldest)  # the place is for one that can use it
+        if bucket.waiters:
+            self.pass_over(bucket, now)
         if bucket.waiters or bucket.shared or bucket.coming:
             self._trim_claims(bucket, now)
             self._dial_ripe(bucket.limits, now)
@@ -138,7 +138,8 @@ class Arbiter:
         ledger = self._ledger
         touched.update(dict.fromkeys(bucket.shared))
         if bucket.waiters and bucket.idle:
-            if bucket.delay_control is not None and self.shed_late(bucket, now):
+            shed = bucket.delay_control is not None and self.shed_late(bucket, now)
+            if shed or self.pass_over(bucket, now):
                 self._trim_claims(bucket, now)
             elif slot := ledger.next_idle(bucket, now):
                 ledger.hand_over(slot, bucket.waiters.oldest, now)
@@ -185,6 +186,16 @@ class Arbiter:
             self._ledger.fail(waiter, copy_of(error))
         self._ledger.update_fast_path(bucket)
 
+    def pass_over(self, bucket: Bucket, now: float) -> bool:
+        """Send away those at the head of the line that have no use for a connection any more;
+        whether there was one.  The caller sees to the claims of the bucket."""
+        waiters = bucket.waiters
+        found = False
+        while waiters and waiters.oldest.useless_after <= now:
+            self._ledger.expire(waiters.oldest)
+            found = True
+        return found
+
     def shed_late(self, bucket: Bucket, now: float, spared: int = 0) -> bool:
         """Send away those at the head of a slow line, behind as many as are *spared*, that have
         waited too long; whether there was one.  Only for a bucket with a DelayControl; the caller
@@ -203,6 +214,8 @@ class Arbiter:
             # Apart from one another, so that they do not all come back together.
             retry_after = seconds * (0.5 + bucket.rng.random())
             self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
+        if late:
+            self.pass_over(bucket, now)
         return bool(late)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:
@@ -380,8 +393,8 @@ def _backing_off(bucket: Bucket) -> BaseException:
 
 def _no_place(bucket: Bucket) -> BaseException:
     """What a caller that will not wait gets where there is no place."""
-    if bucket.ceiling.on and bucket.own.spare <= 0 and bucket.last_error is not None:
-        return bucket.last_error  # it is the server that has none
+    if bucket.ceiling.error is not None and bucket.own.spare <= 0:
+        return bucket.ceiling.error  # it is the server that has none
     return _out_of_sockets(bucket)
 
 

@@ -14,7 +14,7 @@ class Ceiling:
     """A server that said it is full is asked for no more connections than are open then, and for
     one more after each second in which it has not said so again."""
 
-    __slots__ = ("_full_at", "_raised_at", "most")
+    __slots__ = ("_full_at", "_raised_at", "error", "most")
 
     def __init__(self) -> None:
         self.forget()
@@ -23,6 +23,7 @@ class Ceiling:
         """Know of none."""
         self.most: float = NEVER
         self._raised_at = self._full_at = NEVER
+        self.error: BaseException | None = None  # what the server said
 
     @property
     def on(self) -> bool:
@@ -34,9 +35,10 @@ class Ceiling:
         """When one more may be asked for."""
         return self._raised_at + PEACE
 
-    def lower(self, count: int, now: float) -> None:
-        """The server has refused one more than *count*."""
+    def lower(self, count: int, error: BaseException, now: float) -> None:
+        """The server has refused one more than *count*, with *error*."""
         self.most = count
+        self.error = error
         self._raised_at = self._full_at = now
 
     def rise(self, maximum: float, now: float) -> None:

@@ -38,7 +38,7 @@ class DialOutcomes:
         outage = bucket.outage
         outage.dials += 1
         if verdict is Verdict.SERVER_FULL:
-            bucket.ceiling.lower(bucket.open + bucket.connecting, now)
+            bucket.ceiling.lower(bucket.open + bucket.connecting, error, now)
             self._ledger.set_maximum(bucket)
             bucket.dials.server_is_full(begun)
             if outage.on and outage.fatal is None:

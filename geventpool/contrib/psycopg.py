@@ -277,7 +277,7 @@ def ensure_cooperative() -> None:
     if not monkey.is_module_patched("select"):
         what = "the program is not patched"
     elif waiting.wait is getattr(waiting, "wait_c", None) or (
-        vars(waiting)["DefaultSelector"] is not selectors.DefaultSelector
+        vars(waiting).get("DefaultSelector") not in (None, selectors.DefaultSelector)
     ):
         what = "psycopg was imported before the program was patched"
     else:

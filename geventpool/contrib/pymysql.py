@@ -142,7 +142,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         wanted = template.autocommit_mode
         if wanted is not None and wanted != conn.get_autocommit():
             conn.autocommit(wanted)
-        if conn.db != template.db and template.db is not None:
+        if template.db is not None and conn.selected not in (None, template.db):
             conn.select_db(template.db)
 
     def _close_connection(self, conn: Any) -> None:
@@ -178,12 +178,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         password = self._password() if callable(self._password) else self._password
         if password:
             conn.password = password.encode("latin1") if isinstance(password, str) else password
-        sock = self._connect_socket()
-        try:
-            conn.connect(sock)
-        except BaseException:
-            sock.close()
-            raise
+        conn.connect(self._connect_socket())  # which it closes if that fails
         return conn
 
     def _make_new(self, conn: Any) -> None:
@@ -198,7 +193,7 @@ class PyMySQLPool(ConnectionPool[Any]):
             conn.query(template.init_command)
         if template.autocommit_mode is not None:
             conn.autocommit(template.autocommit_mode)
-        if conn.db != template.db and template.db is not None:
+        if template.db is not None:  # a server may have kept another
             conn.select_db(template.db)
         if self._configure is not None:
             self._configure(conn)
@@ -225,7 +220,14 @@ def verdict_of(error: Any) -> Verdict:
 
 
 class _Connection(pymysql.connections.Connection):  # type: ignore[misc]
-    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply."""
+    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply; and
+    that knows which database was selected."""
+
+    selected: str | None = None  # by select_db; None: still that of the dial
+
+    def select_db(self, db: str) -> None:
+        super().select_db(db)
+        self.selected = db
 
     def _write_bytes(self, data: bytes) -> None:
         try:

@@ -244,12 +244,13 @@ class ConnectionPool(BasePool[C]):
         Callers are served in the order they came.  Blocks for at most *timeout* seconds (None: as
         long as it takes; 0: only if no waiting is needed; not given: the pool's own).
 
-        Raises PoolTimeout if none came free in time; its ``__cause__`` is the last dial error, if
-        the pool could not open what it wanted.  Raises PoolFull if *max_waiting* callers wait
-        already, PoolOverloaded if *overload* sends it away, PoolDown or a FATAL error of a dial at
-        once while no dial succeeds (*down_after*, ``_classify_error``), PoolClosed once ``close()``
-        was called, WrongHub in a foreign thread.  Whatever is raised, the caller holds nothing and
-        the pool has lost nothing.
+        Raises PoolTimeout if none came free in time, or too little is left of a Deadline that the
+        caller is under (see Deadline); its ``__cause__`` is the last dial error, if the pool could
+        not open what it wanted.  Raises PoolDeadlock if all holders wait for each other, PoolFull
+        if *max_waiting* callers wait already, PoolOverloaded if *overload* sends it away, PoolDown
+        or a FATAL error of a dial at once while no dial succeeds (*down_after*,
+        ``_classify_error``), PoolClosed once ``close()`` was called, WrongHub in a foreign thread.
+        Whatever is raised, the caller holds nothing and the pool has lost nothing.
         """
         hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
         return self._acquired(hold[0], conn)

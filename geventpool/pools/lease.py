@@ -84,7 +84,7 @@ class Lease(Generic[C]):
             and forks_seen
             and bucket.fast_path_open == get_ident()
             and not bucket.scheduler.busy
-            and not (deadlines and bucket.useless_after(getcurrent()) <= monotonic())
+            and not (deadlines and bucket.is_useless_to(getcurrent()))
         ):
             pop = bucket.pop_idle
             slot: Any = pop()

@@ -161,7 +161,8 @@ def test_when_the_server_has_room_again_the_pool_asks_for_one_more(
 ) -> None:
     with make(3, user=limited) as pool:
         until(lambda: pool.stats().dial_failed > 0)
-        assert pool.stats().idle == 2
+        # Two that log in together may both be refused, as each counts the other.
+        until(lambda: pool.stats().idle == 2, seconds=10)
         admin.execute(f"alter role {limited} connection limit 10")
         until(lambda: pool.stats().idle == 3, seconds=10)
 

@@ -281,6 +281,33 @@ def test_a_full_server_is_no_outage_and_waiters_get_what_comes_back(make, maker,
         assert pool.stats().refused_down == 0
 
 
+def test_a_dial_begun_before_the_server_was_full_does_not_hide_that_it_is(maker):
+    maker.slow = True
+    with One(3, connect=maker, min_size=0) as pool:
+        callers = [gevent.spawn(pool.acquire) for _ in range(3)]
+        until(lambda: len(maker.waiting) == 1)
+        maker.let_in()
+        until(lambda: len(maker.waiting) == 2)
+        other = maker.waiting.pop()
+        maker.error = Says(Verdict.SERVER_FULL)
+        maker.let_in()
+        until(lambda: pool.stats().dial_failed == 1)
+        maker.waiting.append(other)
+        maker.error = None
+        maker.let_in()
+        until(lambda: pool.stats().in_use == 2)
+
+        with pytest.raises(PoolTimeout) as late:
+            pool.acquire(timeout=0.02)
+
+        assert isinstance(late.value.__cause__, Says)
+        for caller in callers:
+            if caller.ready():
+                pool.release(caller.value)
+        until(lambda: all(caller.ready() for caller in callers))
+        pool.release(callers[2].value)
+
+
 @pytest.mark.slow
 def test_a_full_server_is_asked_for_one_more_after_a_second(maker):
     with One(3, connect=maker, min_size=0) as pool:

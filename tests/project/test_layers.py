@@ -82,6 +82,7 @@ CLIENTS: dict[str, set[str]] = {
     "contrib/pymysql.py": {"pymysql"},
     "contrib/sqlalchemy.py": {"sqlalchemy"},
     "discovery/_srv_wire.py": {"dns"},
+    "fleet/redis.py": {"redis"},
     "testing/fixtures.py": {"pytest"},
 }
 

@@ -141,20 +141,21 @@ class Sloppy(ConnectionPool[Any]):
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"),
+    ("how", "late_by", "reason"),
     [
-        ("leaves the reply unread", Reason.UNREAD),
-        ("gives up to wait for it", Reason.CUT_SHORT),
+        ("leaves the reply unread", 0.3, Reason.UNREAD),
+        ("gives up to wait for it", 60.0, Reason.CUT_SHORT),
     ],
 )
 def test_a_salvage_after_which_a_reply_may_yet_be_read_does_not_count(
-    how: str, reason: Reason
+    how: str, late_by: float, reason: Reason
 ) -> None:
-    with IdServer(late_share=1.0, late_by=0.05) as server:
-        with Sloppy(1, connect=SocketFactory(server.address)) as pool:
+    with IdServer(late_share=1.0, late_by=late_by) as server:
+        with Sloppy(1, connect=SocketFactory(server.address), salvage_timeout=20) as pool:
             pool.how = how
             with pytest.raises(gevent.Timeout), gevent.Timeout(0.01), pool.get() as sock:
                 ask(sock, "old")
+            server.late_share = 0.0
             with pool.get(timeout=10) as other:
                 assert other is not sock
                 assert ask(other, "new") == "new"
@@ -180,7 +181,7 @@ class PostgresPool(ConnectionPool[Any]):
 
     def _salvage_connection(self, conn: Any, error: BaseException | None) -> None:
         if conn.info.transaction_status == TransactionStatus.ACTIVE:
-            conn.cancel_safe(timeout=1.0)
+            conn.cancel_safe(timeout=10.0)
             conn.wait(generators.fetch_many(conn.pgconn))  # up to the end of what was asked
         conn.rollback()
 
@@ -207,11 +208,11 @@ def test_queries_of_postgresql_that_nobody_waits_for_are_cancelled_and_their_ses
         most = max(most, len(found))
 
     def client(number: int) -> None:
-        for turn in range(6):
+        for turn in range(5):
             mine = 100 * number + turn
             slow = rng.random() < 0.7
             try:
-                with gevent.Timeout(5.0 if not slow else rng.uniform(0.02, 0.3)):
+                with gevent.Timeout(rng.uniform(0.1, 0.6) if slow else 20.0):
                     with pool.get() as conn:
                         gone = "pg_sleep(60)" if slow else "null"
                         answer = conn.execute(f"select {mine}, {gone}").fetchone()[0]
@@ -219,7 +220,7 @@ def test_queries_of_postgresql_that_nobody_waits_for_are_cancelled_and_their_ses
             except gevent.Timeout:
                 count["cut short"] += 1
 
-    with PostgresPool(10, (psycopg.OperationalError,)) as pool:
+    with PostgresPool(10, (psycopg.OperationalError,), salvage_timeout=10) as pool:
         pool.fill()
         clients = [gevent.spawn(client, number) for number in range(40)]
         while not all(each.ready() for each in clients):
@@ -238,5 +239,5 @@ def test_queries_of_postgresql_that_nobody_waits_for_are_cancelled_and_their_ses
     assert count["cut short"] > 100
     assert running == []  # no pg_sleep(60) is under way for nobody
     assert most <= 10
-    assert stats.salvaged > 50
-    assert stats.opened - 10 <= stats.salvaged / 5  # a new session for few of them
+    assert stats.salvaged > 20
+    assert stats.opened - 10 <= stats.salvaged / 3  # a new session for few of them

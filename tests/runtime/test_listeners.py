@@ -42,13 +42,11 @@ NAMES = [
     # and new
     "acquire_timed_out",
     "acquire_shed",
-    "connection_salvaged",
     "connection_lost",
     "connection_salvaged",
     "peer_closed",
     "pool_went_down",
     "pool_is_back",
-    "connection_salvaged",
 ]
 
 

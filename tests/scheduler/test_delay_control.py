@@ -147,6 +147,17 @@ def test_those_whose_turn_comes_too_late_are_refused_and_the_next_is_served(worl
     assert outcomes(late) == "sww"
 
 
+def test_one_that_has_no_time_left_is_passed_over_behind_those_refused(world: World) -> None:
+    bucket, [slot] = slow(world)
+    world.now += 0.201
+    no_time, next_one = world.enqueue(bucket), world.enqueue(bucket)
+    no_time.useless_after = world.now
+    world.release(slot)
+
+    assert no_time.expired
+    assert next_one.slot is slot
+
+
 def test_those_that_are_served_are_served_in_the_order_in_which_they_came(world: World) -> None:
     bucket, slots = slow(world, 3)
     waiters = []

@@ -336,6 +336,21 @@ def test_a_full_server_is_tried_each_second_when_nothing_is_open_and_is_never_do
     assert not world.notes.down
 
 
+def test_what_a_full_server_said_is_kept_though_a_dial_begun_before_succeeds():
+    world = World()
+    bucket = world.bucket(4)
+    for _ in range(4):
+        world.enqueue(bucket)
+    world.open_one()
+    assert len(world.notes.dials) == 2
+    fail(world, Verdict.SERVER_FULL)
+    world.open_one()
+
+    assert bucket.own.full
+    assert bucket.ceiling.error is REFUSED
+    assert bucket.last_error is None
+
+
 def test_a_connection_that_breaks_at_a_full_server_is_replaced_at_once():
     world = World()
     bucket = world.full(2)
