@@ -67,9 +67,13 @@ ALLOWED = {"gevent", "greenlet", "geventpool"}
 
 # An optional client that one file alone imports, as in {"contrib/redis.py": {"redis"}}.
 CLIENTS: dict[str, set[str]] = {
+    "contrib/ldap3.py": {"ldap3"},
+    "contrib/pika.py": {"pika"},
     "contrib/psycopg.py": {"psycopg"},
     "contrib/psycopg2.py": {"psycogreen", "psycopg2"},
     "contrib/pymysql.py": {"pymysql"},
+    "contrib/thrift.py": {"thriftpy2"},
+    "contrib/websocket.py": {"websocket"},
     "discovery/_srv_wire.py": {"dns"},
     "testing/fixtures.py": {"pytest"},
 }
