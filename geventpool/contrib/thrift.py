@@ -9,7 +9,7 @@ from typing import Any
 
 from thriftpy2.protocol import TBinaryProtocolFactory
 from thriftpy2.protocol.exc import TProtocolException
-from thriftpy2.thrift import TApplicationException, TClient, TException
+from thriftpy2.thrift import TClient, TException
 from thriftpy2.transport import TBufferedTransportFactory, TSocket, TTransportException
 
 from geventpool.errors import Verdict
@@ -105,7 +105,8 @@ class ThriftPool(ConnectionPool[TClient]):
 
 
 class _Client(TClient):  # type: ignore[misc]
-    """A client that knows whether its last call came to an answer."""
+    """A client that knows whether its last call came to an answer, an exception of the service's
+    own included."""
 
     # Names that no service has: they would hide its methods.
     def __init__(self, service: Any, protocol: Any, socket: TSocket) -> None:
@@ -113,13 +114,16 @@ class _Client(TClient):  # type: ignore[misc]
         self._tsocket = socket
         self._in_step = True
 
-    def _req(self, _api: str, *args: Any, **kwargs: Any) -> Any:
+    def _send(self, _api: str, **kwargs: Any) -> None:
         self._in_step = False
+        super()._send(_api, **kwargs)
+        self._in_step = getattr(self._service, f"{_api}_result").oneway
+
+    def _recv(self, _api: str) -> Any:
         try:
-            answer = super()._req(_api, *args, **kwargs)
+            answer = super()._recv(_api)
         except TException as error:
-            answered = isinstance(error, TApplicationException) or not isinstance(error, _LOST)
-            self._in_step = answered
+            self._in_step = not isinstance(error, _LOST)
             raise
         self._in_step = True
         return answer

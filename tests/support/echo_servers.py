@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import socketserver
 import sys
 import time
@@ -191,8 +192,10 @@ def thrift(port: int) -> None:
     import tempfile
 
     import thriftpy2
-    from thriftpy2.rpc import make_server
+    from thriftpy2.protocol import TBinaryProtocolFactory
     from thriftpy2.server import TThreadedServer
+    from thriftpy2.thrift import TProcessor
+    from thriftpy2.transport import TBufferedTransportFactory, TServerSocket
 
     with tempfile.NamedTemporaryFile("w", suffix=".thrift") as file:
         file.write(THRIFT)
@@ -202,7 +205,7 @@ def thrift(port: int) -> None:
 
     class Server(TThreadedServer):  # type: ignore[misc]
         def handle(self, client: Any) -> None:
-            sessions[client.sock.getpeername()[1]] = client
+            sessions[client.sock.getpeername()[1]] = client.sock
             super().handle(client)
 
     class Handler:
@@ -217,11 +220,15 @@ def thrift(port: int) -> None:
             raise module.Refused(why="because")
 
         def end_session(self, port: int) -> None:
-            sessions.pop(port).close()
+            sessions.pop(port).shutdown(socket.SHUT_RDWR)
 
-    server: Any = make_server(module.Echo, Handler(), HOST, port, client_timeout=None)
-    server = Server(server.processor, server.trans, server.iprot_factory, server.itrans_factory)
-    server.daemon = True
+    server = Server(
+        TProcessor(module.Echo, Handler()),
+        TServerSocket(host=HOST, port=port, client_timeout=None),
+        iprot_factory=TBinaryProtocolFactory(),
+        itrans_factory=TBufferedTransportFactory(),
+        daemon=True,
+    )
     server.serve()
 
 
