@@ -71,12 +71,13 @@ class PikaPool(ConnectionPool[BlockingConnection]):
         if isinstance(parameters, str):
             parameters = URLParameters(parameters)
         one = isinstance(parameters, Parameters)
-        self._parameters: Any = [parameters] if one else list(parameters)  # type: ignore[arg-type]
+        self._parameters: Any = [parameters] if one else list(parameters)
         if not all(isinstance(each, Parameters) for each in self._parameters):
             raise TypeError(f"parameters must be a URL or pika's parameters, not {parameters!r}")
         self._configure = configure
         beats = [each.heartbeat for each in self._parameters]
-        settings.setdefault("keepalive", min(b if isinstance(b, int) and b else 60 for b in beats) / 4)
+        shortest = min(beat if isinstance(beat, int) and beat else 60 for beat in beats)
+        settings.setdefault("keepalive", shortest / 4)
         if any(each.ssl_options is not None for each in self._parameters):
             # What lies unread there cannot be looked at without reading it: let pika read it.
             settings.setdefault("check_after", 0.5)
@@ -112,9 +113,9 @@ class PikaPool(ConnectionPool[BlockingConnection]):
     def _close_connection(self, conn: Any) -> None:
         try:
             if conn.is_open and not conn.cut_short:
-                with Timeout(1.0, False):
+                with Timeout(1.0, _TooLong):
                     conn.close()
-        except exceptions.AMQPError:
+        except (exceptions.AMQPError, _TooLong):
             pass  # it is broken
         finally:
             self._hang_up(conn)
@@ -138,6 +139,10 @@ class PikaPool(ConnectionPool[BlockingConnection]):
         conn._cleanup()
         if sock is not None:
             sock.close()
+
+
+class _TooLong(Exception):
+    """The server has not said goodbye."""
 
 
 class _Connection(BlockingConnection):  # type: ignore[misc]

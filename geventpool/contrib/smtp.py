@@ -19,7 +19,8 @@ __all__ = ["SmtpPool"]
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 
 _GOODBYE = 421  # the server closes the connection, whatever was asked for
-_FATAL = (530, 534, 535)  # it wants to know who we are, or knows and does not like it
+_NO_CODE = -1  # what it said is no reply
+_NOT_LET_IN = (530, 534, 535, 538)  # RFC 4954: of the credentials, or of how they were given
 
 
 class SmtpPool(ConnectionPool[smtplib.SMTP]):
@@ -125,15 +126,13 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
             return Verdict.BROKEN
         if not isinstance(error, smtplib.SMTPResponseException):
             return Verdict.FINE
-        if error.smtp_code in _FATAL:
-            return Verdict.FATAL if isinstance(error, smtplib.SMTPAuthenticationError) else FINE
+        code = error.smtp_code
+        if isinstance(error, smtplib.SMTPAuthenticationError):
+            return Verdict.FATAL if code in _NOT_LET_IN else Verdict.FINE
         if isinstance(error, smtplib.SMTPConnectError):
-            full = b"too many" in bytes(error.smtp_error).lower()
+            full = "too many" in str(error.smtp_error).lower()
             return Verdict.SERVER_FULL if full else Verdict.BROKEN
-        return Verdict.BROKEN if error.smtp_code in (_GOODBYE, -1) else FINE
-
-
-FINE = Verdict.FINE
+        return Verdict.BROKEN if code in (_GOODBYE, _NO_CODE) else Verdict.FINE
 
 
 class _Connection(smtplib.SMTP):

@@ -86,9 +86,9 @@ class WebSocketPool(ConnectionPool[WebSocket]):
 
     def _keepalive(self, conn: Any) -> None:
         conn.ping()
-        opcode, frame = conn.recv_data_frame(control_frame=True)
-        while opcode == ABNF.OPCODE_PING:  # which it has answered
-            opcode, frame = conn.recv_data_frame(control_frame=True)
+        opcode = ABNF.OPCODE_PING
+        while opcode == ABNF.OPCODE_PING:  # the server's own, which is answered in there
+            opcode, _ = conn.recv_data_frame(control_frame=True)
         if opcode != ABNF.OPCODE_PONG:
             raise WebSocketException(f"{ABNF.OPCODE_MAP[opcode]} in place of a pong")
 

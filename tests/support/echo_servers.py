@@ -1,4 +1,4 @@
-"""Small servers that echo, for clients whose real servers cannot: ``python echo_servers.py smtp 2525``.
+"""Small servers that echo, as real ones cannot: ``python echo_servers.py smtp 2525``.
 
 Each runs in a process of its own, with asyncio or threads, as ``small_servers.py`` starts it.  A
 request is the text ``"SECONDS TOKEN"``: so many seconds later the token comes back.  Of each there
@@ -62,7 +62,9 @@ async def smtp(port: int) -> None:
             await self.push("250 OK")
 
     class Handler:
-        async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:  # noqa: E501
+        async def handle_RCPT(
+            self, server: Any, session: Any, envelope: Any, address: str, options: Any
+        ) -> str:
             if address.startswith("nobody@"):
                 return "550 there is nobody of that name"
             envelope.rcpt_tos.append(address)

@@ -14,7 +14,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from support.own_servers import OwnServer, program
+from support.own_servers import OwnServer
 
 __all__ = [
     "OwnImap",
@@ -118,7 +118,8 @@ socketpath {self.folder}/backend
 
     def command(self) -> list[str]:
         host, port = self.address
-        return [self.program_path, "-d", "0", "-f", f"{self.folder}/slapd.conf", "-h", f"ldap://{host}:{port}"]  # noqa: E501
+        where = ["-f", f"{self.folder}/slapd.conf", "-h", f"ldap://{host}:{port}"]
+        return [self.program_path, "-d", "0", *where]
 
     def close(self) -> None:
         process, self._backend = self._backend, None
