@@ -93,6 +93,7 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
             else:
                 password = self._password() if callable(self._password) else self._password
                 conn.login(self._user or "", password)
+            conn.learn_capabilities()
         except BaseException:
             conn.hang_up()
             raise
@@ -112,7 +113,7 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
         # What was read for this user is none of the next one's.
         conn.untagged_responses.clear()
         if conn.state == "SELECTED":
-            if "UNSELECT" in conn.capabilities:
+            if conn.has_unselect:
                 _expect_ok(conn.unselect())
             else:  # CLOSE does not expunge what is selected for reading only
                 _expect_ok(conn.select("INBOX", readonly=True))
@@ -149,6 +150,7 @@ class _Connection(imaplib.IMAP4):
 
     sock: Any = None
     file: Any = None
+    has_unselect = False
 
     def __init__(self, connect_socket: SocketFactory) -> None:
         self._connect_socket = connect_socket
@@ -162,6 +164,10 @@ class _Connection(imaplib.IMAP4):
         self.host, self.port = "", 0
         self.sock = self._connect_socket()
         self.file = self.sock.makefile("rb")
+
+    def learn_capabilities(self) -> None:
+        """There may be more of them after the log-in."""
+        self.has_unselect = b" UNSELECT" in self.capability()[1][-1].upper()
 
     def hang_up(self) -> None:
         """Close the socket, and say nothing."""

@@ -12,6 +12,7 @@ from gevent import Timeout, monkey
 from pika import BlockingConnection, exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.connection import Parameters, URLParameters
 
 from geventpool.errors import Verdict
@@ -24,7 +25,14 @@ __all__ = ["PikaPool"]
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 _FINE = (exceptions.AMQPChannelError, exceptions.UnroutableError, exceptions.NackError)
 _HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"  # AMQP 0-9-1, 4.2.7: a frame of its own type
-_NOT_ALLOWED = 530
+#: How a server says no, and what pika makes of it; without the code it may have gone away, too.
+_REFUSED = (
+    exceptions.AuthenticationError,
+    exceptions.ProbableAuthenticationError,
+    exceptions.ProbableAccessDeniedError,
+    exceptions.ConnectionClosedByBroker,
+)
+_CODES = ("(403)", "(530)")  # ACCESS_REFUSED, NOT_ALLOWED
 
 
 class PikaPool(ConnectionPool[BlockingConnection]):
@@ -121,15 +129,9 @@ class PikaPool(ConnectionPool[BlockingConnection]):
             self._hang_up(conn)
 
     def _classify_error(self, error: Exception) -> Verdict:
-        if isinstance(error, exceptions.ConnectionClosedByBroker):
-            if error.reply_code == _NOT_ALLOWED:
-                full = "limit" in error.reply_text
-                return Verdict.SERVER_FULL if full else Verdict.FATAL
-            return Verdict.BROKEN
-        if isinstance(error, exceptions.AuthenticationError):
-            return Verdict.FATAL
-        if isinstance(error, exceptions.ProbableAccessDeniedError):
-            return Verdict.FATAL
+        text = repr(error)  # str() leaves out what pika quotes
+        if isinstance(error, _REFUSED) and any(code in text for code in _CODES):
+            return Verdict.SERVER_FULL if "limit" in text else Verdict.FATAL
         if isinstance(error, exceptions.AMQPError):
             return Verdict.FINE if isinstance(error, _FINE) else Verdict.BROKEN
         return super()._classify_error(error)
@@ -201,32 +203,44 @@ class _Connection(BlockingConnection):  # type: ignore[misc]
             raise
 
     def _create_connection(self, configs: Any = None, impl_class: Any = None) -> Any:
-        """As pika does, but what is cut short leaves nothing open."""
+        """As pika does, but nothing stays open if it is cut short."""
         done: list[Any] = []
         loop = IOLoop()
+        services = _Services(loop)
         loop.activate_poller()
         try:
-            workflow = SelectConnection.create_connection(
-                configs, on_done=done.append, custom_ioloop=loop
+            SelectConnection._start_connection_workflow(
+                connection_configs=configs,
+                connection_factory=lambda parameters: SelectConnection(
+                    parameters, custom_ioloop=services, internal_connection_workflow=False
+                ),
+                nbio=services,
+                workflow=None,
+                on_done=done.append,
             )
-            try:
-                _turn(loop, done)
-            except BaseException:
-                workflow.abort()
-                _turn(loop, done)
-                raise
+            while not done:
+                loop.poll()
+                loop.process_timeouts()
             if isinstance(done[0], BaseException):
                 raise self._reap_last_connection_workflow_error(done[0])
         except BaseException:
             loop.close()
+            for sock in services.sockets:
+                sock.close()
             raise
         return done[0]
 
 
-def _turn(loop: Any, done: list[Any]) -> None:
-    while not done:
-        loop.poll()
-        loop.process_timeouts()
+class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
+    """Those of pika's loop, which remember the sockets that were to be connected."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__(loop)
+        self.sockets: list[Any] = []
+
+    def connect_socket(self, sock: Any, resolved_addr: Any, on_done: Any) -> Any:
+        self.sockets.append(sock)
+        return super().connect_socket(sock, resolved_addr, on_done)
 
 
 class _Channel(BlockingChannel):  # type: ignore[misc]

@@ -36,9 +36,10 @@ class StartTLS:
 
         Raises what the system or TLS has to say.  Whatever is raised, *sock* is closed.
         """
-        name = self.server_hostname
+        name, timeout = self.server_hostname, sock.gettimeout()
         session = self._sessions.of(self.context, Address(name, 0), name)
         secured = secure(sock, self.context, name, session)
         if isinstance(secured, OSError):
             raise secured
+        secured.settimeout(timeout)
         return secured

@@ -2,7 +2,8 @@
 
 Each runs in a process of its own, with asyncio or threads, as ``small_servers.py`` starts it.  A
 request is the text ``"SECONDS TOKEN"``: so many seconds later the token comes back.  Of each there
-is a way to end the session of a client, which is known by the port it comes from.
+is a way to end the session of a client, which is known by the port it comes from.  With a
+certificate and its key after the port, SMTP has STARTTLS, and WebSocket TLS.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import os
 import socket
 import socketserver
+import ssl
 import sys
 import time
 from typing import Any
@@ -27,6 +29,14 @@ service Echo {
 """
 
 
+def tls_context() -> Any:
+    if len(sys.argv) < 5:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*sys.argv[3:5])
+    return context
+
+
 def parse(request: str) -> tuple[float, str]:
     seconds, _, token = request.partition(" ")
     return float(seconds), token
@@ -39,6 +49,7 @@ async def smtp(port: int) -> None:
     from aiosmtpd.smtp import SMTP
 
     open_sessions: dict[int, Any] = {}
+    context = tls_context()
 
     class Server(SMTP):
         def connection_made(self, transport: Any) -> None:
@@ -56,6 +67,14 @@ async def smtp(port: int) -> None:
 
         async def smtp_XGOODBYE(self, arg: str) -> None:
             await self.push("421 the server goes away")
+
+        async def smtp_QUIT(self, arg: str) -> None:
+            print("QUIT", flush=True)  # for the log
+            await super().smtp_QUIT(arg)
+
+        async def smtp_RSET(self, arg: str) -> None:
+            print("RSET", flush=True)
+            await super().smtp_RSET(arg)
 
         async def smtp_XEND(self, arg: str) -> None:
             open_sessions.pop(int(arg)).abort()
@@ -80,7 +99,13 @@ async def smtp(port: int) -> None:
 
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Server(Handler(), authenticator=login, auth_require_tls=False, hostname="echo"),
+        lambda: Server(
+            Handler(),
+            authenticator=login,
+            auth_require_tls=False,
+            hostname="echo",
+            tls_context=context,
+        ),
         HOST,
         port,
     )
@@ -183,7 +208,7 @@ async def websocket(port: int) -> None:
         finally:
             sessions.pop(peer, None)
 
-    async with serve(handler, HOST, port, compression=None):
+    async with serve(handler, HOST, port, compression=None, ssl=tls_context()):
         await asyncio.Future()
 
 

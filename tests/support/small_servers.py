@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import atexit
 import functools
+import grp
 import os
+import pwd
 import socket
 import sys
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gevent
+
 from support.own_servers import OwnServer
 
 __all__ = [
+    "OwnDovecot",
     "OwnImap",
     "OwnRabbitMq",
     "OwnSlapd",
@@ -56,7 +61,7 @@ def _number(host: str) -> str:
 
 
 class _Echo(OwnServer):
-    """One of those in echo_servers.py."""
+    """One of those in echo_servers.py; *options*: a certificate and its key, for TLS."""
 
     program = sys.executable
     kind: ClassVar[str]
@@ -66,7 +71,7 @@ class _Echo(OwnServer):
         self.user = None  # another one might not read the script, nor what it imports
 
     def command(self) -> list[str]:
-        return [self.program_path, str(_SCRIPT), self.kind, str(self.address[1])]
+        return [self.program_path, str(_SCRIPT), self.kind, str(self.address[1]), *self.options]
 
 
 class OwnSmtp(_Echo):
@@ -85,16 +90,87 @@ class OwnWebSocket(_Echo):
     name = kind = "websocket"
 
 
+class OwnDovecot(OwnServer):
+    """Dovecot: anybody may log in by the password "right"; *options*: a certificate and its key."""
+
+    name = program = "dovecot"
+
+    def prepare(self) -> None:
+        host, port = self.address
+        user = self.user or pwd.getpwuid(os.getuid()).pw_name
+        if self.user is not None:
+            self.group = pwd.getpwnam(user).pw_gid
+        group = grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+        tls = "ssl = no"
+        if self.options:
+            self.hand_over(*map(Path, self.options))
+            certificate, key = (self.folder / Path(each).name for each in self.options)
+            tls = f"ssl = yes\nssl_cert = <{certificate}\nssl_key = <{key}"
+        (self.folder / "dovecot.conf").write_text(
+            f"""
+protocols = imap
+base_dir = {self.folder}/run
+state_dir = {self.folder}/state
+log_path = /dev/stderr
+listen = {host}
+default_internal_user = {user}
+default_internal_group = {group}
+default_login_user = {user}
+first_valid_uid = 1
+{tls}
+disable_plaintext_auth = no
+auth_failure_delay = 0
+mail_location = maildir:{self.folder}/mail/%u
+passdb {{
+  driver = static
+  args = password=right
+}}
+userdb {{
+  driver = static
+  args = uid={user} gid={group} home={self.folder}/mail/%u
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service anvil {{
+  chroot =
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+service stats {{
+  chroot =
+}}
+"""
+        )
+
+    def command(self) -> list[str]:
+        return [self.program_path, "-F", "-c", f"{self.folder}/dovecot.conf"]
+
+
 class OwnSlapd(OwnServer):
-    """OpenLDAP's, whose searches below ``dc=echo`` are answered by echo_servers.py."""
+    """OpenLDAP's, whose searches below ``dc=echo`` are answered by echo_servers.py; *options*: a
+    certificate and its key."""
 
     name = program = "slapd"
 
     _backend: Any = None
 
     def prepare(self) -> None:
+        tls = ""
+        if self.options:
+            self.hand_over(*map(Path, self.options))
+            certificate, key = (self.folder / Path(each).name for each in self.options)
+            tls = f"TLSCertificateFile {certificate}\nTLSCertificateKeyFile {key}"
         (self.folder / "slapd.conf").write_text(
             f"""
+{tls}
 include /etc/ldap/schema/core.schema
 modulepath /usr/lib/ldap
 moduleload back_sock
@@ -110,8 +186,6 @@ socketpath {self.folder}/backend
             self._backend = self._popen(command)
         finally:
             self.user = user
-        import gevent
-
         while not (self.folder / "backend").exists():
             assert self._backend.poll() is None, self.log()
             gevent.sleep(0.01)
