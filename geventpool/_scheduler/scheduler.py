@@ -30,9 +30,10 @@ from geventpool._scheduler.effects import Effects
 from geventpool._scheduler.inbox import AT_WORK, CUT_SHORT, FREE, Inbox
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._scheduler.verbs import Verbs
+from geventpool._scheduler.waiter import Waiter
 from geventpool.errors import Verdict
 from geventpool.events import Reason
 

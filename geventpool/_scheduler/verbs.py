@@ -8,7 +8,7 @@ that one verb is carried out at a time.
 from __future__ import annotations
 
 from geventpool._scheduler.line import deadline_of
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.reports import Reports
 from geventpool._scheduler.state import (
     CHECKING,
@@ -18,6 +18,7 @@ from geventpool._scheduler.state import (
     IN_USE,
     SALVAGING,
 )
+from geventpool._scheduler.waiter import Waiter
 from geventpool.events import Reason
 
 __all__ = ["Verbs"]
