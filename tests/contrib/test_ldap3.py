@@ -17,6 +17,7 @@ from ldap3.core.exceptions import (
 
 from geventpool import PoolTimeout, Verdict
 from geventpool.contrib.ldap3 import Ldap3Pool
+from support.adapters.small import Ldap3
 from support.certificates import Certificates
 from support.small_servers import OwnSlapd
 
@@ -74,6 +75,14 @@ def test_one_that_was_closed_does_not_open_itself_again(server: Any) -> None:
         with pool.get() as other:
             assert other is not conn
             assert other.extend.standard.who_am_i() == f"dn:{USER}"
+
+
+def test_a_request_whose_answer_was_not_read_costs_the_connection(server: Any) -> None:
+    with pool_of(server) as pool:
+        with pool.get() as conn:
+            Ldap3().leave("a reply not read", conn)
+        with pool.get() as other:
+            assert other is not conn
 
 
 def test_safe_sync_is_a_strategy_too_and_those_with_threads_are_not(server: Any) -> None:

@@ -186,9 +186,7 @@ class WebSocket(Small):
         if state == "a goodbye":
             return conn.send_close()
         conn.send("parts left")
-        for _ in range(2):
-            conn.cont_frame.add(conn.recv_frame())
-        return None
+        return conn.cont_frame.add(conn.recv_frame())
 
     def remains(self, state: str, conn: Any) -> object:
         conn.send("0 mine")
