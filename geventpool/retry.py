@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+from time import monotonic
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 import gevent
 
@@ -209,7 +211,7 @@ class _Policy:
         name = _name_of(f)
 
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            started_at = _clock()
+            call = _Call(_clock(), _seconds_left())
             failures = 0
             if self.budget is not None:
                 self.budget.deposit()
@@ -218,7 +220,7 @@ class _Policy:
                     return f(*args, **kwargs)
                 except self.exc_classes as error:
                     failures += 1
-                    wait = self._wait_after(error, failures, name, started_at)
+                    wait = self._wait_after(error, failures, name, call)
                     if wait is None:
                         raise
                 # Outside the except, so that the wait does not keep alive the error, and by its
@@ -229,20 +231,18 @@ class _Policy:
         wrapper.__name__ = wrapper.__qualname__ = name
         return functools.wraps(f)(wrapper)
 
-    def _wait_after(
-        self, error: Exception, failures: int, name: str, started_at: float
-    ) -> float | None:
+    def _wait_after(self, error: Exception, failures: int, name: str, call: _Call) -> float | None:
         """Seconds to wait before the next attempt; None: there shall be none."""
         if isinstance(error, PoolError) and not self._names_pool_error(error):
             return None
         wait = self.delay(failures)
-        if not self._may_retry(failures, wait, started_at):
+        if not self._may_retry(failures, wait, call):
             self.giving_up.log(name, error)
             return None
         self.retrying.log(name, error)
-        self._tell(RetryDetails(name, failures, error, wait, _clock() - started_at))
+        self._tell(RetryDetails(name, failures, error, wait, _clock() - call.started_at))
         # Again, as a log handler or on_retry may have taken its time.
-        if self._too_late(wait, started_at):
+        if self._too_late(wait, call):
             self.giving_up.log(name, error)
             return None
         return wait
@@ -250,19 +250,17 @@ class _Policy:
     def _names_pool_error(self, error: PoolError) -> bool:
         return any(issubclass(c, PoolError) and isinstance(error, c) for c in self.exc_classes)
 
-    def _may_retry(self, failures: int, wait: float, started_at: float) -> bool:
+    def _may_retry(self, failures: int, wait: float, call: _Call) -> bool:
         if self.max_failures is not None and failures > self.max_failures:
             return False
-        if self._too_late(wait, started_at):
+        if self._too_late(wait, call):
             return False
         # The budget comes last: it is charged only for a retry that nothing else forbids.
         return self.budget is None or self.budget.withdraw()
 
-    def _too_late(self, wait: float, started_at: float) -> bool:
-        now = _clock()
-        if self.deadline is not None and now - started_at + wait > self.deadline:
-            return True
-        return bool(deadlines) and now + wait > ends_at(gevent.getcurrent())
+    def _too_late(self, wait: float, call: _Call) -> bool:
+        after = _clock() - call.started_at + wait
+        return (self.deadline is not None and after > self.deadline) or after > call.seconds_left
 
     def _tell(self, details: RetryDetails) -> None:
         if self.on_retry is None:
@@ -271,6 +269,18 @@ class _Policy:
             self.on_retry(details)
         except Exception:
             _log.exception("on_retry of %r failed; the retry goes on", details.function)
+
+
+class _Call(NamedTuple):
+    """A call of a decorated function: when it began, and for how long its caller then had time."""
+
+    started_at: float
+    seconds_left: float
+
+
+def _seconds_left() -> float:
+    """Until the nearest Deadline that the caller is under; math.inf if there is none."""
+    return ends_at(gevent.getcurrent()) - monotonic() if deadlines else math.inf
 
 
 class _Message:

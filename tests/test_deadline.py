@@ -14,7 +14,7 @@ from gevent.event import Event
 
 from geventpool import Backoff, Deadline, PoolTimeout, retry
 from geventpool._util import deadlines
-from geventpool.testing import FakeClock
+from geventpool.testing import no_retry_delays
 
 
 @pytest.fixture(autouse=True)
@@ -212,11 +212,11 @@ def test_retry_waits_for_no_attempt_that_would_begin_after_a_deadline() -> None:
 
 
 def test_retry_takes_the_nearer_of_its_own_deadline_and_the_callers() -> None:
-    with FakeClock(), Deadline(3600):
+    for own, callers in ((25, 3600), (3600, 25)):
         fail = failing(OSError("broken"))
-        with pytest.raises(OSError, match="broken"):
-            retry(fail, backoff=Backoff(first=0.01, factor=1, jitter=0), deadline=0.025)()
-    assert fail.calls == 3
+        with no_retry_delays(), Deadline(callers), pytest.raises(OSError, match="broken"):
+            retry(fail, backoff=Backoff(first=10, longest=10, jitter=0), deadline=own)()
+        assert fail.calls == 3
 
 
 def test_retry_of_what_never_waits_ends_with_the_deadline() -> None:

@@ -40,12 +40,12 @@ def test_to_be_known_keeps_no_pool_alive() -> None:
 
 
 def test_a_pool_without_a_name_is_called_by_its_class_and_a_number() -> None:
-    class Mine(ConnectionPool[Conn]):
+    class OfThisTest(ConnectionPool[Conn]):
         def _new_connection(self) -> Conn:
             return Maker()()
 
-    with Mine(1) as first, Mine(1) as second:
-        assert (first.name, second.name) == ("Mine-1", "Mine-2")
+    with OfThisTest(1) as first, OfThisTest(1) as second:
+        assert (first.name, second.name) == ("OfThisTest-1", "OfThisTest-2")
 
 
 def test_one_that_could_not_be_made_is_not_known() -> None:

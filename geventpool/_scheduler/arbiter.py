@@ -58,7 +58,8 @@ class Arbiter:
             self.outcomes.send_away(bucket, now)
         if bucket.retiring:
             self._retire_due(bucket, now)
-        self._pass_over_useless(bucket, now)
+        if bucket.waiters:
+            self.pass_over(bucket, now)
         if bucket.waiters or bucket.shared or bucket.coming:
             self._trim_claims(bucket, now)
             self._dial_ripe(bucket.limits, now)
@@ -115,7 +116,7 @@ class Arbiter:
             self._ledger.block(bucket, None)
         open_for = bucket  # whether it, which stands in no queue, may yet be served
         while True:
-            first, ticket = None, NEVER
+            first, ticket, queued_at = None, NEVER, None
             if open_for is not None:
                 first = open_for
                 idle = first.waiters and first.idle
@@ -124,11 +125,14 @@ class Arbiter:
                 if limit._queue:
                     came, other = limit._queue.first()
                     if came < ticket and _may_help(limit, came, bucket):
-                        first, ticket = other, came
+                        first, ticket, queued_at = other, came, limit
             if first is None:
                 break
-            if not self._serve(first, touched, now) and first is open_for:
-                open_for = None
+            served = self._serve(first, touched, now)
+            if queued_at is None:
+                open_for = first if served else None
+            elif served:
+                self._queue_again(first, queued_at, now)
         if bucket is not None:
             self._ledger.file(bucket)
 
@@ -137,7 +141,8 @@ class Arbiter:
         ledger = self._ledger
         touched.update(dict.fromkeys(bucket.shared))
         if bucket.waiters and bucket.idle:
-            if bucket.delay_control is not None and self.shed_late(bucket, now):
+            shed = bucket.delay_control is not None and self.shed_late(bucket, now)
+            if shed or self.pass_over(bucket, now):
                 self._trim_claims(bucket, now)
             elif slot := ledger.next_idle(bucket, now):
                 ledger.hand_over(slot, bucket.waiters.oldest, now)
@@ -169,6 +174,13 @@ class Arbiter:
         ledger.file(bucket)
         return True
 
+    def _queue_again(self, bucket: Bucket, limit: Limit, now: float) -> None:
+        """Have the next waiter of *bucket*, which is out of the queue of *limit* now that one was
+        served, stand there, if a place is of any use to it."""
+        dials = bucket.dials.may_dial(bucket.connecting + bucket.coming, now)
+        if dials and bucket.own.spare > 0 and bucket.next_unserved < NEVER:
+            self._ledger.block(bucket, limit, bucket.next_unserved)
+
     def _wait_for_dials(self, bucket: Bucket, ticket: float, now: float) -> None:
         """No more may be dialed yet: fail those that do not wait for that."""
         if now < bucket.retry_at:
@@ -183,6 +195,16 @@ class Arbiter:
         for waiter in list(itertools.islice(bucket.waiters, served, None)):
             self._ledger.fail(waiter, copy_of(error))
         self._ledger.update_fast_path(bucket)
+
+    def pass_over(self, bucket: Bucket, now: float) -> bool:
+        """Send away those at the head of the line that have no use for a connection any more;
+        whether there was one.  The caller sees to the claims of the bucket."""
+        waiters = bucket.waiters
+        found = False
+        while waiters and waiters.oldest.useless_after <= now:
+            self._ledger.expire(waiters.oldest)
+            found = True
+        return found
 
     def shed_late(self, bucket: Bucket, now: float, spared: int = 0) -> bool:
         """Send away those at the head of a slow line, behind as many as are *spared*, that have
@@ -203,14 +225,8 @@ class Arbiter:
             retry_after = seconds * (0.5 + bucket.rng.random())
             self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
         if late:
-            self._pass_over_useless(bucket, now)
+            self.pass_over(bucket, now)
         return bool(late)
-
-    def _pass_over_useless(self, bucket: Bucket, now: float) -> None:
-        """End the waits of those at the head that have no time left to use what they get: it is for
-        one that has."""
-        while bucket.waiters and bucket.waiters.oldest.useless_after <= now:
-            self._ledger.expire(bucket.waiters.oldest)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:
         """Close an idle slot for the sake of its places."""
@@ -294,12 +310,15 @@ class Arbiter:
             return expired and bucket.failing
         return expired or not (bucket.connecting or bucket.closing or now < bucket.retry_at)
 
-    def reason_to_close(self, slot: Slot, now: float) -> Reason | None:
-        """Why a slot that is not held any more must not be kept, or None."""
+    def reason_to_close(
+        self, slot: Slot, now: float, besides: Reason | None = None
+    ) -> Reason | None:
+        """Why a slot that is not held any more must not be kept, or None; that it was marked for
+        closing for the reason *besides* does not count."""
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
-        if slot.close_reason is not None:
+        if slot.close_reason is not None and slot.close_reason is not besides:
             return slot.close_reason
         if bucket.max_uses is not None and slot.uses >= bucket.max_uses:
             return Reason.WORN_OUT
@@ -319,7 +338,7 @@ class Arbiter:
             return False
         if bucket.open > bucket.size and not bucket.waiters:
             return False  # surplus
-        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
+        return self.reason_to_close(slot, now, besides=Reason.CUT_SHORT) is None
 
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""

@@ -175,11 +175,11 @@ class Verbs:
             self.ledger.begin_close(slot, reason)
             self._reconcile(bucket, now)
             return
-        if bucket.waiters and bucket.waiters.oldest.useless_after <= now:
-            self._reconcile(bucket, now)  # which lets it go
         shed = False
         if bucket.delay_control is not None and not (bucket.shared and bucket.crowded):
             shed = self.arbiter.shed_late(bucket, now)
+        if bucket.waiters and self.arbiter.pass_over(bucket, now):
+            shed = True
         if bucket.waiters and not (bucket.shared and bucket.crowded):
             self.ledger.hand_over(slot, bucket.waiters.oldest, now)
             slot.idled = 0.0

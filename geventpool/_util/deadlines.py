@@ -46,7 +46,9 @@ def end(greenlet: Any, bound: Bound) -> None:
 def nearest(greenlet: Any) -> Bound | None:
     """The one that strikes first of those that *greenlet* is under, or None."""
     bounds = active.get(greenlet)
-    return min(bounds) if bounds else None
+    if not bounds:
+        return None
+    return bounds[0] if len(bounds) == 1 else min(bounds)
 
 
 def useless_after(greenlet: Any, needed: float) -> float:
@@ -59,7 +61,10 @@ def useless_after(greenlet: Any, needed: float) -> float:
     bound = nearest(greenlet)
     if bound is None:
         return math.inf
-    return bound.at - min(max(needed, min(_MOMENT, bound.length / 100)), bound.length / 2)
+    at, length = bound
+    if needed < _MOMENT:
+        needed = max(needed, min(_MOMENT, length / 100))
+    return at - min(needed, length / 2)
 
 
 def ends_at(greenlet: Any) -> float:

@@ -18,7 +18,7 @@ from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
 from geventpool.sockets import CLOSED, CUT_SHORT, SocketFactory
 
-__all__ = ["PyMySQLPool"]
+__all__ = ["PyMySQLPool", "verdict_of"]
 
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 
@@ -142,7 +142,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         wanted = template.autocommit_mode
         if wanted is not None and wanted != conn.get_autocommit():
             conn.autocommit(wanted)
-        if conn.db != template.db and template.db is not None:
+        if template.db is not None and conn.selected not in (None, template.db):
             conn.select_db(template.db)
 
     def _close_connection(self, conn: Any) -> None:
@@ -167,16 +167,9 @@ class PyMySQLPool(ConnectionPool[Any]):
         self._reset_connection(conn)
 
     def _classify_error(self, error: Exception) -> Verdict:
-        if not isinstance(error, pymysql.MySQLError):
-            return super()._classify_error(error)
-        code = error.args[0] if error.args else None
-        if (verdict := _VERDICTS.get(code)) is not None:
-            return verdict
-        if isinstance(code, int) and code >= 1000:
-            lost = CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST or code in _FAREWELLS
-            return Verdict.BROKEN if lost else Verdict.FINE
-        kinds = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.InternalError)
-        return Verdict.BROKEN if isinstance(error, kinds) else Verdict.FINE
+        if isinstance(error, pymysql.MySQLError):
+            return verdict_of(error)
+        return super()._classify_error(error)
 
     # Inside
 
@@ -185,12 +178,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         password = self._password() if callable(self._password) else self._password
         if password:
             conn.password = password.encode("latin1") if isinstance(password, str) else password
-        sock = self._connect_socket()
-        try:
-            conn.connect(sock)
-        except BaseException:
-            sock.close()
-            raise
+        conn.connect(self._connect_socket())  # which it closes if that fails
         return conn
 
     def _make_new(self, conn: Any) -> None:
@@ -205,7 +193,7 @@ class PyMySQLPool(ConnectionPool[Any]):
             conn.query(template.init_command)
         if template.autocommit_mode is not None:
             conn.autocommit(template.autocommit_mode)
-        if conn.db != template.db and template.db is not None:
+        if template.db is not None:  # a server may have kept another
             conn.select_db(template.db)
         if self._configure is not None:
             self._configure(conn)
@@ -219,8 +207,27 @@ class PyMySQLPool(ConnectionPool[Any]):
             other.close()
 
 
+def verdict_of(error: Any) -> Verdict:
+    """What an error of PyMySQL's says of its connection, or of the server."""
+    code = error.args[0] if error.args else None
+    if (verdict := _VERDICTS.get(code)) is not None:
+        return verdict
+    if isinstance(code, int) and code >= 1000:
+        lost = CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST or code in _FAREWELLS
+        return Verdict.BROKEN if lost else Verdict.FINE
+    kinds = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.InternalError)
+    return Verdict.BROKEN if isinstance(error, kinds) else Verdict.FINE
+
+
 class _Connection(pymysql.connections.Connection):  # type: ignore[misc]
-    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply."""
+    """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply; and
+    that knows which database was selected."""
+
+    selected: str | None = None  # by select_db; None: still that of the dial
+
+    def select_db(self, db: str) -> None:
+        super().select_db(db)
+        self.selected = db
 
     def _write_bytes(self, data: bytes) -> None:
         try:

@@ -26,6 +26,7 @@ from geventpool._util.errors import copy_of
 from geventpool.events import PoolEvent, Reason
 from geventpool.pools.lease import DEFAULT
 from geventpool.pools.verdicts import end_use
+from geventpool.sockets import Probe
 
 __all__ = [
     "CLOSE_TIMEOUT",
@@ -268,6 +269,17 @@ class PoolExtension(Generic[C]):
             bucket.note_error(error)
 
     # Hang-ups, listeners, the log
+
+    def _make_probe(self, conn: C, ask: Callable[[Any], Any]) -> Probe | None:
+        """What looks at *conn*, just opened, on return and before a hand-out; None: nothing.
+
+        To be wrapped by an adapter whose client knows more than its socket tells: called with
+        *conn*, the probe returns why that is not to be used again (something false: it is), and
+        ``sockets.CUT_SHORT`` if a reply is due still, so that it is salvaged.  It passes on all
+        else, must not switch, and does not keep *conn* alive.  By ``ask(conn)`` it asks the hook
+        ``_socket``.
+        """
+        raise NotImplementedError
 
     def _poll_hangups(self) -> None:
         """Learn of the peers that have hung up by now, though the hub has not run since.

@@ -67,7 +67,8 @@ class FakeClock:
 
     What is limited because a server may be slow stays in real time: *connect_timeout*,
     *keepalive_timeout*, *salvage_timeout*, the *timeout* of ``close()``, a SocketFactory, a look-up
-    of a name; so do gevent.sleep and gevent.Timeout.
+    of a name; so do gevent.sleep and gevent.Timeout.  A Deadline strikes in real time, too; what
+    pools and ``@retry`` see left of it is by this clock.
 
     At the end of the ``with`` the jumps are taken back.  So close in it the pools that it has made
     older, as in the example; one that lives on will live longer than it says.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import gevent.monkey
 import psycopg
 import pytest
 from gevent import monkey
@@ -401,6 +402,32 @@ def test_so_the_pool_does_after_a_timeout(make: MakePool, silently: bool) -> Non
         assert again is conn
         assert one(again, "select 42") == 42
     assert pool.stats().salvaged == 1
+
+
+@cooperative
+def test_with_a_libpq_whose_cancel_blocks_it_is_called_in_a_thread(
+    make: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)  # before 17
+    called_in = []
+    cancel = psycopg.Connection.cancel
+
+    def noted(conn: Any) -> None:
+        called_in.append(gevent.monkey.get_original("threading", "get_ident")())
+        cancel(conn)
+
+    monkeypatch.setattr(psycopg.Connection, "cancel", noted)
+    pool = make()
+    conn = pool.acquire()
+    with gevent.Timeout(0.02, False):
+        conn.execute("select pg_sleep(30)")
+    with gevent.Timeout(5):
+        pool._salvage_connection(conn, None)
+        assert one(conn, "select 42") == 42
+    pool.release(conn)
+
+    assert called_in
+    assert called_in != [gevent.monkey.get_original("threading", "get_ident")()]
 
 
 @cooperative

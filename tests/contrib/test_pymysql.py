@@ -60,7 +60,7 @@ def count(conn: Any, what: str) -> int:
 
 
 def test_without_a_transaction_a_return_costs_no_round_trip(make: MakePool) -> None:
-    pool = make(autocommit=True)
+    pool = make(autocommit=True, database="mysql")
     with pool.get() as conn:
         before = count(conn, "Questions")
     for _ in range(10):
@@ -99,6 +99,29 @@ def test_autocommit_and_the_database_are_as_they_were_asked_for(make: MakePool) 
     assert pool.stats().opened == 1
 
 
+def test_a_result_that_was_read_by_half_is_not_read_to_its_end(make: MakePool) -> None:
+    pool = make()
+    conn = pool.acquire()
+    cursor = conn.cursor(pymysql.cursors.SSCursor)
+    cursor.execute("select seq from mysql.seq_1_to_100000000")
+    with gevent.Timeout(5), pytest.raises(pymysql.InterfaceError, match="read by half"):
+        pool._reset_connection(conn)
+    pool.discard(conn)
+    with pool.get() as other:
+        assert other is not conn
+
+
+def test_a_connection_that_its_user_closes_is_replaced_without_a_word(
+    make: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make()
+    with pool.get() as conn:
+        conn.close()
+    with pool.get() as other:
+        assert one(other, "select 42") == 42
+    assert caplog.text == ""
+
+
 def test_a_session_that_is_reset_is_set_up_again(make: MakePool) -> None:
     configured = []
 
@@ -122,10 +145,11 @@ def test_a_session_that_is_reset_is_set_up_again(make: MakePool) -> None:
     with pool.get() as conn:
         first = facts(conn)
         one(conn, "set @mine = 8, @init = 9, sql_mode = ''")
-        one(conn, "set names utf8mb4")
-        conn.select_db("information_schema")
+        conn.set_character_set("utf8mb4")
+        one(conn, "use information_schema")
     with pool.get() as conn:
         assert facts(conn) == first
+        assert conn.encoding == "cp1252"  # as of latin1
         assert one(conn, "select database()") == "mysql"
     assert first[-2:] == [5, 7]
     assert len(configured) == 3

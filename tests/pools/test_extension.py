@@ -17,10 +17,13 @@ from geventpool import (
     PoolListener,
     PoolTimeout,
     Reason,
+    SocketFactory,
     WrongHub,
 )
 from geventpool.events import ServerListObtained
 from geventpool.pools.extension import CLOSE_TIMEOUT, Facts, Standing
+from geventpool.sockets import CUT_SHORT
+from geventpool.testing import EchoServer
 from support.objects import Conn, Maker
 
 SOON = Backoff(first=0.005, longest=0.005)
@@ -332,3 +335,35 @@ def test_a_line_in_the_log_is_the_pool_s_and_has_its_name(pool, caplog):
     (record,) = caplog.records
     assert record.getMessage() == "pool 'db': 3 servers"
     assert record.name == pool.log.name
+
+
+# A client that knows more than its socket tells
+
+
+def test_what_a_probe_of_the_adapter_s_own_calls_cut_short_is_salvaged():
+    class Probe:
+        def __init__(self, probe):
+            self._probe = probe
+
+        def __call__(self, conn):
+            return CUT_SHORT if due else self._probe(conn)
+
+        def __getattr__(self, name):
+            return getattr(self._probe, name)
+
+    class Adapter(ConnectionPool):
+        def _make_probe(self, conn, ask):
+            return Probe(super()._make_probe(conn, ask))
+
+        def _salvage_connection(self, conn, error):
+            salvaged.append((conn, error))
+            due.clear()
+
+    due, salvaged = [], []
+    with EchoServer() as server, Adapter(1, connect=SocketFactory(server.address)) as pool:
+        with pool.get() as conn:
+            due.append("a reply")
+        with pool.get() as again:
+            assert again is conn
+        assert salvaged == [(conn, None)]
+        assert pool.stats().salvaged == 1

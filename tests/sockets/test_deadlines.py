@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
+from gevent.event import Event
 
 from geventpool import ConnectError, Deadline, MultiConnectFailure, SocketFactory
 from support.managers import Hosts
@@ -57,13 +59,24 @@ def test_a_handshake_takes_no_longer_either(hosts: Hosts) -> None:
 
 
 def test_nor_does_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent:
-        def getaddrinfo(self, *args: Any) -> Any:
-            gevent.sleep(10)
+    asked, answer, done = Event(), Event(), Event()
 
-    monkeypatch.setattr(gevent.get_hub(), "_resolver", Silent())
+    class Slow:
+        def getaddrinfo(self, *args: Any) -> Any:
+            asked.set()
+            answer.wait()
+            done.set()
+            raise gevent.socket.gaierror(gevent.socket.EAI_NONAME, "no such host")
+
+    monkeypatch.setattr(gevent.get_hub(), "_resolver", Slow())
     factory = SocketFactory("far.test:80")
-    assert "resolving" in str(fails_within(0.1, factory, ConnectError))
+    try:
+        assert "resolving" in str(fails_within(0.1, factory, ConnectError))
+        assert asked.is_set()
+    finally:
+        answer.set()
+        done.wait(1)
+        gevent.idle()
 
 
 def test_nor_does_a_resolver() -> None:
