@@ -93,6 +93,20 @@ def test_safe_sync_is_a_strategy_too_and_those_with_threads_are_not(server: Any)
         pool_of(server, client_strategy=ldap3.ASYNC)
 
 
+def test_a_limit_to_the_wait_for_answers_is_kept(server: Any) -> None:
+    with pool_of(server, receive_timeout=0.1) as pool:
+        with pytest.raises(LDAPCommunicationError), pool.get() as conn:
+            conn.search("dc=echo", "(cn=5 hello)")
+        with pool.get() as other:
+            assert other is not conn
+
+
+def test_binding_is_up_to_the_pool(server: Any) -> None:
+    for name in ("auto_bind", "lazy"):
+        with pytest.raises(TypeError, match=f"{name} is no argument here"):
+            pool_of(server, **{name: True})
+
+
 def test_by_starttls_the_certificate_is_verified(server: Any, certificates: Certificates) -> None:
     context = ssl.create_default_context(cafile=str(certificates.authority))
     with pool_of(server, starttls=context, server_hostname="localhost") as pool:
