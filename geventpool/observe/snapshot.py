@@ -3,7 +3,8 @@
 Here is what every key means; ``docs/observability.md`` says it for people::
 
     {"pid": 4711, "time": 1.7e9, "pools": [
-        {"name": "db", "kind": "ConnectionPool", "stats": {...}, "closed": {"drained": 3},
+        {"key": "4711-1", "name": "db", "kind": "ConnectionPool",
+         "stats": {...}, "closed": {"drained": 3},
          "holders": [{"greenlet": "<Greenlet ...>", "age": 1.5, "endpoint": None,
                       "where": None, "stack": "  File ..."}],
          "endpoints": [{"endpoint": "('10.0.0.1', 443)", "stats": {...}, "closed": {...}}],
@@ -13,7 +14,9 @@ Here is what every key means; ``docs/observability.md`` says it for people::
 
 *endpoints* is of an EndpointPool, *addresses* of a ConnectionManager.  *stats* has the fields of
 PoolStats: numbers as they are, a Duration as an object of its numbers,
-times in seconds.  What has no bound is None, as JSON has no infinity.
+times in seconds.  What has no bound is None, as JSON has no infinity.  *key* is the pool's for as
+long as it lives, and no other's.  *holders* is None where they were not asked for.  If it is asked
+for, there is *history*: see ``history.py``.
 """
 
 from __future__ import annotations
@@ -22,29 +25,36 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from geventpool.events import PoolStats
+from geventpool.observe.history import record_of
 from geventpool.observe.secrets import without_secrets
 from geventpool.registry import pools
 
 __all__ = ["snapshot"]
 
 
-def snapshot() -> dict[str, Any]:
+def snapshot(*, holders_of: Collection[str] | None = None, history: bool = False) -> dict[str, Any]:
     """What every open pool and manager of this process looks like just now.
+
+    *holders_of* are the keys of the pools whose holders are wanted (None: of all of them); to see
+    where each of them is takes 50 µs or more.  *history*: what was seen of each pool, too.
 
     Does not block.  No secret is in it, as far as one can be told: see ``secrets.py``.
     """
-    return {
-        "pid": os.getpid(),
-        "time": time.time(),
-        "pools": [_pool(pool) for pool in pools()],
-    }
+    shown = []
+    for pool in pools():
+        record = record_of(pool)
+        wanted = holders_of is None or record.key in holders_of
+        shown.append({"key": record.key, **_pool(pool, wanted)})
+        if history:
+            shown[-1]["history"] = record.shown()
+    return {"pid": os.getpid(), "time": time.time(), "pools": shown}
 
 
-def _pool(pool: Any) -> dict[str, Any]:
+def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
     figures = _figures(pool.stats())
     figures["stats"].pop("name")
     endpoints = pool.endpoints() if hasattr(pool, "endpoints") else ()
@@ -52,7 +62,7 @@ def _pool(pool: Any) -> dict[str, Any]:
         "name": without_secrets(pool.name),
         "kind": type(pool).__name__,
         **figures,
-        "holders": [_holder(holder) for holder in pool.holders()],
+        "holders": [_holder(each) for each in pool.holders()] if with_holders else None,
         "endpoints": [
             {"endpoint": _text(each), **_figures(pool.stats(each))}
             for each in endpoints

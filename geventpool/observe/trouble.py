@@ -1,0 +1,92 @@
+"""What is wrong with a pool, in words: judged by its snapshot, and by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["BAD", "WARNING", "WELL", "Trouble", "is_ready", "troubles"]
+
+WELL, WARNING, BAD = "well", "warning", "bad"
+
+_SLOW_HUB, _STALLED_HUB = 0.05, 0.5  # seconds by which a timer is late
+
+
+class Trouble(NamedTuple):
+    """*level* is WARNING or BAD; *word* is what it is called, *text* says it in a sentence."""
+
+    level: str
+    word: str
+    text: str
+
+
+def troubles(pool: dict[str, Any]) -> list[Trouble]:
+    """What is wrong with *pool*, a pool of a snapshot; the worst first."""
+    found = [*_of_the_server(pool), *_of_the_callers(pool), *_of_the_process(pool)]
+    return sorted(found, key=lambda trouble: trouble.level != BAD)
+
+
+def _of_the_server(pool: dict[str, Any]) -> Iterator[Trouble]:
+    stats = pool["stats"]
+    if stats["last_error"]:
+        why = f"the last dial failed: {stats['last_error']}"
+        if _open(stats):
+            yield Trouble(WARNING, "dials fail", f"What is open serves, but {why}")
+        else:
+            yield Trouble(BAD, "down", f"Nothing is open, and {why}")
+    servers = pool["addresses"]
+    away = [server for server in servers if server["state"] != "up"]
+    if away:
+        level = BAD if len(away) == len(servers) else WARNING
+        names = ", ".join(server["address"] for server in away[:3])
+        more = f" and {len(away) - 3} more" if len(away) > 3 else ""
+        word = f"{len(away)} of {len(servers)} servers out"
+        yield Trouble(level, word, f"Left alone for a while, as they failed: {names}{more}")
+
+
+def _of_the_callers(pool: dict[str, Any]) -> Iterator[Trouble]:
+    stats = pool["stats"]
+    waiting, most = stats["waiting"], stats["maximum"]
+    if most is not None and stats["in_use"] >= most:
+        if waiting:
+            text = f"All {most} connections are in use, and {_callers(waiting)}"
+            yield Trouble(BAD, "exhausted", text)
+        else:
+            text = f"All {most} connections are in use: the next caller waits"
+            yield Trouble(WARNING, "all in use", text)
+    elif waiting:
+        yield Trouble(WARNING, "waiting", f"{_callers(waiting).capitalize()} for a connection")
+    lately = pool.get("history")
+    if lately and (sent_away := sum(lately["minute"]["sent_away"])):
+        text = "Callers of the last minute that waited too long, or were refused"
+        yield Trouble(WARNING, f"{sent_away:,} sent away", text)
+
+
+def _of_the_process(pool: dict[str, Any]) -> Iterator[Trouble]:
+    lag = pool["stats"].get("hub_lag")
+    lag = lag.get("last", lag.get("max")) if isinstance(lag, dict) else lag
+    if lag is not None and lag >= _SLOW_HUB:
+        level = BAD if lag >= _STALLED_HUB else WARNING
+        text = "A greenlet computes, or a call blocks, and all others wait for it"
+        yield Trouble(level, f"hub lag {lag * 1000:,.0f} ms", text)
+
+
+def _callers(count: int) -> str:
+    return "1 caller waits" if count == 1 else f"{count:,} callers wait"
+
+
+def _open(stats: dict[str, Any]) -> int:
+    return int(stats["in_use"] + stats["idle"] + stats["checking"] + stats["salvaging"])
+
+
+def is_ready(pool: dict[str, Any]) -> bool:
+    """Whether *pool* has been filled, and its server is not away.
+
+    One that opens on demand (*min_size* 0) has nothing to fill.  It is not ready only while callers
+    wait in vain: were it left alone then, it would never find out that its server is back.
+    """
+    stats = pool["stats"]
+    away = stats["last_error"] is not None and not _open(stats)
+    if stats["min_size"]:
+        return stats["opened"] >= stats["min_size"] and not away
+    return not (away and stats["waiting"])
