@@ -44,7 +44,7 @@ def gather(
     gevent.joinall(asked)
     answers = [greenlet.value for greenlet in asked if greenlet.value is not None]
     if group == group_here():
-        answers.append({**snapshot(**wanted), "error": None})
+        answers.append({**snapshot(**wanted, pause=gevent.sleep), "error": None})
     return sorted(answers, key=lambda answer: int(answer["pid"]))
 
 

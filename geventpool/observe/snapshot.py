@@ -25,7 +25,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from geventpool.events import PoolStats
@@ -36,13 +36,20 @@ from geventpool.registry import pools
 __all__ = ["snapshot"]
 
 
-def snapshot(*, holders_of: Collection[str] | None = None, history: bool = False) -> dict[str, Any]:
+def snapshot(
+    *,
+    holders_of: Collection[str] | None = None,
+    history: bool = False,
+    pause: Callable[[], object] | None = None,
+) -> dict[str, Any]:
     """What every open pool and manager of this process looks like just now.
 
-    *holders_of* are the keys of the pools whose holders are wanted (None: of all of them); to see
-    where each of them is takes 50 µs or more.  *history*: what was seen of each pool, too.
+    *holders_of* are the keys of the pools whose holders are wanted (None: of all of them): to see
+    where a greenlet is takes 50 µs or more.  *history*: what was seen of each pool, too.  *pause* is
+    called after each pool; to let others run meanwhile, it is ``lambda: gevent.sleep(0)``.
 
-    Does not block.  No secret is in it, as far as one can be told: see ``secrets.py``.
+    Does not block, unless *pause* does.  No secret is in it, as far as one can be told: see
+    ``secrets.py``.
     """
     shown = []
     for pool in pools():
@@ -51,6 +58,8 @@ def snapshot(*, holders_of: Collection[str] | None = None, history: bool = False
         shown.append({"key": record.key, **_pool(pool, wanted)})
         if history:
             shown[-1]["history"] = record.shown()
+        if pause is not None:
+            pause()
     return {"pid": os.getpid(), "time": time.time(), "pools": shown}
 
 

@@ -134,8 +134,9 @@ class StatusPage:
             '<header><h1>Pools</h1><button type="button" id="pause" hidden>Pause</button></header>'
             '<p id="notice" role="alert" hidden></p>'
             f'<div id="rows">{self._rows(query).body}</div></main>'
-            '<footer>Also here: <a href="pools.json">pools.json</a>, <a href="ready">ready</a>. The charts in a row are of the last minute: in use with'
-            " those who wait, and how long they waited.</footer>"
+            '<footer>Also here: <a href="pools.json">pools.json</a>, <a href="ready">ready</a>.'
+            " The charts in a row are of the last minute: in use with those who wait, and how long"
+            " they waited.</footer>"
             f'<script nonce="{nonce}">{_JS}</script></body></html>'
         )
         return _Answer(body, _HTML, policy=policy)

@@ -157,7 +157,7 @@ def _answer(sock: Any) -> None:
                 wanted = json.loads(line)
             except ValueError:
                 return  # cut off
-            sock.sendall(json.dumps(snapshot(**wanted)).encode())
+            sock.sendall(json.dumps(snapshot(**wanted, pause=gevent.sleep)).encode())
         except OSError:
             return  # it has gone
 

@@ -382,7 +382,7 @@ def test_it_is_not_ready_while_the_server_is_away() -> None:
 
 
 def test_one_that_opens_on_demand_can_come_back_from_an_outage() -> None:
-    """Were it not ready until a dial succeeds, nobody would be sent to it, and it would not dial."""
+    """Were it not ready until a dial succeeds, nobody would be sent to it, and none would dial."""
 
     def use() -> None:
         with pytest.raises(PoolTimeout):
@@ -419,7 +419,7 @@ def test_the_holders_of_another_worker_are_shown_when_asked_for(run_folder: Path
     hold = "\ndef a_request():\n    with pool.get():\n        gevent.sleep(60)\n"
     with worker("other", hold + "gevent.spawn(a_request)\ngevent.wait()") as other:
         shown = json.loads(get("/pools.json?holders=none").body)["workers"]
-        (pool,) = [each for each in shown if each["pid"] == other.pid][0]["pools"]
+        (pool,) = next(each for each in shown if each["pid"] == other.pid)["pools"]
         until(lambda: "a_request" in get(f"/rows?open={pool['key']}").body)
         assert pool["holders"] is None
         assert "a_request" not in get("/rows").body
