@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
@@ -237,14 +238,16 @@ def _endpoint_rows(endpoints: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:
 
 
 def _errors(stats: dict[str, Any]) -> Iterator[str]:
-    errors = [each for each in stats.get("last_errors") or () if isinstance(each, dict)]
+    errors = stats.get("errors")
     if errors:
-        names = list(errors[0])
-        yield from _table(
-            "Last errors", [names, *[[each.get(name) for name in names] for each in errors]]
-        )
+        latest = [[_clock(when), text] for when, text in reversed(errors)]
+        yield from _table("Last errors", [["when", "what"], *latest])
     elif stats["last_error"]:
         yield f"<h3>Last dial error</h3><pre>{escape(stats['last_error'])}</pre>"
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(when))
 
 
 def _durations(stats: dict[str, Any]) -> list[str]:

@@ -38,15 +38,15 @@ __all__ = ["snapshot"]
 
 def snapshot(
     *,
-    holders_of: Collection[str] | None = None,
+    holders: bool | Collection[str] = True,
     history: bool = False,
     pause: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """What every open pool and manager of this process looks like just now.
 
-    *holders_of* are the keys of the pools whose holders are wanted (None: of all of them): to see
-    where a greenlet is takes 50 µs or more.  *history*: what was seen of each pool, too.  *pause* is
-    called after each pool; to let others run meanwhile, it is ``lambda: gevent.sleep(0)``.
+    *holders*: whether they are wanted, or the keys of the pools of which they are: to see where a
+    greenlet is takes 50 µs or more.  *history*: what was seen of each pool, too.
+    *pause* is called after each pool; ``gevent.sleep`` lets others run meanwhile.
 
     Does not block, unless *pause* does.  No secret is in it, as far as one can be told: see
     ``secrets.py``.
@@ -54,7 +54,7 @@ def snapshot(
     shown = []
     for pool in pools():
         record = record_of(pool)
-        wanted = holders_of is None or record.key in holders_of
+        wanted = holders if isinstance(holders, bool) else record.key in holders
         shown.append({"key": record.key, **_pool(pool, wanted)})
         if history:
             shown[-1]["history"] = record.shown()

@@ -143,7 +143,7 @@ class StatusPage:
 
     def _rows(self, query: dict[str, list[str]]) -> _Answer:
         opened = query.get("open", [])
-        workers = gather(self._timeout, holders_of=opened, history=True)
+        workers = gather(self._timeout, holders=opened, history=True)
         parts = [status_line(workers)]
         for worker in workers:
             parts.append(worker_head(worker))
@@ -155,12 +155,15 @@ class StatusPage:
 
     def _json(self, query: dict[str, list[str]]) -> _Answer:
         """*holders=none* leaves them out, *history=1* adds what the charts are made from."""
-        wanted: dict[str, Any] = {"holders_of": query.get("holders"), "history": "history" in query}
+        wanted: dict[str, Any] = {
+            "holders": query.get("holders", True),
+            "history": "history" in query,
+        }
         body = json.dumps({"workers": gather(self._timeout, **wanted)}) + "\n"
         return _Answer(body, "application/json")
 
     def _ready(self, query: dict[str, list[str]]) -> _Answer:
-        missing = [pool["name"] for pool in snapshot(holders_of=[])["pools"] if not is_ready(pool)]
+        missing = [pool["name"] for pool in snapshot(holders=False)["pools"] if not is_ready(pool)]
         if missing:
             names = ", ".join(map(repr, missing))
             return _Answer(f"not ready: {names}\n", status="503 Service Unavailable")

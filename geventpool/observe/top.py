@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> int:
     """Run the command line *words*; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Shows the pools of a service each second, as long as its status page is there.",
+        description="Shows the pools of a service each second, by its status page.",
         epilog="Keys: q ends; "
         + "; ".join(f"{key} sorts by {order.title}" for key, order in ORDERS.items())
         + ". Exit status: 0, or 1 if the page could not be had, 2 for a wrong command line.",
@@ -177,7 +177,7 @@ def _show(console: Console, url: str, sort: str) -> None:
 def _keys() -> Iterator[Callable[[float], str]]:
     """A function that waits so many seconds for a key, and returns it or an empty text."""
     if not sys.stdin.isatty():
-        yield lambda patience: time.sleep(patience) or ""
+        yield _no_key
         return
     import termios
     import tty
@@ -186,9 +186,14 @@ def _keys() -> Iterator[Callable[[float], str]]:
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
     try:
-        yield lambda patience: _key(patience)
+        yield _key
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _no_key(patience: float) -> str:
+    time.sleep(patience)
+    return ""
 
 
 def _key(patience: float) -> str:

@@ -28,12 +28,12 @@ def troubles(pool: dict[str, Any]) -> list[Trouble]:
 
 def _of_the_server(pool: dict[str, Any]) -> Iterator[Trouble]:
     stats = pool["stats"]
-    if stats["last_error"]:
-        why = f"the last dial failed: {stats['last_error']}"
-        if _open(stats):
-            yield Trouble(WARNING, "dials fail", f"What is open serves, but {why}")
-        else:
-            yield Trouble(BAD, "down", f"Nothing is open, and {why}")
+    if is_down(stats):
+        why = f": {stats['last_error']}" if stats["last_error"] else ""
+        yield Trouble(BAD, "down", f"No connection can be had, and the last dial failed{why}")
+    elif stats["last_error"]:
+        text = f"What is open serves, but the last dial failed: {stats['last_error']}"
+        yield Trouble(WARNING, "dials fail", text)
     servers = pool["addresses"]
     away = [server for server in servers if server["state"] != "up"]
     if away:
@@ -64,7 +64,6 @@ def _of_the_callers(pool: dict[str, Any]) -> Iterator[Trouble]:
 
 def _of_the_process(pool: dict[str, Any]) -> Iterator[Trouble]:
     lag = pool["stats"].get("hub_lag")
-    lag = lag.get("last", lag.get("max")) if isinstance(lag, dict) else lag
     if lag is not None and lag >= _SLOW_HUB:
         level = BAD if lag >= _STALLED_HUB else WARNING
         text = "A greenlet computes, or a call blocks, and all others wait for it"
@@ -73,6 +72,11 @@ def _of_the_process(pool: dict[str, Any]) -> Iterator[Trouble]:
 
 def _callers(count: int) -> str:
     return "1 caller waits" if count == 1 else f"{count:,} callers wait"
+
+
+def is_down(stats: dict[str, Any]) -> bool:
+    """Whether nothing can be had, by the *stats* of a pool of a snapshot."""
+    return bool(stats.get("down")) or (stats["last_error"] is not None and not _open(stats))
 
 
 def _open(stats: dict[str, Any]) -> int:
@@ -86,7 +90,7 @@ def is_ready(pool: dict[str, Any]) -> bool:
     wait in vain: were it left alone then, it would never find out that its server is back.
     """
     stats = pool["stats"]
-    away = stats["last_error"] is not None and not _open(stats)
+    away = is_down(stats)
     if stats["min_size"]:
         return stats["opened"] >= stats["min_size"] and not away
     return not (away and stats["waiting"])
