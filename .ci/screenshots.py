@@ -39,7 +39,7 @@ def picture(page: Any, name: str, scheme: str, width: int, height: int, opened: 
     file = ROOT / "docs" / name
     page.save_screenshot(str(file))
     with Image.open(file) as taken:
-        few = taken.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        few = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1024:.0f} KiB")
 

@@ -17,7 +17,7 @@ __all__ = ["number", "pool_row", "seconds", "status_line", "worker_head", "worke
 _MOST_HOLDERS, _MOST_PLACES = 50, 100
 _IN_THE_ROW = ("in_use", "idle", "waiting")
 _WORDS = {WELL: "all well", WARNING: "look at it", BAD: "trouble"}
-_CHARTS = (("in_use", "in use"), ("waiting", "waiting"), ("wait", "wait, ms"))
+_CHARTS = (("in_use", "in use"), ("waiting", "waiting"), ("wait", "wait"))
 
 
 def seconds(value: float | None) -> str:
@@ -163,17 +163,17 @@ def _history(history: dict[str, Any]) -> str:
     charts = []
     for span, places in (("minute", SECONDS), ("hour", MINUTES)):
         for name, called in _CHARTS:
-            factor = 1000.0 if name == "wait" else 1.0
-            values = [value * factor for value in history[span].get(name, ())]
-            most = max(values, default=0.0)
+            values = history[span].get(name, ())
+            most = max(values, default=0)
+            said = seconds(most) if name == "wait" else number(most)
             kind = {"in_use": "use", "waiting": "queue"}.get(name, name)
             drawn = chart(
-                f"{called}, last {span}: at most {most:.3g}",
+                f"{called}, last {span}: at most {said}",
                 (kind, values),
                 places=places,
-                top=1.0,
+                top=0.001 if name == "wait" else 1,
             )
-            text = f"{called}, last {span}: at most <b>{most:.3g}</b>"
+            text = f"{called}, last {span}: at most <b>{said}</b>"
             charts.append(f"<figure>{drawn}<figcaption>{text}</figcaption></figure>")
     return f'<div class="history">{"".join(charts)}</div>'
 
@@ -196,10 +196,10 @@ def _holders(holders: Sequence[dict[str, Any]]) -> Iterator[str]:
             if stack
         )
         key = escape(f"{place} {who}")
-        text = f"<b>{seconds(holder['age'])}</b>{escape(where)} by {escape(who)}"
+        since = f"<b>{seconds(holder['age'])}</b>{_innermost(holder['stack'])}"
         rows.append(
-            f'<details class="holder" data-key="{key}"><summary>{text}'
-            f" {_innermost(holder['stack'])}</summary>{stacks}</details>"
+            f'<details class="holder" data-key="{key}"><summary>{since}{escape(where)}'
+            f" by {escape(who)}</summary>{stacks}</details>"
         )
     yield "".join(rows)
     if len(holders) > _MOST_HOLDERS:
@@ -210,7 +210,7 @@ def _innermost(stack: str | None) -> str:
     """The line of the program that it waits in, as a hint in the row."""
     lines = [line.strip() for line in (stack or "").splitlines() if line.startswith("  File ")]
     own = [line for line in lines if "/gevent/" not in line] or lines
-    return f"<code>{escape(own[-1].rpartition(', in ')[2])}</code>" if own else ""
+    return f" in <code>{escape(own[-1].rpartition(', in ')[2])}</code>" if own else ""
 
 
 def _address_rows(servers: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:

@@ -28,20 +28,33 @@ def troubles(pool: dict[str, Any]) -> list[Trouble]:
 
 def _of_the_server(pool: dict[str, Any]) -> Iterator[Trouble]:
     stats = pool["stats"]
-    if is_down(stats):
+    if pool["addresses"] or pool["endpoints"]:
+        yield from _of_several(pool)
+    elif _is_down(stats):
         why = f": {stats['last_error']}" if stats["last_error"] else ""
         yield Trouble(BAD, "down", f"No connection can be had, and the last dial failed{why}")
     elif stats["last_error"]:
         text = f"What is open serves, but the last dial failed: {stats['last_error']}"
         yield Trouble(WARNING, "dials fail", text)
-    servers = pool["addresses"]
-    away = [server for server in servers if server["state"] != "up"]
-    if away:
-        level = BAD if len(away) == len(servers) else WARNING
-        names = ", ".join(server["address"] for server in away[:3])
-        more = f" and {len(away) - 3} more" if len(away) > 3 else ""
-        word = f"{len(away)} of {len(servers)} servers out"
-        yield Trouble(level, word, f"Left alone for a while, as they failed: {names}{more}")
+
+
+def _of_several(pool: dict[str, Any]) -> Iterator[Trouble]:
+    out, count = _out(pool)
+    if not out:
+        return
+    level = BAD if len(out) == count else WARNING
+    what = "server" if pool["addresses"] else "endpoint"
+    word = f"{len(out)} of {count} {what}{'' if count == 1 else 's'} out"
+    names = ", ".join(out[:3]) + (f" and {len(out) - 3} more" if len(out) > 3 else "")
+    yield Trouble(level, word, f"Dials to them fail, and they are left alone for a while: {names}")
+
+
+def _out(pool: dict[str, Any]) -> tuple[list[str], int]:
+    """Which of the servers, or endpoints, of *pool* cannot be had, and how many there are."""
+    if servers := pool["addresses"]:
+        return [each["address"] for each in servers if each["state"] != "up"], len(servers)
+    endpoints = pool["endpoints"]
+    return [each["endpoint"] for each in endpoints if _is_down(each["stats"])], len(endpoints)
 
 
 def _of_the_callers(pool: dict[str, Any]) -> Iterator[Trouble]:
@@ -74,7 +87,7 @@ def _callers(count: int) -> str:
     return "1 caller waits" if count == 1 else f"{count:,} callers wait"
 
 
-def is_down(stats: dict[str, Any]) -> bool:
+def _is_down(stats: dict[str, Any]) -> bool:
     """Whether nothing can be had, by the *stats* of a pool of a snapshot."""
     return bool(stats.get("down")) or (stats["last_error"] is not None and not _open(stats))
 
@@ -90,7 +103,8 @@ def is_ready(pool: dict[str, Any]) -> bool:
     wait in vain: were it left alone then, it would never find out that its server is back.
     """
     stats = pool["stats"]
-    away = is_down(stats)
+    out, count = _out(pool)
+    away = len(out) == count if count else _is_down(stats)
     if stats["min_size"]:
         return stats["opened"] >= stats["min_size"] and not away
     return not (away and stats["waiting"])

@@ -4,66 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-from wsgiref.util import setup_testing_defaults
-from wsgiref.validate import validator
+from typing import Any
 
 import gevent
 import pytest
 
 from geventpool import ConnectionManager, ConnectionPool, EndpointPool, PoolTimeout, SocketFactory
-from geventpool.observe import StatusPage, app, history, mount
+from geventpool.observe import StatusPage, mount
 from geventpool.testing import EchoServer, closed_port
 from support.objects import Maker
+from support.status_page import get, pools_shown
 from support.waiting import until
 from support.workers import HANG, worker
 
-pytestmark = pytest.mark.usefixtures("run_folder", "no_history")
-
-
-@pytest.fixture
-def no_history() -> Iterator[None]:
-    yield
-    history.stop()
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: str
-
-
-def get(path: str, application: Any = app, method: str = "GET", **environ: str) -> Answer:
-    """What *application* answers, which is checked to be WSGI."""
-    path, _, query = path.partition("?")
-    defaults: dict[str, Any] = {
-        "REQUEST_METHOD": method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
-        "REMOTE_ADDR": "127.0.0.1",
-        "HTTP_HOST": "localhost:8000",
-    }
-    setup_testing_defaults(defaults)
-    told: list[Any] = []
-
-    def start_response(*words: Any) -> Any:
-        told.extend(words[:2])
-        return lambda data: None
-
-    chunks = validator(application)({**defaults, **environ}, start_response)
-    body = b"".join(chunks).decode()
-    chunks.close()  # type: ignore[attr-defined]
-    return Answer(int(told[0].split()[0]), dict(told[1]), body)
-
-
-def pools(**query: str) -> dict[str, Any]:
-    """What pools.json says of this process, by the name of the pool."""
-    text = "&".join(f"{name}={value}" for name, value in query.items())
-    (here,) = json.loads(get(f"/pools.json?{text}").body)["workers"]
-    return {pool["name"]: pool for pool in here["pools"]}
+pytestmark = pytest.mark.usefixtures("run_folder")
 
 
 # Who may look
@@ -224,14 +179,14 @@ def test_it_is_mounted_beside_an_application() -> None:
 
 
 def key_of(name: str) -> str:
-    return str(pools()[name]["key"])
+    return str(pools_shown()[name]["key"])
 
 
 def test_a_name_is_text_and_never_markup() -> None:
     evil = '<script>alert("1")</script>&"\''
     with ConnectionPool(1, connect=Maker(), name=evil) as pool, pool.get():
         body = get(f"/?open={key_of(evil)}").body
-        assert pools()[evil]["name"] == evil
+        assert pools_shown()[evil]["name"] == evil
     assert "<script>alert" not in body
     assert "&lt;script&gt;alert" in body
 
@@ -292,7 +247,7 @@ def test_who_holds_what_is_shown_of_what_is_open_and_of_nothing_else() -> None:
             holders = [gevent.spawn(of_the_program, pool) for pool in (one, two)]
             until(lambda: one.stats().in_use and two.stats().in_use)
             closed, opened = get("/rows").body, get(f"/rows?open={key_of('one')}").body
-            both, none = pools(), pools(holders="none")
+            both, none = pools_shown(), pools_shown(holders="none")
             done.set()
             gevent.joinall(holders)
     assert "of_the_program" not in closed
@@ -319,7 +274,7 @@ def test_inside_are_addresses_errors_and_why_connections_were_closed() -> None:
     assert "<td>drained</td>" in drained
     assert f"<td>{dead[0]}:{dead[1]}</td><td>down</td>" in servers
     assert "ConnectionRefusedError" in servers
-    assert "1 of 1 servers out" in servers
+    assert "1 of 1 server out" in servers
 
 
 def test_trouble_has_a_word() -> None:
