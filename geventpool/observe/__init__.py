@@ -7,10 +7,7 @@ on a page, in a terminal or to a collector of metrics, is made from such a snaps
 
 from geventpool.observe.gathering import gather
 from geventpool.observe.snapshot import snapshot
-from geventpool.observe.status_page import StatusPage, mount
+from geventpool.observe.status_page import StatusPage, app, mount
 from geventpool.observe.worker_socket import listen, stop_listening
 
 __all__ = ["StatusPage", "app", "gather", "listen", "mount", "snapshot", "stop_listening"]
-
-#: The status page with its defaults, to be mounted as it is.
-app = StatusPage()

@@ -30,7 +30,7 @@ from geventpool.observe.rendering import pool_row, status_line, worker_head, wor
 from geventpool.observe.snapshot import snapshot
 from geventpool.observe.trouble import is_ready
 
-__all__ = ["Application", "StatusPage", "mount"]
+__all__ = ["Application", "StatusPage", "app", "mount"]
 
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
@@ -170,6 +170,10 @@ class StatusPage:
         return _Answer("ready\n")
 
 
+#: The status page with its defaults, to be mounted as it is.
+app = StatusPage()
+
+
 def _to_folder(script_name: str, query: str) -> _Answer:
     """The page's links are relative, so that they hold behind a proxy that changes its path, too:
     the page's own address has to end in a slash."""
@@ -182,7 +186,7 @@ def _to_folder(script_name: str, query: str) -> _Answer:
 
 
 def mount(application: Application, at: str, page: Application | None = None) -> Application:
-    """A WSGI application that is *page* (None: one with its defaults) below the path *at*, as in
+    """A WSGI application that is *page* (None: ``app``) below the path *at*, as in
     ``"/-/pools"``, and *application* elsewhere.
 
     Raises ValueError if *at* is no such path.
@@ -190,7 +194,7 @@ def mount(application: Application, at: str, page: Application | None = None) ->
     if not at.startswith("/") or at.rstrip("/") == "":
         raise ValueError(f"at: a path such as '/-/pools', not {at!r}")
     prefix = at.rstrip("/")
-    shown = StatusPage() if page is None else page
+    shown = app if page is None else page
 
     def mounted(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
