@@ -13,10 +13,14 @@ Here is what every key means; ``docs/observability.md`` says it for people::
                         "failed": 31.5, "reason": "ConnectionRefusedError: ..."}]}]}
 
 *endpoints* is of an EndpointPool, *addresses* of a ConnectionManager.  *stats* has the fields of
-PoolStats: numbers as they are, a Duration as an object of its numbers,
-times in seconds.  What has no bound is None, as JSON has no infinity.  *key* is the pool's for as
-long as it lives, and no other's.  *holders* is None where they were not asked for.  If it is asked
-for, there is *history*: see ``history.py``.
+PoolStats: numbers as they are, times in seconds, ``errors`` a list of [when, text], and a Duration
+as an object of its numbers::
+
+    {"count": 3, "sum": 0.5, "max": 0.4, "histogram": {"bounds": [0.0001, ...], "counts": [0, ...]}}
+
+What has no bound is None, as JSON has no infinity.  *key* is the pool's for as long as it lives,
+and no other's.  *holders* is empty where they were not asked for.  If it is asked for, there is
+*history*: see ``history.py``.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
         "name": without_secrets(pool.name),
         "kind": type(pool).__name__,
         **figures,
-        "holders": [_holder(each) for each in pool.holders()] if with_holders else None,
+        "holders": [_holder(each) for each in pool.holders()] if with_holders else [],
         "endpoints": [
             {"endpoint": _text(each), **_figures(pool.stats(each))}
             for each in endpoints

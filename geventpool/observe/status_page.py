@@ -5,6 +5,7 @@ Below the path at which it is mounted::
     /            the page, which updates itself
     /rows        what it fetches each second
     /pools.json  {"workers": [snapshot, ...]}: see snapshot.py
+    /metrics     for Prometheus: those of all workers
     /ready       200 if the pools of the worker that answers are filled and none is down, else 503
 
 It is looked up who holds what only of the pools that are open in a browser: to walk the stacks of
@@ -26,6 +27,7 @@ import gevent
 from geventpool.observe import history
 from geventpool.observe.access import Allow, Environ, access_check
 from geventpool.observe.gathering import gather
+from geventpool.observe.metrics import metrics_text
 from geventpool.observe.rendering import pool_row, status_line, worker_head, worker_tail
 from geventpool.observe.snapshot import snapshot
 from geventpool.observe.trouble import is_ready
@@ -84,6 +86,7 @@ class StatusPage:
             "/": self._page,
             "/rows": self._rows,
             "/pools.json": self._json,
+            "/metrics": self._metrics,
             "/ready": self._ready,
         }
 
@@ -134,7 +137,8 @@ class StatusPage:
             '<header><h1>Pools</h1><button type="button" id="pause" hidden>Pause</button></header>'
             '<p id="notice" role="alert" hidden></p>'
             f'<div id="rows">{self._rows(query).body}</div></main>'
-            '<footer>Also here: <a href="pools.json">pools.json</a>, <a href="ready">ready</a>.'
+            '<footer>Also here: <a href="pools.json">pools.json</a>, <a href="metrics">metrics</a>,'
+            ' <a href="ready">ready</a>.'
             " The charts in a row are of the last minute: in use with those who wait, and how long"
             " they waited.</footer>"
             f'<script nonce="{nonce}">{_JS}</script></body></html>'
@@ -161,6 +165,10 @@ class StatusPage:
         }
         body = json.dumps({"workers": gather(self._timeout, **wanted)}) + "\n"
         return _Answer(body, "application/json")
+
+    def _metrics(self, query: dict[str, list[str]]) -> _Answer:
+        body = metrics_text(gather(self._timeout, holders=False))
+        return _Answer(body, "text/plain; version=0.0.4; charset=utf-8")
 
     def _ready(self, query: dict[str, list[str]]) -> _Answer:
         missing = [pool["name"] for pool in snapshot(holders=False)["pools"] if not is_ready(pool)]

@@ -9,7 +9,7 @@ __all__ = ["BAD", "WARNING", "WELL", "Trouble", "is_ready", "troubles"]
 
 WELL, WARNING, BAD = "well", "warning", "bad"
 
-_SLOW_HUB, _STALLED_HUB = 0.05, 0.5  # seconds by which a timer is late
+_SLOW_HUB, _STALLED_HUB = 0.1, 1.0  # seconds by which a timer is late
 
 
 class Trouble(NamedTuple):
@@ -79,7 +79,7 @@ def _of_the_process(pool: dict[str, Any]) -> Iterator[Trouble]:
     lag = pool["stats"].get("hub_lag")
     if lag is not None and lag >= _SLOW_HUB:
         level = BAD if lag >= _STALLED_HUB else WARNING
-        text = "A greenlet computes, or a call blocks, and all others wait for it"
+        text = "In the last minute a greenlet computed, or a call blocked, and all others waited"
         yield Trouble(level, f"hub lag {lag * 1000:,.0f} ms", text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def test_who_is_on_this_machine_may_look(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "192.0.2.7", "2001:db8::1", "", "nonsense"])
-@pytest.mark.parametrize("path", ["/", "/rows", "/pools.json", "/ready", "/elsewhere"])
+@pytest.mark.parametrize("path", ["/", "/rows", "/pools.json", "/metrics", "/ready", "/elsewhere"])
 def test_others_may_not(address: str, path: str) -> None:
     with ConnectionPool(1, connect=Maker(), name="not to be seen"):
         answer = get(path, REMOTE_ADDR=address)
@@ -110,7 +111,7 @@ def test_nothing_can_be_done_but_look(method: str, path: str) -> None:
     assert answer.headers["Allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize("path", ["/", "/rows", "/pools.json", "/ready", "/elsewhere"])
+@pytest.mark.parametrize("path", ["/", "/rows", "/pools.json", "/metrics", "/ready", "/elsewhere"])
 def test_a_head_has_the_headers_and_no_body(path: str) -> None:
     answer = get(path, method="HEAD")
     assert answer.body == ""
@@ -230,7 +231,7 @@ def test_no_secret_is_in_it() -> None:
     with ConnectionPool(1, connect=connect, name="redis://:Hunter2@cache/0") as pool:
         until(lambda: pool.stats().last_error)
         key = key_of("redis://***@cache/0")
-        for path in (f"/?open={key}", f"/rows?open={key}", "/pools.json", "/ready"):
+        for path in (f"/?open={key}", f"/rows?open={key}", "/pools.json", "/metrics", "/ready"):
             answer = get(path)
             assert "Hunter2" not in answer.body
             assert "***@" in answer.body
@@ -255,7 +256,7 @@ def test_who_holds_what_is_shown_of_what_is_open_and_of_nothing_else() -> None:
     assert "of_the_program" in opened
     assert "of_the_program" in both["one"]["holders"][0]["stack"]
     assert "of_the_program" in both["two"]["holders"][0]["stack"]
-    assert none["one"]["holders"] is None
+    assert none["one"]["holders"] == []
 
 
 def test_inside_are_addresses_errors_and_why_connections_were_closed() -> None:
@@ -301,6 +302,27 @@ def test_a_pool_that_was_closed_is_shown_no_longer() -> None:
         key = key_of("closed soon")
         assert "closed soon" in get(f"/rows?open={key}").body
     assert "closed soon" not in get(f"/rows?open={key}").body
+
+
+def test_metrics_are_those_of_every_worker(run_folder: Path) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with worker("elsewhere") as other, ConnectionPool(3, connect=Maker(), name="here") as pool:
+        pool.fill()
+        answer = get("/metrics")
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    samples = [
+        sample
+        for family in text_string_to_metric_families(answer.body)
+        for sample in family.samples
+    ]
+    idle = {
+        (sample.labels["pool"], sample.labels["pid"]): sample.value
+        for sample in samples
+        if sample.name == "geventpool_connections" and sample.labels["state"] == "idle"
+    }
+    assert idle["here", str(os.getpid())] == 3
+    assert ("elsewhere", str(other.pid)) in idle
 
 
 # Ready
@@ -356,6 +378,7 @@ def test_one_that_opens_on_demand_can_come_back_from_an_outage() -> None:
 # Of all workers
 
 
+@pytest.mark.slow
 def test_all_workers_are_shown_a_silent_one_after_a_second(run_folder: Path) -> None:
     page = StatusPage(timeout=0.3)
     with worker("of another") as other, worker("busy", HANG) as busy:
@@ -376,5 +399,5 @@ def test_the_holders_of_another_worker_are_shown_when_asked_for(run_folder: Path
         shown = json.loads(get("/pools.json?holders=none").body)["workers"]
         (pool,) = next(each for each in shown if each["pid"] == other.pid)["pools"]
         until(lambda: "a_request" in get(f"/rows?open={pool['key']}").body)
-        assert pool["holders"] is None
+        assert pool["holders"] == []
         assert "a_request" not in get("/rows").body

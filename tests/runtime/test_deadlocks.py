@@ -23,7 +23,9 @@ from geventpool import (
     Reason,
 )
 from support.objects import Maker
+from support.waiting import until
 
+PATIENCE = 20.0
 WARNING = "waits in line for another one of the same pool"
 
 
@@ -176,10 +178,16 @@ def test_a_connection_that_no_with_holds_may_be_given_back_by_another_greenlet()
 
 def test_such_a_one_is_warned_of_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     pool = filled(1)
-    conn = pool.acquire()
-    gevent.spawn_later(0.05, pool.release, conn)
-    pool.release(pool.acquire(timeout=5))
-    gevent.idle()
+    held: list[Any] = []
+
+    def take_two() -> None:
+        held.append(pool.acquire())
+        pool.release(pool.acquire(timeout=PATIENCE))
+
+    caller = gevent.spawn(take_two)
+    until(lambda: warnings_of(caplog), "a warning")
+    pool.release(held.pop())
+    caller.get()
     assert len(warnings_of(caplog)) == 1
 
 
@@ -350,7 +358,8 @@ def test_a_caller_that_waits_while_it_holds_one_is_warned_of_once_with_both_stac
     for _ in range(2):
         with pool.get():
             caller = gevent.spawn(gets_the_first, waits_for_the_second)
-            gevent.sleep(0.05)
+            until(lambda: warnings_of(caplog), "a warning")
+            gevent.sleep(0.03)
         caller.join()
     gevent.idle()
 
@@ -368,7 +377,7 @@ def test_without_track_the_warning_says_how_to_know_more(caplog: pytest.LogCaptu
     pool = filled(1)
     with pool.get(), pytest.raises(PoolDeadlock):
         pool.acquire()
-    gevent.idle()
+    until(lambda: warnings_of(caplog), "a warning")
     (warning,) = warnings_of(caplog)
     assert "track=True tells where" in warning
 
