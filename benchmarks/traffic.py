@@ -60,9 +60,10 @@ class Record:
         return sum(begin <= at < end for at in self.answers) / (capacity * (end - begin))
 
     def answered(self, begin: float, end: float) -> float:
-        """The share that was answered of the requests that came from *begin* to *end*."""
+        """The share that was answered of the requests that came from *begin* to *end*; 1 if none
+        came."""
         came = [answered for at, answered in self.requests if begin <= at < end]
-        return sum(came) / len(came)
+        return sum(came) / len(came) if came else 1.0
 
     def normal_after(self, begin: float, end: float) -> float:
         """How many seconds after *begin* all was well, and so until *end*; else infinite."""

@@ -64,7 +64,8 @@ def worker_int(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close the pools as the worker ends, within a second.
+    """Close the pools as the worker ends, within a second, and give back its share of every
+    FleetLimit.
 
     gunicorn calls this in its master, too, for a worker that it did not find, and not at all for
     one that is killed: then nothing is done, and the system closes what the worker had open.
@@ -72,6 +73,9 @@ def worker_exit(server: Any, worker: Any) -> None:
     if worker.pid == os.getpid():
         observe.stop_listening()
         _close(worker, min(_LAST_CLOSE, worker.cfg.graceful_timeout * _SHARE))
+        fleet: Any = sys.modules.get("geventpool.fleet.limit")
+        if fleet is not None:
+            fleet.release_all()
 
 
 def child_exit(server: Any, worker: Any) -> None:

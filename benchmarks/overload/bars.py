@@ -100,7 +100,7 @@ def overload(quick: bool, picture: Path | None) -> tuple[list[Row], list[tuple[s
             *_lost("virtual", [each for each in virtual[PLAIN] if each.scenario == _HEADLINE]),
             *_lost("real sockets", real[PLAIN]),
         ],
-        [*_lines("virtual", virtual), *_lines("real", real)],
+        [*_lines("virtual", virtual), *_lines(f"of {capacity:.0f}/s, real", real)],
     )
 
 

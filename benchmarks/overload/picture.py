@@ -25,11 +25,11 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 _NAMES = {
     PLAIN: "no cure",
-    CODEL: "geventpool, overload=CoDel()",
+    CODEL: "overload=CoDel()",
     SALVAGE: "a salvage hook",
     DEADLINE: "with Deadline(1.0)",
     "SQLAlchemy": "SQLAlchemy QueuePool",
-    "redis": "redis-py BlockingConnectionPool",
+    "redis": "redis-py Blocking…Pool",
 }
 
 
@@ -41,22 +41,20 @@ def draw(outcomes: dict[str, Outcome], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, 2, sharex=True, sharey=True, figsize=(10, 4.8), layout="constrained"
+        1, 2, sharex=True, sharey=True, figsize=(9, 4.8), layout="constrained"
     )
     ours, others = (PLAIN, SALVAGE, DEADLINE, CODEL), (*PEERS, CODEL)
     _panel(panels[0], "geventpool", {name: outcomes[name] for name in ours})
-    _panel(panels[1], "other pools, and geventpool with CoDel", {n: outcomes[n] for n in others})
-    panels[0].set_ylabel("answers per second, in the callers' own time")
-    for panel in panels:
-        panel.set_xlabel("seconds since more was asked than can be served")
+    _panel(panels[1], "other pools", {name: outcomes[name] for name in others})
+    panels[0].set_ylabel("answers per second, in the callers' time")
     scenario = outcomes[PLAIN].scenario
     figure.suptitle(
-        f"10 connections, queries of 20 ms, callers that wait 1 s; 0.8 times as much is asked as"
-        f" can be served, {scenario.load:g} times for {scenario.seconds:g} s (grey), 0.8 times",
+        "10 connections, queries of 20 ms, callers that have 1 s each.  Asked is 0.8 × what can be"
+        f" served,\nthen {scenario.load:g} × for {scenario.seconds:g} s (grey), then 0.8 × again",
         fontsize=11,
     )
     picture.parent.mkdir(exist_ok=True)
-    figure.savefig(picture, dpi=90)
+    figure.savefig(picture, dpi=80, pil_kwargs={"optimize": True})
     pyplot.close(figure)
 
 
@@ -64,6 +62,7 @@ def _panel(panel: Any, title: str, outcomes: dict[str, Outcome]) -> None:
     first = next(iter(outcomes.values()))
     (begin, end), scenario = first.overload, first.scenario
     panel.set_title(title, loc="left", fontsize=11)
+    panel.set_xlabel("seconds since more was asked than can be served")
     panel.axvspan(0.0, end - begin, color="0.92")
     capacity = first.capacity
     panel.axhline(capacity, color="0.5", linewidth=0.8)
@@ -73,7 +72,9 @@ def _panel(panel: Any, title: str, outcomes: dict[str, Outcome]) -> None:
         panel.plot(*_curve(outcome), label=_NAMES.get(name, name), **_STYLES[name])
     panel.set_ylim(0, 1.2 * capacity)
     panel.set_xlim(-scenario.before, scenario.seconds + scenario.after)
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    panel.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=9
+    )
 
 
 def _curve(outcome: Outcome) -> tuple[list[float], list[float]]:

@@ -81,7 +81,7 @@ class Dialer:
         began = monotonic()
         if owner is None:
             self._runtime.shut(bucket)  # collected just now: its _close_orphans is on the way
-        if owner is None or not self._scheduler.wanted(slot):
+        if owner is None or not (self._scheduler.wanted(slot) and _may_dial(bucket)):
             self._scheduler.cancel_dial(slot, began)
             self._runtime.changed(bucket)
             return None
@@ -167,6 +167,9 @@ class Dialer:
             if failed.conn is not None and slot.state is CONNECTING:
                 self._closer.hang_up(owner, bucket, failed.conn)
             verdict = owner._verdict_on_dial(error)
+            if verdict is Verdict.SERVER_FULL:
+                for limit in bucket.shared:
+                    limit.server_full()
         finally:
             self._scheduler.dial_failed(slot, error, monotonic(), verdict)
             self._runtime.changed(bucket)
@@ -208,3 +211,7 @@ class Dialer:
         if "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)
+
+
+def _may_dial(bucket: PoolBucket) -> bool:
+    return all(limit.may_dial() for limit in bucket.shared)

@@ -75,6 +75,22 @@ class Limit:
         """Forget all that is counted here: the hub that it was counted for is gone."""
         Limit.__init__(self, self._maximum, self.name)
 
+    # For a cap that is shared with other processes
+
+    def may_dial(self) -> bool:
+        """Whether a dial that is counted here may begin: asked just before each one, in the
+        greenlet that dials.  May lower ``maximum``; must not switch."""
+        return True
+
+    def server_full(self) -> None:
+        """A dial that is counted here was told that the server takes no more connections.  May
+        lower ``maximum``; must not switch."""
+
+    @property
+    def in_use(self) -> int:
+        """How many of those counted here callers hold."""
+        return sum(bucket.in_use for bucket in self._buckets)
+
     @property
     def full(self) -> bool:
         """Whether no slot more may be counted."""

@@ -71,6 +71,7 @@ CLIENTS: dict[str, set[str]] = {
     "contrib/psycopg2.py": {"psycogreen", "psycopg2"},
     "contrib/pymysql.py": {"pymysql"},
     "discovery/_srv_wire.py": {"dns"},
+    "fleet/redis.py": {"redis"},
     "testing/fixtures.py": {"pytest"},
 }
 

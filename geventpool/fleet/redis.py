@@ -1,0 +1,61 @@
+"""RedisStore: the records of a fleet in Redis, changed by one Lua script.  Extra ``redis``."""
+
+from __future__ import annotations
+
+import uuid
+from importlib.resources import files
+from typing import Any
+
+import redis
+
+from geventpool.fleet.share import Grant, Report
+
+__all__ = ["RedisStore"]
+
+_SCRIPT = files(__package__).joinpath("renew.lua").read_text(encoding="utf-8")
+
+
+class RedisStore:
+    """The records of each cap in one hash of Redis; its clock is that of Redis.
+
+    *client* is a URL, or a client of redis-py: ``redis.Redis``, one made by Sentinel, or a
+    RedisCluster.  Two connections are enough for it: give it none that callers of yours wait for.
+    *prefix* begins the key of each hash.  With a replica that is promoted before it has all, the
+    last renewals are lost; a lease later all is known again.
+    """
+
+    def __init__(self, client: Any, *, prefix: str = "geventpool:fleet:") -> None:
+        if isinstance(client, str):
+            client = redis.Redis.from_url(client, socket_timeout=5.0, socket_connect_timeout=5.0)
+        if not callable(getattr(client, "register_script", None)):
+            raise TypeError(f"client must be a URL or a client of redis-py, not {client!r}")
+        self.client = client
+        self.prefix = prefix
+        self._renew = client.register_script(_SCRIPT)
+
+    def renew(self, report: Report) -> Grant:
+        """See Store: one round trip.  Raises what redis-py raises."""
+        share, members, epoch = self._renew(
+            keys=[self.prefix + report.name],
+            args=[
+                report.id,
+                report.cap,
+                report.used,
+                report.has,
+                report.wants,
+                report.weight,
+                report.floor,
+                report.lease,
+                report.generation,
+                uuid.uuid4().hex,
+            ],
+        )
+        return Grant(int(share), int(members), _text(epoch))
+
+    def release(self, name: str, id: str) -> None:
+        """See Store: one round trip.  Raises what redis-py raises."""
+        self.client.hdel(self.prefix + name, f"p:{id}")
+
+
+def _text(answer: bytes | str) -> str:
+    return answer.decode() if isinstance(answer, bytes) else answer

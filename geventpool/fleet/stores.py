@@ -1,0 +1,63 @@
+"""What a FleetLimit asks of the store that all processes of a fleet share."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from time import monotonic
+from typing import Protocol
+
+from geventpool.fleet.share import Grant, Record, Report, grant
+
+__all__ = ["MemoryStore", "Store"]
+
+
+class Store(Protocol):
+    """Where the records of a fleet are.  Each call is atomic, goes by the store's own clock, and
+    may switch; the caller bounds it.  What it raises: the store cannot be reached."""
+
+    def renew(self, report: Report) -> Grant:
+        """Note what a process reports, and say what it may have."""
+
+    def release(self, name: str, id: str) -> None:
+        """Forget the process *id* of the cap *name*: all its connections are closed."""
+
+
+class MemoryStore:
+    """For the hubs of one process, and for tests.  *clock* tells the time in seconds."""
+
+    def __init__(self, clock: object = monotonic) -> None:
+        if not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        self._clock = clock
+        self._lock = threading.Lock()  # hubs are threads; nothing in it switches
+        self._caps: dict[str, _Cap] = {}
+
+    def renew(self, report: Report) -> Grant:
+        """See Store.  Does not block."""
+        with self._lock:
+            now = self._clock()
+            cap = self._caps.get(report.name)
+            if cap is None:
+                cap = self._caps[report.name] = _Cap(now + report.lease)
+            share, cap.records = grant(cap.records, report, now, learns_until=cap.learns_until)
+            members = sum(now < each.expires for each in cap.records.values())
+            return Grant(share, members, cap.epoch)
+
+    def release(self, name: str, id: str) -> None:
+        """See Store.  Does not block."""
+        with self._lock:
+            if name in self._caps:
+                self._caps[name].records.pop(id, None)
+
+    def clear(self) -> None:
+        """Forget all, as a store that was started anew."""
+        with self._lock:
+            self._caps.clear()
+
+
+class _Cap:
+    def __init__(self, learns_until: float) -> None:
+        self.epoch = uuid.uuid4().hex
+        self.learns_until = learns_until
+        self.records: dict[str, Record] = {}

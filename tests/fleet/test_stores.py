@@ -1,0 +1,171 @@
+"""Every store decides the same, by a clock of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from geventpool.fleet import MemoryStore, Store
+from geventpool.fleet.share import MEMORY, Grant, Report
+from support.servers import require_server
+from support.waiting import until
+
+LONG = 1000.0  # a lease that does not end here
+
+
+def redis_store() -> Any:
+    from geventpool.fleet.redis import RedisStore
+
+    host, port = require_server("redis")
+    return RedisStore(f"redis://{host}:{port}/0")
+
+
+def postgres_store() -> Any:
+    from geventpool.contrib.psycopg2 import Psycopg2Pool
+    from geventpool.fleet.postgres import PostgresStore
+
+    host, port = require_server("postgres")
+    pool = Psycopg2Pool(f"host={host} port={port} user=postgres dbname=test", 1)
+    return PostgresStore(pool)
+
+
+@pytest.fixture(params=["memory", "redis", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made: Any
+    match request.param:
+        case "memory":
+            yield MemoryStore()
+        case "redis":
+            made = redis_store()
+            yield made
+            made.client.close()
+        case _:
+            made = postgres_store()
+            yield made
+            made.pool.close()
+
+
+class Cap:
+    """One cap of a store, that has learnt already what there is."""
+
+    def __init__(self, store: Store, cap: int = 10, *, learning: bool = False) -> None:
+        self.store, self.name, self.cap = store, uuid.uuid4().hex, cap
+        if not learning:
+            self.renew("first", lease=0.05)
+            gevent.sleep(0.06)  # by then it has learnt
+            store.release(self.name, "first")
+
+    def renew(self, id: str, wants: int = 0, used: int = 0, has: int = 0, **more: Any) -> Grant:
+        settings = {"floor": 1, "lease": LONG, **more}
+        return self.store.renew(Report(self.name, self.cap, id, used, has, wants, **settings))
+
+
+def test_shares_move_to_who_wants_more_once_they_are_free(store: Store) -> None:
+    cap = Cap(store)
+    assert cap.renew("a", 10).share == 10
+    assert cap.renew("b", 10) == (0, 2, cap.renew("a", 10, used=10, has=10).epoch)
+    assert cap.renew("a", 10, used=5, has=5).share == 5
+    assert cap.renew("b", 10).share == 5
+
+
+def test_one_that_releases_is_forgotten_at_once(store: Store) -> None:
+    cap = Cap(store)
+    cap.renew("a", 10)
+    store.release(cap.name, "a")
+    assert cap.renew("b", 10)[:2] == (10, 1)
+
+
+def test_one_whose_lease_ends_keeps_its_floor_for_a_while_and_no_more(store: Store) -> None:
+    cap, lease = Cap(store), 0.2
+    cap.renew("a", 10, floor=2, lease=lease)
+    assert cap.renew("b", 10).share == 0
+    until(lambda: cap.renew("b", 10).share == 8)
+    until(lambda: cap.renew("b", 10, has=8).share == 10, seconds=(MEMORY + 1) * lease + 20)
+
+
+def test_an_emptied_store_says_so_by_its_epoch_and_learns(store: Store) -> None:
+    cap = Cap(store, learning=True)
+    first = cap.renew("a", 10, used=7, has=8)
+    assert first.share == 8
+    assert cap.renew("b", 10).share == 1
+    other = Cap(store, learning=True)
+    assert other.renew("a", 10).epoch != first.epoch == cap.renew("a", 10, has=8).epoch
+
+
+def test_an_older_generation_wants_nothing_more(store: Store) -> None:
+    cap = Cap(store)
+    cap.renew("old", 10)
+    cap.renew("new", 6, generation=1)
+    assert cap.renew("old", 10, used=1, has=1).share == 1
+    assert cap.renew("new", 6, generation=1).share == 6
+
+
+def test_caps_of_different_names_know_nothing_of_each_other(store: Store) -> None:
+    one, other = Cap(store), Cap(store)
+    assert one.renew("a", 10).share == 10
+    assert other.renew("a", 10).share == 10
+
+
+def test_many_at_a_time_never_get_more_than_there_is(store: Store) -> None:
+    cap = Cap(store, cap=20)
+    has = dict.fromkeys(map(str, range(15)), 0)
+
+    def live(id: str) -> None:
+        for _ in range(10):
+            has[id] = cap.renew(id, wants=7, used=has[id], has=has[id]).share
+            assert sum(has.values()) <= 20
+            gevent.sleep(0)
+
+    gevent.joinall([gevent.spawn(live, id) for id in has], raise_error=True)
+    assert sum(has.values()) == 20
+    assert max(has.values()) - min(has.values()) <= 1
+
+
+reports = st.lists(
+    st.tuples(
+        st.sampled_from("abcde"),
+        st.integers(0, 12),
+        st.integers(0, 6),
+        st.integers(0, 6),
+        st.sampled_from([1, 1, 2, 3]),
+        st.sampled_from([0, 1, 2]),
+        st.sampled_from([0, 0, 0, 1]),
+    )
+    | st.sampled_from("abcde"),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.mark.slow
+def test_all_stores_decide_the_same(request: pytest.FixtureRequest) -> None:
+    redis, postgres = redis_store(), postgres_store()
+    stores: list[Any] = [MemoryStore(), redis, postgres]
+    try:
+
+        @settings(
+            max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        )
+        @given(st.integers(1, 25), reports)
+        def same(size: int, steps: list[Any]) -> None:
+            caps = [Cap(store, size) for store in stores]
+            for step in steps:
+                if isinstance(step, str):
+                    for cap in caps:
+                        cap.store.release(cap.name, step)
+                    continue
+                id, wants, used, has, weight, floor, generation = step
+                more = {"weight": weight, "floor": min(floor, size), "generation": generation}
+                answers = [cap.renew(id, wants, used, has, **more)[:2] for cap in caps]
+                assert answers == [answers[0]] * 3, (step, answers)
+
+        same()
+    finally:
+        redis.client.close()
+        postgres.pool.close()
