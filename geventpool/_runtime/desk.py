@@ -377,6 +377,8 @@ class Desk:
         if slot.state is SALVAGING:
             return  # whether it has failed is yet to be seen
         self._timeout_losses.note(owner, bucket, reason, error)
+        if error is not None:
+            bucket.note_failure(error)
         if error is not None and "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, conn, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)

@@ -116,7 +116,7 @@ class Arbiter:
             self._ledger.block(bucket, None)
         open_for = bucket  # whether it, which stands in no queue, may yet be served
         while True:
-            first, ticket = None, NEVER
+            first, ticket, queued_at = None, NEVER, None
             if open_for is not None:
                 first = open_for
                 idle = first.waiters and first.idle
@@ -125,11 +125,14 @@ class Arbiter:
                 if limit._queue:
                     came, other = limit._queue.first()
                     if came < ticket and _may_help(limit, came, bucket):
-                        first, ticket = other, came
+                        first, ticket, queued_at = other, came, limit
             if first is None:
                 break
-            if not self._serve(first, touched, now) and first is open_for:
-                open_for = None
+            served = self._serve(first, touched, now)
+            if queued_at is None:
+                open_for = first if served else None
+            elif served:
+                self._queue_again(first, queued_at, now)
         if bucket is not None:
             self._ledger.file(bucket)
 
@@ -170,6 +173,13 @@ class Arbiter:
             ledger.claim(bucket)
         ledger.file(bucket)
         return True
+
+    def _queue_again(self, bucket: Bucket, limit: Limit, now: float) -> None:
+        """Have the next waiter of *bucket*, which is out of the queue of *limit* now that one was
+        served, stand there, if a place is of any use to it."""
+        dials = bucket.dials.may_dial(bucket.connecting + bucket.coming, now)
+        if dials and bucket.own.spare > 0 and bucket.next_unserved < NEVER:
+            self._ledger.block(bucket, limit, bucket.next_unserved)
 
     def _wait_for_dials(self, bucket: Bucket, ticket: float, now: float) -> None:
         """No more may be dialed yet: fail those that do not wait for that."""
@@ -300,12 +310,15 @@ class Arbiter:
             return expired and bucket.failing
         return expired or not (bucket.connecting or bucket.closing or now < bucket.retry_at)
 
-    def reason_to_close(self, slot: Slot, now: float) -> Reason | None:
-        """Why a slot that is not held any more must not be kept, or None."""
+    def reason_to_close(
+        self, slot: Slot, now: float, besides: Reason | None = None
+    ) -> Reason | None:
+        """Why a slot that is not held any more must not be kept, or None; that it was marked for
+        closing for the reason *besides* does not count."""
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
-        if slot.close_reason is not None:
+        if slot.close_reason is not None and slot.close_reason is not besides:
             return slot.close_reason
         if bucket.max_uses is not None and slot.uses >= bucket.max_uses:
             return Reason.WORN_OUT
@@ -325,7 +338,7 @@ class Arbiter:
             return False
         if bucket.open > bucket.size and not bucket.waiters:
             return False  # surplus
-        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
+        return self.reason_to_close(slot, now, besides=Reason.CUT_SHORT) is None
 
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""

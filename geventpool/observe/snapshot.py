@@ -12,8 +12,12 @@ Here is what every key means; ``docs/observability.md`` says it for people::
                         "failed": 31.5, "reason": "ConnectionRefusedError: ..."}]}]}
 
 *endpoints* is of an EndpointPool, *addresses* of a ConnectionManager.  *stats* has the fields of
-PoolStats: numbers as they are, a Duration as an object of its numbers,
-times in seconds.  What has no bound is None, as JSON has no infinity.
+PoolStats: numbers as they are, times in seconds, ``errors`` a list of [when, text], and a Duration
+as an object of its numbers::
+
+    {"count": 3, "sum": 0.5, "max": 0.4, "histogram": {"bounds": [0.0001, ...], "counts": [0, ...]}}
+
+What has no bound is None, as JSON has no infinity.
 """
 
 from __future__ import annotations
@@ -32,19 +36,20 @@ from geventpool.registry import pools
 __all__ = ["snapshot"]
 
 
-def snapshot() -> dict[str, Any]:
-    """What every open pool and manager of this process looks like just now.
+def snapshot(*, holders: bool = True) -> dict[str, Any]:
+    """What every open pool and manager of this process looks like just now; without *holders*,
+    which take longest, those are empty.
 
     Does not block.  No secret is in it, as far as one can be told: see ``secrets.py``.
     """
     return {
         "pid": os.getpid(),
         "time": time.time(),
-        "pools": [_pool(pool) for pool in pools()],
+        "pools": [_pool(pool, holders) for pool in pools()],
     }
 
 
-def _pool(pool: Any) -> dict[str, Any]:
+def _pool(pool: Any, holders: bool) -> dict[str, Any]:
     figures = _figures(pool.stats())
     figures["stats"].pop("name")
     endpoints = pool.endpoints() if hasattr(pool, "endpoints") else ()
@@ -52,7 +57,7 @@ def _pool(pool: Any) -> dict[str, Any]:
         "name": without_secrets(pool.name),
         "kind": type(pool).__name__,
         **figures,
-        "holders": [_holder(holder) for holder in pool.holders()],
+        "holders": [_holder(holder) for holder in pool.holders()] if holders else [],
         "endpoints": [
             {"endpoint": _text(each), **_figures(pool.stats(each))}
             for each in endpoints

@@ -2,7 +2,7 @@
 
 Each worker of a gunicorn answers on its own; a page that one of them serves asks all of them, and
 ``python -m geventpool dump PID`` asks one for which no page is mounted.  One request a connection:
-a line, which is not looked at yet; the answer is the snapshot as JSON, and the end.
+a line, "snapshot", or "figures" for one without holders; the answer is that as JSON, and the end.
 
 *A group* are the processes that belong together: those that one master has forked.
 """
@@ -24,6 +24,8 @@ from gevent import socket
 from geventpool.observe.snapshot import snapshot
 
 __all__ = [
+    "FIGURES",
+    "WHOLE",
     "Worker",
     "group_here",
     "is_running",
@@ -32,6 +34,9 @@ __all__ = [
     "stop_listening",
     "workers",
 ]
+
+#: What one can ask for.
+WHOLE, FIGURES = b"snapshot\n", b"figures\n"
 
 _PATIENCE = 5.0  # seconds that one who asks may take, for its line or to read the answer
 _BACKLOG = 16
@@ -147,8 +152,9 @@ def _answer(sock: Any) -> None:
     patience: Any = gevent.Timeout(_PATIENCE, False)  # type: ignore[arg-type]
     with sock, patience:
         try:
-            if sock.recv(256):
-                sock.sendall(json.dumps(snapshot()).encode())
+            if request := sock.recv(256):
+                answer = snapshot(holders=not request.startswith(FIGURES.strip()))
+                sock.sendall(json.dumps(answer).encode())
         except OSError:
             return  # it has gone
 

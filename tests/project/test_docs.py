@@ -239,11 +239,8 @@ def test_the_files_and_classes_that_the_map_names_are_there(page: str) -> None:
     text = (ROOT / page).read_text()
     files = re.findall(r"`((?:_?[a-z]+/)+\w*(?:\.py)?)`", text)
     classes = re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)*)(?:\.(\w+))?[`(]", text)
-    missing = [
-        name
-        for name in files
-        if not any((root / name).exists() for root in (ROOT, PACKAGE_ROOT, PACKAGE_ROOT / "compat"))
-    ]
+    roots = ROOT, PACKAGE_ROOT, PACKAGE_ROOT / "compat", PACKAGE_ROOT / "contrib"
+    missing = [name for name in files if not any((root / name).exists() for root in roots)]
     missing += [
         name
         for name, _ in classes
