@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from geventpool.addresses import Address, AddressGroup, AnyAddress, UnixAddress, address
+from support import named
 
 A, B, C, D = (Address(f"10.0.0.{n}", 80) for n in range(1, 5))
 
@@ -48,7 +49,7 @@ A, B, C, D = (Address(f"10.0.0.{n}", 80) for n in range(1, 5))
         (pathlib.Path("/run/x.sock"), UnixAddress("/run/x.sock")),
         (pathlib.PurePosixPath("/run/x:80"), UnixAddress("/run/x:80")),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_an_address_may_be_spelled_in_many_ways(target: object, expected: AnyAddress) -> None:
     found = address(target)
@@ -113,7 +114,7 @@ def test_what_nothing_can_connect_to_is_refused(target: object) -> None:
         *[("::1", 80, 0, 0), (b"host", 80), (80, "host"), (None, 80), UnixAddress(3)],  # type: ignore[arg-type]
         *[ipaddress.IPv4Address("10.0.0.1"), iter(["host", 80]), Address("host", "80")],  # type: ignore[arg-type]
     ],
-    ids=lambda target: repr(target)[:30],
+    ids=lambda target: named(target)[:30],
 )
 def test_what_is_no_address_is_refused(target: object) -> None:
     with pytest.raises(TypeError, match="target must be .*" + re.escape(repr(target))):

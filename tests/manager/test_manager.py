@@ -58,6 +58,7 @@ from geventpool.manager import (
 from geventpool.manager.address_walk import _FRESH as FRESH
 from geventpool.pools import EndpointPool
 from geventpool.sockets import MonitoredSocket, SocketFactory
+from support import named
 from support.certificates import make_certificates
 from support.managers import Hosts, group
 from support.servers import EchoServer, IdServer, ask
@@ -1230,7 +1231,7 @@ def test_an_answer_that_no_caller_waited_for_is_no_callers_reply(hosts: Hosts, m
         (gevent.GreenletExit(), False, False),
         (KeyboardInterrupt(), False, False),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_what_leaves_a_with_says_whether_to_keep_it_and_whom_to_blame(
     hosts: Hosts, manage: Any, error: BaseException, kept: bool, blamed: bool
@@ -1907,7 +1908,7 @@ def test_another_thread_is_told_that_it_is_one_and_changes_nothing(
         assert sock is held
 
 
-@pytest.mark.parametrize("strike", STRIKES, ids=repr)
+@pytest.mark.parametrize("strike", STRIKES, ids=named)
 def test_nothing_is_lost_wherever_a_call_is_cancelled(hosts: Hosts, strike: Any) -> None:
     """A resolver that gives way; a dead address, a slow one that must be probed, a good one."""
 
@@ -2162,7 +2163,7 @@ def test_it_says_how_it_stands(hosts: Hosts, manage: Any) -> None:
         ),
         ({"address_groups": AddressGroupMap(), "watch_interval": 0}, ValueError, "interval"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_a_bad_argument_is_named(
     settings: dict[str, Any], error: type[Exception], message: str
@@ -2190,7 +2191,7 @@ def test_a_bad_argument_is_named(
             "idle_timeout of sock_type must be",
         ),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_a_bad_argument_of_a_call_is_named_and_no_server_blamed(
     manage: Any, options: dict[str, Any], error: type[Exception], message: str

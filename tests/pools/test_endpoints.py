@@ -35,9 +35,10 @@ from geventpool import (
     WrongHub,
 )
 from geventpool._runtime.runtime import Runtime
-from geventpool._scheduler.model import Waiter
+from geventpool._scheduler.waiter import Waiter
 from geventpool.pools import EndpointPool
 from geventpool.testing import FakeClock
+from support import named
 from support.certificates import make_certificates
 from support.child import FORKS, Child
 from support.objects import Conn, Maker
@@ -119,7 +120,7 @@ HASHABLE = [
 ]
 
 
-@pytest.mark.parametrize("endpoint", HASHABLE, ids=repr)
+@pytest.mark.parametrize("endpoint", HASHABLE, ids=named)
 def test_any_hashable_endpoint_has_connections_of_its_own(places: Places, endpoint: Any) -> None:
     with EndpointPool(connect=places) as pool:
         used(pool, "another")
@@ -1505,7 +1506,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "error"), BAD, ids=repr)
+@pytest.mark.parametrize(("name", "value", "error"), BAD, ids=named)
 def test_a_bad_argument_is_refused_by_name(
     places: Places, name: str, value: Any, error: type[Exception]
 ) -> None:
@@ -1835,7 +1836,7 @@ SCENARIOS = [
 ]
 
 
-@pytest.mark.parametrize("strike", STRIKES, ids=repr)
+@pytest.mark.parametrize("strike", STRIKES, ids=named)
 @pytest.mark.parametrize(("play", "points"), SCENARIOS)
 def test_a_caller_may_be_cancelled_wherever_it_gives_way(
     play: Callable[[Stage], None], points: int, strike: Strike, hub_errors: list[BaseException]
@@ -1846,7 +1847,7 @@ def test_a_caller_may_be_cancelled_wherever_it_gives_way(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strike", [s for s in STRIKES if s.how != "by a timer"], ids=repr)
+@pytest.mark.parametrize("strike", [s for s in STRIKES if s.how != "by a timer"], ids=named)
 @pytest.mark.parametrize("play", [play for play, _ in SCENARIOS if play is not from_idle])
 def test_a_greenlet_of_the_pool_may_be_cancelled_wherever_it_gives_way(
     play: Callable[[Stage], None], strike: Strike, hub_errors: list[BaseException]

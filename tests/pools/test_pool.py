@@ -31,6 +31,7 @@ from geventpool import (
     SocketFactory,
 )
 from geventpool.testing import FakeClock
+from support import named
 from support.objects import Conn, Maker
 from support.servers import EchoServer, closed_port
 from support.waiting import until_readable
@@ -570,7 +571,7 @@ def test_a_waiter_keeps_waiting_while_dials_fail_and_is_served_when_one_succeeds
         gevent.Timeout(1, ValueError("a timeout of the hook's own")),
         gevent.Timeout(1),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_whatever_new_connection_raises_is_a_failed_dial(maker, error):
     maker.error = error
@@ -616,7 +617,7 @@ def test_that_none_was_returned_is_said(maker):
         pool.acquire()
 
 
-@pytest.mark.parametrize("falsy", [0, "", [], False], ids=repr)
+@pytest.mark.parametrize("falsy", [0, "", [], False], ids=named)
 def test_falsy_connections_are_connections(falsy):
     pool = ConnectionPool(1, connect=lambda: falsy)
 
@@ -787,7 +788,7 @@ def test_no_caller_waits_for_the_keepalive_of_a_hung_peer(maker):
         gevent.GreenletExit(),
         PoolTimeout("of another pool"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_whatever_keepalive_raises_discards_and_keepalives_go_on(maker, error, hub_errors):
     pool = PingPool(maker, 1, keepalive=0.01)
@@ -1106,7 +1107,7 @@ def test_nothing_raised_releases(maker):
         GeneratorExit(),
         SystemExit(),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_an_oserror_or_what_is_no_exception_discards(maker, error):
     pool = ConnectionPool(1, connect=maker)
@@ -2010,7 +2011,7 @@ def test_a_connection_that_compares_equal_to_everything_is_no_trouble():
 # Hooks
 
 
-@pytest.mark.parametrize("answer", [None, ValueError, -1, 10**6, 10**100, "three"], ids=repr)
+@pytest.mark.parametrize("answer", [None, ValueError, -1, 10**6, 10**100, "three"], ids=named)
 def test_whatever_fileno_answers_the_connection_is_pooled(maker, answer):
     class Odd(ConnectionPool):
         def _new_connection(self):

@@ -14,6 +14,7 @@ import pytest
 
 from geventpool import Backoff, CoDel, ConnectionPool, EndpointPool, Limit
 from geventpool.pools.settings import PoolSettings
+from support import named
 
 
 class PingPool(ConnectionPool[Any]):
@@ -83,7 +84,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "error"), BAD, ids=repr)
+@pytest.mark.parametrize(("name", "value", "error"), BAD, ids=named)
 def test_a_bad_argument_is_refused_by_name_with_what_is_wrong_with_it(maker, name, value, error):
     arguments: dict[str, Any] = {"size": 5, "connect": maker, name: value}
 
@@ -187,7 +188,7 @@ def test_a_refused_pool_is_collected(maker):
     assert [ref() for ref in refused] == [None, None]
 
 
-@pytest.mark.parametrize(("timeout", "error"), SECONDS, ids=repr)
+@pytest.mark.parametrize(("timeout", "error"), SECONDS, ids=named)
 @pytest.mark.parametrize("verb", ["get", "acquire", "fill", "close"])
 def test_a_bad_timeout_of_a_verb_is_refused_even_if_nothing_is_to_be_waited_for(
     maker, verb, timeout, error
@@ -203,7 +204,7 @@ def test_a_bad_timeout_of_a_verb_is_refused_even_if_nothing_is_to_be_waited_for(
     assert not pool._bucket.closed
 
 
-@pytest.mark.parametrize(("over", "error"), [*SECONDS, (None, TypeError)], ids=repr)
+@pytest.mark.parametrize(("over", "error"), [*SECONDS, (None, TypeError)], ids=named)
 def test_a_bad_over_of_drain_is_refused(maker, over, error):
     pool = ConnectionPool(1, connect=maker)
     pool.fill(timeout=10)
@@ -217,7 +218,7 @@ def test_a_bad_over_of_drain_is_refused(maker, over, error):
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [*(("size", *bad) for bad in [*WHOLE, (0, ValueError)]), ("min_size", 9, ValueError)],
-    ids=repr,
+    ids=named,
 )
 def test_a_bad_resize_is_refused_and_changes_nothing(maker, name, value, error):
     pool = ConnectionPool(5, connect=maker, min_size=2)
@@ -241,7 +242,7 @@ def test_a_resize_whose_minimum_cannot_fit_a_limit_is_refused_and_changes_nothin
     assert other.size == 1
 
 
-@pytest.mark.parametrize("listener", [object(), None, "logger", {}, print], ids=repr)
+@pytest.mark.parametrize("listener", [object(), None, "logger", {}, print], ids=named)
 def test_what_cannot_listen_is_refused_as_a_listener(maker, listener):
     pool = ConnectionPool(1, connect=maker)
 

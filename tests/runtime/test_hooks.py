@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from geventpool import Backoff, ConnectionPool, PoolClosed, PoolListener, PoolTimeout
+from support import named
 from support.objects import Conn, Maker
 
 SOON = Backoff(first=0.001, longest=0.001, jitter=0)
@@ -90,7 +91,7 @@ def test_a_fileno_that_hangs_is_a_failed_dial() -> None:
     pool.close()
 
 
-@pytest.mark.parametrize("answer", [Unsure(), ValueError, Rude, gevent.Timeout(1)], ids=str)
+@pytest.mark.parametrize("answer", [Unsure(), ValueError, Rude, gevent.Timeout(1)], ids=named)
 def test_whatever_is_alive_does_the_next_connection_is_handed_out(answer: Any) -> None:
     maker = Maker()
 
