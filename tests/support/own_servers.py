@@ -28,7 +28,7 @@ import gevent
 import gevent.socket
 import pytest
 
-__all__ = ["OwnMariaDb", "OwnPostgres", "OwnServer"]
+__all__ = ["OwnMariaDb", "OwnPostgres", "OwnServer", "free_port"]
 
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/sbin", "/usr/bin", "/usr/local/bin")
 
@@ -50,7 +50,7 @@ class OwnServer:
         self.user = "nobody" if os.getuid() == 0 else None
         if self.user is not None:
             os.chown(self.folder, pwd.getpwnam(self.user).pw_uid, -1)
-        self.address = ("127.0.0.1", _free_port())
+        self.address = ("127.0.0.1", free_port())
         self._process: Any = None
 
     def __enter__(self) -> OwnServer:
@@ -206,7 +206,7 @@ class OwnMariaDb(OwnServer):
         return [self.program_path, "--no-defaults", *options, *self.options]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that no client gets by chance while its server is away, as it would one of the system's
     choice."""
     while True:
