@@ -29,6 +29,7 @@ import gevent
 import pytest
 
 from support import ROOT, TESTS
+from support.adapters import http, memcached
 from support.servers import require_server
 
 README = ROOT / "README.md"
@@ -42,7 +43,13 @@ ENVIRONMENT = {
     "DATABASE_URL": ("postgres", "postgresql://postgres@{0}:{1}/postgres"),
     "MYSQL_HOST": ("mariadb", "{0}"),
     "MYSQL_PORT": ("mariadb", "{1}"),
+    "REDIS_URL": ("redis", "redis://{0}:{1}/0"),
+    "MEMCACHED_HOST": ("memcached", "{0}"),
+    "MEMCACHED_PORT": ("memcached", "{1}"),
+    "API_URL": ("nginx", "http://{0}:{1}"),
 }
+#: Servers that the tests start; the others are there.
+OWN_SERVERS = {"memcached": memcached.shared, "nginx": http.shared}
 
 # Starts as many echo servers as it is told, prints their addresses, and serves until its standard
 # input ends.  A process of its own, so that a snippet may block.
@@ -126,8 +133,12 @@ def environment_of(page: str) -> dict[str, str]:
     """Where the servers are that *page* wants; skips, or fails, if one is not there."""
     __tracebackhide__ = True
     code = "".join(snippet.text for snippet in SNIPPETS[page])
+
+    def address_of(server: str) -> tuple[str, int]:
+        return OWN_SERVERS[server]().address if server in OWN_SERVERS else require_server(server)
+
     return {
-        name: text.format(*require_server(server))
+        name: text.format(*address_of(server))
         for name, (server, text) in ENVIRONMENT.items()
         if f'"{name}"' in code
     }
