@@ -117,8 +117,14 @@ class PymemcachePool(ConnectionPool[Client]):
     touch = _borrowing("touch")
     version = _borrowing("version")
     __getitem__ = _borrowing("__getitem__")
-    __setitem__ = _borrowing("__setitem__")
-    __delitem__ = _borrowing("__delitem__")
+
+    # The client's own wait for no reply.
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self.delete(key)
 
     def execute(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         """As ``ConnectionPool.execute``: with a client, ``f(client, …)`` or its method *f*."""

@@ -92,6 +92,16 @@ def test_a_command_waits_for_its_reply_unless_it_is_told_not_to(make: MakePool) 
     assert make(default_noreply=True).set("large", b"x") is True
 
 
+def test_so_do_items_whose_client_has_them_not_wait(make: MakePool) -> None:
+    cache = make()
+    with pytest.raises(exceptions.MemcacheServerError):
+        cache["large"] = b"x" * 2_000_000
+    cache["small"] = b"x"
+    del cache["small"]
+    with pytest.raises(KeyError):
+        cache["small"]
+
+
 def test_a_client_that_has_connected_by_itself_is_not_used_again(make: MakePool) -> None:
     cache = make()
     with cache.get() as client:

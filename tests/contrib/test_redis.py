@@ -278,7 +278,7 @@ def test_a_dial_is_tried_once_whatever_is_tried_again(make: MakePool, retries: i
         with pytest.raises(PoolTimeout):
             client_of(pool).ping()
         pool.close()
-        assert 1 < len(accepted) <= pool.stats().dialed
+        assert 0 < len(accepted) <= pool.stats().dialed
 
 
 def test_a_command_is_tried_again_where_that_is_wanted(make: MakePool) -> None:
