@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,13 +16,18 @@ from geventpool.contrib.http import HttpPool, ResponseTooLarge
 from geventpool.events import Reason
 from geventpool.testing import EchoServer
 from support.adapters.http import LARGE, OwnNginx, shared
+from support.descriptors import LINGER_0
 
 MakePool = Callable[..., HttpPool]
 
 
+RESET = b"reset"
+
+
 class Server(EchoServer):
     """Answers each request, which *requests* has, by what *answers* has for it, in order; None:
-    it hangs up instead, and after the last one, too."""
+    it hangs up instead, and after the last one, too.  An answer that ends with RESET is sent
+    without that, and the connection reset."""
 
     def __init__(self, *answers: bytes | None, **settings: Any) -> None:
         super().__init__(**settings)
@@ -38,7 +44,10 @@ class Server(EchoServer):
             self.requests.append(request)
             if (answer := self.answers.pop(0)) is None:
                 return
-            sock.sendall(answer)
+            sock.sendall(answer.removesuffix(RESET))
+            if answer.endswith(RESET):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+                return
 
 
 def ok(body: bytes = b"yes", *headers: bytes) -> bytes:
@@ -141,6 +150,15 @@ def test_nor_what_was_answered_by_half(make: MakePool) -> None:
         pool = make(server, size=1, read_timeout=0.2)
         pool.request("GET", "/first")
         with pytest.raises((http.client.IncompleteRead, TimeoutError)):
+            pool.request("GET", "/second")
+        assert len(server.requests) == 2
+
+
+def test_nor_what_was_answered_by_half_and_then_reset(make: MakePool) -> None:
+    with Server(ok(), ok(b"not all of it")[:-5] + RESET, ok()) as server:
+        pool = make(server, size=1)
+        pool.request("GET", "/first")
+        with pytest.raises(ConnectionResetError):
             pool.request("GET", "/second")
         assert len(server.requests) == 2
 

@@ -9,10 +9,10 @@ import gevent
 import pytest
 from pymemcache import exceptions
 
-from geventpool import Verdict
+from geventpool import PoolTimeout, Verdict
 from geventpool.contrib.pymemcache import PymemcachePool
 from geventpool.events import Reason
-from geventpool.testing import ChaosProxy
+from geventpool.testing import ChaosProxy, EchoServer
 from support.adapters.memcached import shared
 from support.waiting import until
 
@@ -131,6 +131,21 @@ def test_arguments_of_the_client_are_the_client_s(make: MakePool) -> None:
 def test_a_wrong_argument_is_said_at_once() -> None:
     with pytest.raises(TypeError, match="nonsense"):
         PymemcachePool(("127.0.0.1", 1), nonsense=1)
+
+
+def test_a_server_that_takes_connections_and_answers_nothing_is_no_memcached(
+    make: MakePool,
+) -> None:
+    class Refusing(EchoServer):
+        def serve(self, sock: Any) -> None:
+            pass
+
+    with Refusing() as server:
+        cache = make(server=server.address, timeout=0.2)
+        with pytest.raises(PoolTimeout) as raised:
+            cache.get("key")
+        assert raised.value.__cause__ is not None
+        cache.close()
 
 
 def test_a_server_that_hangs_costs_no_more_than_socket_timeout(make: MakePool) -> None:

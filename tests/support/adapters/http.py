@@ -83,8 +83,8 @@ class Http(Adapter):
     options = ("60",)
     lost = (http.client.HTTPException, OSError)
     states = (
-        *("an answer not read", "a body read by half", "a request sent by half"),
-        "an answer that is the last",
+        *("an answer not waited for", "an answer not read", "a body read by half"),
+        *("a request sent by half", "an answer that is the last"),
     )
     protocol_errors = "client sent invalid"
 
@@ -116,6 +116,8 @@ class Http(Adapter):
             return conn.endheaders(b"half")
         if state == "an answer that is the last":
             return conn.exchange("GET", "/last")
+        if state == "an answer not waited for":
+            return conn.request("GET", "/slow/0.2/stale")
         conn.request("GET", "/large")
         if state == "an answer not read":
             return None
