@@ -136,13 +136,14 @@ def test_a_wrong_argument_is_said_at_once() -> None:
 def test_a_server_that_takes_connections_and_answers_nothing_is_no_memcached(
     make: MakePool,
 ) -> None:
-    class Refusing(EchoServer):
+    class Silent(EchoServer):
         def serve(self, sock: Any) -> None:
-            pass
+            while sock.recv(65536):
+                pass
 
-    with Refusing() as server:
-        cache = make(server=server.address, timeout=0.2)
-        with pytest.raises(PoolTimeout) as raised:
+    with Silent() as server:
+        cache = make(server=server.address, timeout=0.3, connect_timeout=0.1)
+        with gevent.Timeout(5), pytest.raises(PoolTimeout) as raised:
             cache.get("key")
         assert raised.value.__cause__ is not None
         cache.close()

@@ -29,8 +29,10 @@ import gevent
 import pytest
 
 from support import ROOT, TESTS
-from support.adapters import http, memcached
+from support.adapters.http import OwnNginx
+from support.adapters.memcached import OwnMemcached
 from support.servers import require_server
+from support.small_servers import OwnImap, OwnSlapd, OwnSmtp, OwnThrift, OwnWebSocket, shared
 
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -39,17 +41,21 @@ EXAMPLE_HOST = r"[\w.-]*\bexample\.(?:com|net|org)"
 EXAMPLE_ADDRESS = re.compile(rf"""(["'])({EXAMPLE_HOST})(\1,\s*|:)(\d+)\b""")
 
 #: What a snippet may take from ``os.environ``: of which server, and what of its address.
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, tuple[Any, str]] = {
     "DATABASE_URL": ("postgres", "postgresql://postgres@{0}:{1}/postgres"),
     "MYSQL_HOST": ("mariadb", "{0}"),
     "MYSQL_PORT": ("mariadb", "{1}"),
     "REDIS_URL": ("redis", "redis://{0}:{1}/0"),
-    "MEMCACHED_HOST": ("memcached", "{0}"),
-    "MEMCACHED_PORT": ("memcached", "{1}"),
-    "API_URL": ("nginx", "http://{0}:{1}"),
+    "MEMCACHED_HOST": (OwnMemcached, "{0}"),
+    "MEMCACHED_PORT": (OwnMemcached, "{1}"),
+    "API_URL": (OwnNginx, "http://{0}:{1}"),
+    "AMQP_URL": ("rabbitmq", "amqp://guest:guest@{0}:{1}/%2F"),
+    "SMTP_SERVER": (OwnSmtp, "{0}:{1}"),
+    "IMAP_SERVER": (OwnImap, "{0}:{1}"),
+    "LDAP_SERVER": (OwnSlapd, "{0}:{1}"),
+    "THRIFT_SERVER": (OwnThrift, "{0}:{1}"),
+    "WEBSOCKET_URL": (OwnWebSocket, "ws://{0}:{1}/"),
 }
-#: Servers that the tests start; the others are there.
-OWN_SERVERS = {"memcached": memcached.shared, "nginx": http.shared}
 
 # Starts as many echo servers as it is told, prints their addresses, and serves until its standard
 # input ends.  A process of its own, so that a snippet may block.
@@ -133,12 +139,8 @@ def environment_of(page: str) -> dict[str, str]:
     """Where the servers are that *page* wants; skips, or fails, if one is not there."""
     __tracebackhide__ = True
     code = "".join(snippet.text for snippet in SNIPPETS[page])
-
-    def address_of(server: str) -> tuple[str, int]:
-        return OWN_SERVERS[server]().address if server in OWN_SERVERS else require_server(server)
-
     return {
-        name: text.format(*address_of(server))
+        name: text.format(*(require_server if isinstance(server, str) else shared)(server))
         for name, (server, text) in ENVIRONMENT.items()
         if f'"{name}"' in code
     }

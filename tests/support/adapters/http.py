@@ -39,13 +39,13 @@ http {{
 
 
 class OwnNginx(OwnServer):
-    """The first of *options* is how many seconds it keeps idle connections."""
+    """*keepalive*: how many seconds it keeps idle connections."""
 
     name = "nginx"
     program = "nginx"
 
-    def __init__(self, *options: str) -> None:
-        super().__init__(*options)
+    def __init__(self, keepalive: str = "60") -> None:
+        super().__init__(keepalive)
         # That user need not be able to run this Python; nginx becomes it by itself.
         self.servant, self.user = self.user, None
 
@@ -71,7 +71,7 @@ class OwnNginx(OwnServer):
 @functools.cache
 def shared() -> OwnServer:
     """One for all tests that do it no harm."""
-    server = OwnNginx("60").__enter__()
+    server = OwnNginx().__enter__()
     atexit.register(server.close)
     return server
 
@@ -80,7 +80,6 @@ class Http(Adapter):
     name = "http"
     needs_patching = False
     own_server = OwnNginx
-    options = ("60",)
     lost = (http.client.HTTPException, OSError)
     states = (
         *("an answer not waited for", "an answer not read", "a body read by half"),
