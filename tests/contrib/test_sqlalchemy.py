@@ -343,11 +343,11 @@ def test_once_one_was_cut_off_all_others_are_replaced(make: MakeEngine) -> None:
 
 def test_those_that_are_idle_are_closed_at_the_next_use(make: MakeEngine) -> None:
     engine = make(pool_size=3)
-    with engine.connect() as first, engine.connect() as second, engine.connect():
-        drivers = [each.connection.driver_connection for each in (first, second)]
-    engine.pool._invalidate(engine.raw_connection())  # as SQLAlchemy does after a disconnect
+    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
+        drivers = [each.connection.driver_connection for each in (first, second, third)]
+    engine.pool._invalidate(None)  # as SQLAlchemy does after a disconnect
     session(engine)
-    until(lambda: all(driver.closed for driver in drivers))
+    until(lambda: all(driver.closed for driver in drivers), "their end", seconds=5)
     assert engine.pool.checkedin() == 1
 
 
