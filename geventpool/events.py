@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from geventpool.stats import Duration, Histogram
+
 __all__ = [
     "AcquireShed",
     "AcquireTimedOut",
@@ -21,10 +23,12 @@ __all__ = [
     "ConnectionCreated",
     "ConnectionDisposed",
     "ConnectionFailed",
+    "ConnectionHeldLong",
     "ConnectionLost",
     "ConnectionRecycled",
     "ConnectionSalvaged",
     "Duration",
+    "Histogram",
     "Holder",
     "PeerClosed",
     "PoolAtMax",
@@ -204,6 +208,21 @@ class ConnectionLost(PoolEvent):
 
 
 @dataclass(frozen=True)
+class ConnectionHeldLong(PoolEvent):
+    """A caller has held *connection* for longer than *leak_threshold*: *age* seconds by now.
+
+    *greenlet* has it (None: that one has ended); *where* is the stack that acquired it, if the pool
+    tracks, and *stack* where the greenlet is at this moment.
+    """
+
+    connection: Any
+    greenlet: Any
+    age: float
+    where: str | None = None
+    stack: str | None = None
+
+
+@dataclass(frozen=True)
 class PeerClosed(PoolEvent):
     """The peer of *connection* hung up; *in_use* tells whether a caller holds it just then."""
 
@@ -263,22 +282,11 @@ class PoolListener:
     def connection_lost(self, event: ConnectionLost) -> None:
         """Called when a connection was garbage collected without having been released."""
 
+    def connection_held_long(self, event: ConnectionHeldLong) -> None:
+        """Called once for a use that lasts longer than *leak_threshold*."""
+
     def peer_closed(self, event: PeerClosed) -> None:
         """Called when the other end of a connection has hung up."""
-
-
-@dataclass(frozen=True)
-class Duration:
-    """How long something took: how often it was measured, the *sum* and the longest, in seconds."""
-
-    count: int = 0
-    sum: float = 0.0
-    max: float = 0.0
-
-    @property
-    def mean(self) -> float:
-        """Seconds on average; 0.0 if it was never measured."""
-        return self.sum / self.count if self.count else 0.0
 
 
 @dataclass(frozen=True)
@@ -320,6 +328,29 @@ class PoolStats:
     connect: Duration  # of the dials that succeeded
     #: The last dial error, None after a dial that succeeded.
     last_error: BaseException | None = None
+    #: More gauges:
+    waiting_max: int = 0  # the most callers that ever stood in line, for one endpoint
+    #: Seconds for which one of the connections in use is held by now.
+    longest_held: float = field(default=0.0, compare=False)
+    down: bool = False  # nothing is open and dials fail, or callers are sent away for that
+    #: By how many seconds a timer of the pool's hub was late, at worst in the last minute or so.
+    hub_lag: float = field(default=0.0, compare=False)
+    #: More counters:
+    held_long: int = 0  # ticks when a use has lasted for *leak_threshold*
+    #: The last few errors, the oldest first: (when, by time.time(); what), of dials, of checks and
+    #: of connections that broke in use.
+    errors: tuple[tuple[float, str], ...] = ()
+
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """How many callers got no connection, by why: ``timeout``, ``full`` (*max_waiting*),
+        ``down`` (*down_after*, or a FATAL error), ``shed`` (*overload*)."""
+        return {
+            "timeout": self.timed_out,
+            "full": self.refused,
+            "down": self.refused_down,
+            "shed": self.shed,
+        }
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from geventpool._runtime.closer import Closer
 from geventpool._runtime.connections import Carrier, ConnectionIndex, describe
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
-from geventpool._runtime.slots import ConnectionSlot, PoolBucket
+from geventpool._runtime.slots import ConnectionSlot, FailingDials, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import CONNECTING
 from geventpool._util.errors import forget_frames, text_of
@@ -32,6 +32,11 @@ _BLIND = (
     "no socket was found in its connections (%s), so one that is dead, or has an answer unread,"
     " cannot be told from a good one.  Override _socket(conn), to return what carries the bytes"
     " (None: nothing does), or _is_alive(conn)"
+)
+
+_BACK = (
+    "%sdials succeed again, %.1f s after the first that failed; %d dials failed, and %d callers got"
+    " no connection meanwhile"
 )
 
 #: A connection, how it is to be watched, and what the hook raised that was asked for that.
@@ -116,6 +121,9 @@ class Dialer:
         bucket, now = slot.bucket, monotonic()
         seconds = now - began
         bucket.count_connect(seconds)
+        over, bucket.failing_dials = bucket.failing_dials, None
+        if over is not None and (bucket.outage.on or bucket.fail_when_down):
+            over = None  # of which another line tells
         conn, carrier, trouble = found
         self._index.register(owner, slot, conn, carrier)
         self.workers.polling = 1  # this greenlet dials the next one itself
@@ -125,16 +133,25 @@ class Dialer:
             self.workers.polling = 0
         self._runtime.changed(bucket)
         hint = trouble is None and carrier.probe is None and owner._should_hint()
-        if not (trouble or hint or owner.listening or bucket.recycled):
+        if not (trouble or hint or over or owner.listening or bucket.recycled):
             return None
-        return partial(self._say_opened, owner, bucket, found, seconds, hint)
+        back = None if over is None else _figures_of(bucket, over, now)
+        return partial(self._say_opened, owner, bucket, found, seconds, hint, back)
 
     def _say_opened(
-        self, owner: PoolHooks, bucket: PoolBucket, found: Opened, seconds: float, hint: bool
+        self,
+        owner: PoolHooks,
+        bucket: PoolBucket,
+        found: Opened,
+        seconds: float,
+        hint: bool,
+        back: tuple[str, float, int, int] | None,
     ) -> None:
         conn, _, trouble = found
         endpoint = bucket.endpoint
         old = bucket.recycled.popleft() if bucket.recycled else None
+        if back is not None:
+            self._notifier.log(owner, logging.INFO, _BACK, *back)
         if trouble is not None:
             text = f"{owner.socket_hook} raised %r"
             self._notifier.log(owner, logging.WARNING, text, trouble)
@@ -151,7 +168,7 @@ class Dialer:
         self, owner: PoolHooks, slot: ConnectionSlot, failed: Failed
     ) -> Callable[[], object] | None:
         """Book a failed dial; raises its error again if it was meant for the greenlet."""
-        bucket = slot.bucket
+        bucket, now = slot.bucket, monotonic()
         # A gevent.Timeout that the hook let out is a failed dial like any other; a kill of this
         # greenlet, or an interrupt of the program, is meant.
         meant = not isinstance(failed.error, (Exception, gevent.Timeout))
@@ -161,7 +178,11 @@ class Dialer:
         forget_frames(error)
         news = slot.state is CONNECTING and not bucket.closed
         # Where no caller waits for the end of a back-off, each is told of the error itself.
-        first = bucket.last_error is None and not bucket.fail_when_down
+        first = bucket.failing_dials is None and not bucket.fail_when_down
+        if bucket.failing_dials is None:
+            bucket.failing_dials = FailingDials(now, bucket.dial_failed, bucket.turned_away)
+        if not meant:
+            bucket.note_failure(error)
         verdict = Verdict.BROKEN
         try:
             if failed.conn is not None and slot.state is CONNECTING:
@@ -211,6 +232,13 @@ class Dialer:
         if "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)
+
+
+def _figures_of(bucket: PoolBucket, over: FailingDials, now: float) -> tuple[str, float, int, int]:
+    """What is said of dials that have failed and succeed again."""
+    where = "" if bucket.endpoint is None else f"{bucket.endpoint}: "
+    failed, turned_away = bucket.dial_failed - over.failed, bucket.turned_away - over.turned_away
+    return where, now - over.since, failed, turned_away
 
 
 def _may_dial(bucket: PoolBucket) -> bool:

@@ -99,6 +99,7 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     for bucket in buckets:
         _forget(runtime, bucket)
     leave_behind(strays)
+    runtime.hub_lag.forget()
     runtime.loop.run_callback(runtime.revive)
 
 
@@ -120,6 +121,7 @@ def _forget(runtime: Runtime, bucket: PoolBucket) -> None:
     bucket.postpone(False)
     runtime.timers.stop(bucket)
     bucket.recycled.clear()
+    bucket.failing_dials = None
     runtime.forget_if_empty(bucket)
 
 

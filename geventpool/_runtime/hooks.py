@@ -26,6 +26,7 @@ class PoolHooks(Protocol):
     check_after: float | None
     max_waiting: int | None
     track: bool
+    leak_threshold: float | None
     slots_by_id: dict[int, ConnectionSlot]  # id(connection) -> its slot
     maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import __file__ as _standard_library_file
 from os.path import dirname, sep
 from time import monotonic
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, TypeAlias
 
+from gevent import __file__ as _gevent_file
 from gevent import getcurrent
 
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool.events import Holder
 
-__all__ = ["callers_stack", "holder_of", "holders", "outermost_first", "stack_of", "where_acquired"]
+__all__ = [
+    "Stack",
+    "callers_stack",
+    "held_for_long",
+    "holder_of",
+    "holders",
+    "longest_holders",
+    "outermost_first",
+    "stack_now",
+    "stack_of",
+    "where_acquired",
+]
 
 _PACKAGE = dirname(dirname(__file__)) + sep
+_GEVENT = dirname(_gevent_file) + sep
+_STANDARD_LIBRARY = dirname(_standard_library_file) + sep
+_THIRD_PARTY = sep + "site-packages" + sep
+
+#: Where a greenlet was: the code that it was in and how far, innermost first.  No frames, which
+#: would keep all that their variables hold; lines and text are found out if anybody asks.
+Stack: TypeAlias = "list[CodeType | int]"  # code and f_lasti in turn
+_DEPTH = 20  # frames of a stack are kept: it is taken at each hand-out
 
 
 def holders(buckets: Sequence[PoolBucket]) -> tuple[Holder, ...]:
@@ -31,7 +52,7 @@ def holders(buckets: Sequence[PoolBucket]) -> tuple[Holder, ...]:
             continue
         greenlet = holder_of(slot)
         age = now - slot.since
-        where, stack = where_acquired(slot), _stack_of(greenlet)
+        where, stack = where_acquired(slot), stack_now(greenlet)
         endpoint = slot.bucket.endpoint
         found.append(Holder(slot.ref(), greenlet, age, where, stack, endpoint))
     return tuple(sorted(found, key=lambda holder: -holder.age))
@@ -46,17 +67,73 @@ def holder_of(slot: ConnectionSlot) -> Any:
         return None
 
 
-def callers_stack() -> traceback.StackSummary:
-    """Where the program is that calls the pool, innermost first; its lines are read when asked."""
-    return traceback.StackSummary.extract(
-        traceback.walk_stack(_callers_frame()), lookup_lines=False
-    )
+def held_for_long(bucket: PoolBucket, threshold: float, now: float) -> Iterator[ConnectionSlot]:
+    """Those whose use has lasted for *threshold* seconds, and was not reported yet."""
+    for slot in list(bucket.slots):
+        if slot.state is IN_USE and slot.conn is None and slot.since + threshold <= now:
+            if slot.reported_since != slot.since:
+                slot.reported_since = slot.since
+                yield slot
 
 
-def stack_of(greenlet: Any) -> traceback.StackSummary:
+def longest_holders(slots: Iterable[ConnectionSlot], now: float) -> str:
+    """Who holds those *slots*, for how long, and the line where each is: a few words for each."""
+    found = []
+    for slot in slots:
+        if (greenlet := holder_of(slot)) is None:
+            found.append(f"a greenlet that has ended for {now - slot.since:.3f} s")
+            continue
+        me = greenlet is getcurrent()
+        frame = _callers_frame() if me else getattr(greenlet, "gr_frame", None)
+        where = "" if me or frame is None else f" at {_line_of_program(frame)}"
+        found.append(f"{_name_of(greenlet)} for {now - slot.since:.3f} s{where}")
+    return ", ".join(found)
+
+
+def _name_of(greenlet: Any) -> str:
+    if greenlet is getcurrent():
+        return "the caller itself"
+    if greenlet.parent is None:
+        return "the main greenlet"
+    try:
+        return str(greenlet.name)
+    except Exception:  # a plain greenlet has none; a property may raise what it likes
+        return f"{type(greenlet).__name__} at {id(greenlet):#x}"
+
+
+def _line_of_program(innermost: FrameType) -> str:
+    """The innermost line of the program itself, or of what it has installed: a wait stands deep
+    within gevent and the standard library."""
+    frame: FrameType | None = innermost
+    while frame is not None and _is_plumbing(frame.f_code.co_filename):
+        frame = frame.f_back
+    frame = innermost if frame is None else frame
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _is_plumbing(filename: str) -> bool:
+    if filename.startswith((_PACKAGE, _GEVENT, "<", "src/gevent/")):
+        return True
+    return filename.startswith(_STANDARD_LIBRARY) and _THIRD_PARTY not in filename
+
+
+def callers_stack() -> Stack:
+    """Where the program is that calls the pool, which is on it, too."""
+    return _taken(sys._getframe(1))
+
+
+def _taken(frame: FrameType | None, depth: int = _DEPTH) -> Stack:
+    stack: Stack = []
+    while frame is not None and depth:
+        stack += frame.f_code, frame.f_lasti
+        frame = frame.f_back
+        depth -= 1
+    return stack
+
+
+def stack_of(greenlet: Any) -> Stack:
     """Where the program is in *greenlet*, which waits: as ``callers_stack``."""
-    frame = _outside(greenlet.gr_frame)
-    return traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
+    return _taken(_outside(greenlet.gr_frame))
 
 
 def where_acquired(slot: ConnectionSlot) -> str | None:
@@ -64,12 +141,27 @@ def where_acquired(slot: ConnectionSlot) -> str | None:
     return None if slot.where is None else outermost_first(slot.where)
 
 
-def outermost_first(stack: traceback.StackSummary) -> str:
-    """A stack as text, in the order of a traceback."""
-    return "".join(reversed(stack.format()))
+def outermost_first(stack: Stack) -> str:
+    """A stack as text, in the order of a traceback, from the first frame that is not of this
+    package."""
+    frames: list[traceback.FrameSummary] = []
+    pairs: Iterator[Any] = iter(stack)
+    for code, instruction in zip(pairs, pairs, strict=True):
+        if not frames and code.co_filename.startswith(_PACKAGE):
+            continue
+        line = _line_at(code, instruction)
+        frames.append(traceback.FrameSummary(code.co_filename, line, code.co_name))
+    return "".join(traceback.StackSummary.from_list(reversed(frames)).format())
 
 
-def _stack_of(greenlet: Any) -> str | None:
+def _line_at(code: CodeType, instruction: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+def stack_now(greenlet: Any) -> str | None:
     """Where *greenlet* is now; None if it has ended."""
     frame: FrameType | None
     if greenlet is getcurrent():

@@ -1,4 +1,5 @@
-"""Looks after buckets when they are due: the keepalive and the reaper of each pool."""
+"""Looks after buckets when they are due: the keepalive and the reaper of each pool, and the watch
+over uses that last for long."""
 
 from __future__ import annotations
 
@@ -8,9 +9,17 @@ from typing import Any
 
 import gevent
 
-from geventpool._runtime.slots import PoolBucket
+from geventpool import events
+from geventpool._runtime.introspection import (
+    held_for_long,
+    holder_of,
+    stack_now,
+    where_acquired,
+)
+from geventpool._runtime.notifier import Notifier
+from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler import Scheduler
-from geventpool._scheduler.state import AT_ONCE, NEVER
+from geventpool._scheduler.state import AT_ONCE, IN_USE, NEVER
 from geventpool._util.heap import Heap
 
 __all__ = ["Maintenance", "MaintenanceLoop"]
@@ -19,10 +28,12 @@ _BREAK = 0.001  # seconds at least from one run of the keepalive or the reaper t
 
 
 class Maintenance:
-    """Has the keepalive and the reaper of a pool look after its buckets, as far as they need it."""
+    """Has the keepalive, the reaper and the watch over long uses of a pool look after its buckets,
+    as far as they need it."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, notifier: Notifier) -> None:
         self._scheduler = scheduler
+        self._notifier = notifier
 
     def schedule(self, bucket: PoolBucket, drained_at: float | None = None) -> None:
         """Look after *bucket* from now on; if it is being drained, the reaper at that time."""
@@ -33,9 +44,10 @@ class Maintenance:
             owner.maintenance = (
                 MaintenanceLoop(self._keep_alive, owner.keepalive or NEVER),
                 MaintenanceLoop(self._reap, NEVER),
+                MaintenanceLoop(self._watch_uses, owner.leak_threshold or NEVER),
             )
         bucket.maintenance = owner.maintenance
-        keepalive, reaper = owner.maintenance
+        keepalive, reaper, watch = owner.maintenance
         spans = [bucket.idle_timeout, bucket.max_lifetime]
         # Nothing opened later is due before that (with full jitter: hardly anything).
         shortest = min((span for span in spans if span is not None), default=NEVER)
@@ -45,6 +57,7 @@ class Maintenance:
             reaper.add(bucket, drained_at)
             return
         reaper.add(bucket, now + reaper.longest)
+        watch.add(bucket, now + watch.longest)
         if bucket.has_keepalive:
             keepalive.add(bucket, now + keepalive.longest)
 
@@ -60,6 +73,29 @@ class Maintenance:
     def _reap(self, bucket: PoolBucket, now: float, longest: float) -> float:
         again = self._scheduler.reap(bucket, now)
         return max(min(again, now + longest), monotonic() + _BREAK)
+
+    def _watch_uses(self, bucket: PoolBucket, now: float, threshold: float) -> float:
+        """Have told, once for each use, which of them last for long; what is handed out from now on
+        is not due before *threshold* is over."""
+        for slot in held_for_long(bucket, threshold, now):
+            self._report(slot, now)
+        since = [slot.since for slot in bucket.slots if slot.state is IN_USE]
+        again = min((at for at in since if at + threshold > now), default=now) + threshold
+        # A little late: not one wake-up for each of many.
+        return max(again, now + threshold / 20, monotonic() + _BREAK)
+
+    def _report(self, slot: ConnectionSlot, now: float) -> None:
+        bucket = slot.bucket
+        owner, conn, greenlet = bucket.owner(), slot.ref(), holder_of(slot)
+        if owner is None or conn is None:
+            return
+        bucket.held_long += 1
+        where, stack = where_acquired(slot), stack_now(greenlet)
+        event = events.ConnectionHeldLong(
+            owner, conn, greenlet, now - slot.since, where, stack, endpoint=bucket.endpoint
+        )
+        # In a greenlet of the notifier: a listener that waits holds up no other report.
+        self._notifier.workers.put((owner, "connection_held_long", event))
 
 
 class MaintenanceLoop:

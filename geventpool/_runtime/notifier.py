@@ -125,6 +125,8 @@ class Notifier:
                 event.used,
                 f" at\n{event.where}" if event.where else " (track=True tells where)",
             )
+        if what == "connection_held_long":
+            self._log_held_long(owner, event)
         if what == "pool_went_down":
             text = "%sno dial succeeds, and callers are sent away until one does; last error: %r"
             self.log(owner, logging.WARNING, text, _where(event), event.error)
@@ -133,6 +135,19 @@ class Notifier:
             counts = event.seconds, event.dials, event.refused
             self.log(owner, logging.INFO, text, _where(event), *counts)
         self.notify(owner, what, event)
+
+    def _log_held_long(self, owner: PoolHooks, event: events.ConnectionHeldLong) -> None:
+        now_at = f"\nIt is now at\n{event.stack}" if event.stack else ""
+        self.log(
+            owner,
+            logging.WARNING,
+            "%sa connection has been held for %.3f s by %s.%s%s",
+            _where(event),
+            event.age,
+            "a greenlet that has ended" if event.greenlet is None else event.greenlet,
+            f"  It was acquired at\n{event.where}" if event.where else "",
+            now_at if event.where else now_at + "(track=True tells where it was acquired)",
+        )
 
 
 def _where(event: events.PoolEvent) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from heapq import nsmallest
 from time import perf_counter
 
 from gevent import getcurrent
 
-from geventpool._runtime.introspection import holder_of
-from geventpool._runtime.slots import Look, PoolBucket
+from geventpool._runtime.introspection import holder_of, longest_holders
+from geventpool._runtime.slots import ConnectionSlot, Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.deadlines import nearest
 from geventpool._util.errors import text_of
@@ -47,7 +48,8 @@ def no_connection(
     kind: type[PoolTimeout] = PoolTimeout,
 ) -> tuple[PoolTimeout, BaseException | None]:
     """None came free in time for a caller that came at *began*; and its cause, if a dial's."""
-    held_for, own = _look_at_holders(bucket, now)
+    seen = _look_at_holders(bucket, now)
+    held_for, own = seen.held_for, seen.holders[id(getcurrent())]
     in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
     why = _too_late(bucket, now) or f"no connection came free in {timeout} s"
     if kind is PoolDeadlock:
@@ -60,6 +62,8 @@ def no_connection(
         text += f"; {bucket.salvaging} being salvaged"
     if held_for:
         text += f"; held for up to {held_for[0]:.3f} s"
+    if seen.longest:
+        text += f"; held longest by {seen.longest}"
     if own:
         text += f"; the caller itself holds {own}, which it cannot give back while it waits"
     if (failed := bucket.check_error) is not None and bucket.check_failed_at >= began:
@@ -125,12 +129,13 @@ def _died_unused(bucket: PoolBucket) -> BaseException | None:
     )
 
 
+_NAMED = 3  # holders are named, those that hold for longest
 _MANY = 100
 _SHARE = 0.01  # of the time, at most, is spent on looking at the holders of many connections
 
 
-def _look_at_holders(bucket: PoolBucket, now: float) -> tuple[tuple[float, ...], int]:
-    """For how long each connection is held, the longest first; how many of them by the caller.
+def _look_at_holders(bucket: PoolBucket, now: float) -> Look:
+    """For how long each connection is held, the longest first, and by whom.
 
     To look at 10,000 takes milliseconds.  Callers that time out by the hundred are told what was
     seen a moment ago.
@@ -142,9 +147,15 @@ def _look_at_holders(bucket: PoolBucket, now: float) -> tuple[tuple[float, ...],
         held_for = tuple(sorted((now - slot.since for slot in in_use), reverse=True))
         holders = Counter(id(greenlet) for slot in in_use if (greenlet := holder_of(slot)))
         valid_for = (perf_counter() - began) / _SHARE if len(in_use) > _MANY else 0.0
-        seen = Look(now + valid_for, held_for, holders)
+        taken = (slot for slot in in_use if slot.conn is None)
+        longest = longest_holders(nsmallest(_NAMED, taken, key=_since), now)
+        seen = Look(now + valid_for, held_for, holders, longest)
         bucket.last_look = seen if valid_for else None
-    return seen.held_for, seen.holders[id(getcurrent())]
+    return seen
+
+
+def _since(slot: ConnectionSlot) -> float:
+    return slot.since
 
 
 def not_full(bucket: PoolBucket, timeout: float | None) -> PoolTimeout:

@@ -40,7 +40,7 @@ from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.salvager import Salvager
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.threads import get_ident
-from geventpool._runtime.timers import DeadlineTimer, Timers
+from geventpool._runtime.timers import DeadlineTimer, HubLag, Timers
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CLOSED, IN_USE
@@ -68,6 +68,7 @@ class Runtime:
         self.buckets: weakref.WeakSet[PoolBucket] = weakref.WeakSet()
         self.auditor = Auditor(hub.loop, self.scheduler, self.buckets)
         self.timers = Timers(hub.loop)
+        self.hub_lag = HubLag(hub.loop, self.buckets)
         self.deadlines = DeadlineTimer(hub.loop, self.scheduler)
         self.notifier = Notifier(hub)
         self.deadlocks = DeadlockWatch(self, self.notifier)
@@ -80,7 +81,7 @@ class Runtime:
         self.checker = Checker(self, self.notifier)
         self.salvager = Salvager(self, self.index, self.notifier)
         self._parts = (self.dialer, self.closer, self.checker, self.salvager, self.notifier)
-        self.maintenance = Maintenance(self.scheduler)
+        self.maintenance = Maintenance(self.scheduler, self.notifier)
         self.desk = Desk(self, self.index, self.checker, self.notifier)
         # After a fork that Python has not seen, the child's hub is the first to know: as soon as it
         # has waited for something, and before it tells anybody of what has come.
@@ -109,6 +110,7 @@ class Runtime:
         self.scheduler.add(bucket, monotonic())
         self.buckets.add(bucket)
         self.auditor.start()
+        self.hub_lag.start()
         self.maintenance.schedule(bucket)
 
     def forget_if_empty(self, bucket: PoolBucket) -> None:
@@ -127,7 +129,7 @@ class Runtime:
         self.dialer.stop(bucket)
         self.checker.stop(bucket)
         self.salvager.stop(bucket)
-        self.desk.stop(bucket)
+        self.desk.inspector.stop(bucket)
         self.timers.stop(bucket)
         self.forget_if_empty(bucket)
 
@@ -304,7 +306,7 @@ class Runtime:
         """The slots that a greenlet dials, closes, checks, salvages or looks at, or is about to."""
         for part in self._parts:
             part.workers.go_on()  # what was put in the queue may not have been seen to
-        slots = {*self.dialer.workers.things(), *self.desk.looked_at}
+        slots = {*self.dialer.workers.things(), *self.desk.inspector.looked_at}
         for part in (self.closer, self.checker, self.salvager):
             slots.update(thing[0] for thing in part.workers.things())
         return slots

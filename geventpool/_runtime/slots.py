@@ -6,20 +6,26 @@ The scheduler decides about ``Slot`` and ``Bucket`` and knows nothing of what st
 from __future__ import annotations
 
 import math
+import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import AT_ONCE, IN_USE
+from geventpool._scheduler.waiter import Waiter
 from geventpool._util.deadlines import active, useless_after
 from geventpool._util.errors import text_of
 from geventpool.events import Reason
+from geventpool.stats import BOUNDS
 
 __all__ = [
+    "SHORTEST",
     "Caller",
     "ConnectionSlot",
+    "FailingDials",
     "Hold",
     "Look",
     "PoolBucket",
@@ -45,6 +51,7 @@ class ConnectionSlot(Slot):
         "loose_use",
         "raised_before",
         "ref",
+        "reported_since",
         "returning",
         "where",
         "why_unusable",
@@ -59,7 +66,7 @@ class ConnectionSlot(Slot):
         self.ref: Any = None  # callable -> the connection wherever it is, None once collected
         self.holder: Any = None  # weak proxy of the greenlet that has it
         self.returning = False  # a caller has released it, and its reset is under way
-        self.where: Any = None  # the stack that acquired it, when the pool tracks
+        self.where: Any = None  # the Stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
         self.looks_on_return = False  # the fast path must not take it back unseen
@@ -69,6 +76,7 @@ class ConnectionSlot(Slot):
         self.identities: tuple[Any, ...] = ()  # of them, if the connection is no mere socket
         self.broken_by: BaseException | None = None  # what broke it, or cut its use short
         self.forked = False  # left behind by a fork: it is the parent's
+        self.reported_since = AT_ONCE  # the *since* of the use that was reported to last long
 
 
 class Caller(Waiter):
@@ -112,20 +120,35 @@ def is_quiet_again(slot: ConnectionSlot, conn: Any) -> bool:
         return False
 
 
+class FailingDials(NamedTuple):
+    """How things stood when dials began to fail."""
+
+    since: float
+    failed: int  # dials, by then
+    turned_away: int  # callers
+
+
 class Look(NamedTuple):
     """What the holders of a bucket's connections looked like a moment ago."""
 
     until: float  # good enough until then
     held_for: tuple[float, ...]  # the longest first
     holders: Counter[int]  # id(greenlet) -> how many it has
+    longest: str  # who holds for longest, in words
 
 
 _COUNTERS = (
-    *("use_count", "wait_count", "connect_count", "use_sum", "wait_sum", "connect_sum"),
+    *("use_sum", "wait_sum", "connect_sum", "held_long"),
     *("lost_uses", "timed_out", "refused", "shed", "abandoned", "dialed", "checked"),
     *("salvaged", "salvage_failed"),
 )
-_LONGEST = ("use_max", "wait_max", "connect_max")
+_LONGEST = ("use_max", "wait_max", "connect_max", "waiting_max")
+_HISTOGRAMS = ("use_counts", "wait_counts", "connect_counts")
+
+#: The shortest bound of a histogram: what is below it takes no search for its place.
+SHORTEST = BOUNDS[0]
+
+_ERRORS = 10  # the last so many are kept
 
 # How the duration of long uses is estimated: see PoolBucket.long_use.
 _FEW_USES = 10
@@ -137,7 +160,10 @@ _SHORTEST_USE = 1e-6  # seconds
 class PoolBucket(Bucket):
     """A bucket and the pool's part in it: whose hooks, timers and greenlets serve it."""
 
-    __slots__ = ("use_count", "use_long", "use_max", "use_sum")  # as in Bucket
+    __slots__ = (  # as in Bucket
+        *("use_counts", "use_long", "use_max", "use_sum"),
+        *("wait_counts", "wait_max", "wait_sum", "waiting_max"),
+    )
     slot_type = ConnectionSlot
     slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
     _idle: deque[ConnectionSlot]  # type: ignore[assignment]
@@ -165,17 +191,23 @@ class PoolBucket(Bucket):
         self.check_failed_at = AT_ONCE  # at that time
         self.last_peer: str | None = None  # that hung up on an unused connection
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
+        self.failing_dials: FailingDials | None = None  # since the last that has succeeded
 
     def reset_counters(self) -> None:
         """Start to count from zero."""
         super().reset_counters()
-        self.use_count = self.wait_count = self.connect_count = 0
+        # How many were how long, by BOUNDS: use_count and the like are the sums of these.
+        self.use_counts, self.wait_counts, self.connect_counts = (
+            [0] * (len(BOUNDS) + 1) for _ in range(3)
+        )
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
         self.lost_uses = self.timed_out = self.refused = self.shed = self.abandoned = 0
         self.use_long = 0.0  # a use that took longer is noted: see long_use
         self.uses_seen: int | None = None  # by that; None: nobody has asked for it yet
         self.dialed = self.checked = self.salvaged = self.salvage_failed = 0
+        self.waiting_max = self.held_long = 0
+        self.errors: deque[tuple[float, str]] = deque(maxlen=_ERRORS)  # when and what, the last few
 
     def absorb(self, other: Bucket) -> None:
         """Add what *other* has counted."""
@@ -184,15 +216,50 @@ class PoolBucket(Bucket):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _LONGEST:
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        for name in _HISTOGRAMS:
+            both = zip(getattr(self, name), getattr(other, name), strict=True)
+            setattr(self, name, [mine + its for mine, its in both])
+        if isinstance(other, PoolBucket):
+            self.errors = deque(sorted((*self.errors, *other.errors)), maxlen=_ERRORS)
+
+    @property
+    def use_count(self) -> int:
+        """How many uses have ended."""
+        return sum(self.use_counts)
+
+    @property
+    def wait_count(self) -> int:
+        """How many callers that had to wait were served."""
+        return sum(self.wait_counts)
+
+    @property
+    def connect_count(self) -> int:
+        """How many dials have succeeded."""
+        return sum(self.connect_counts)
+
+    @property
+    def down(self) -> bool:
+        """Whether nothing is open and dials fail, or callers are sent away for that."""
+        return self.outage.on or (self.failing and not self.open and self.last_error is not None)
+
+    @property
+    def turned_away(self) -> int:
+        """How many callers got no connection, whatever the reason."""
+        return self.timed_out + self.refused + self.refused_down + self.shed
+
+    def note_failure(self, error: BaseException) -> None:
+        """Keep *error*, as text, among the last few."""
+        # Its frames would keep the pool alive.
+        self.errors.append((time.time(), f"{type(error).__name__}: {text_of(error)}"))
 
     def check_failed(self, error: BaseException, now: float) -> None:
         """Note that a server did not answer as it should."""
-        text = f"{type(error).__name__}: {text_of(error)}"  # its frames would keep the pool alive
-        self.check_error, self.check_failed_at = text, now
+        self.note_failure(error)
+        self.check_error, self.check_failed_at = self.errors[-1][1], now
 
     def count_use(self, used: float) -> None:
         """Book the end of a use that was so long."""
-        self.use_count += 1
+        self.use_counts[bisect_left(BOUNDS, used)] += 1
         self.use_sum += used
         if used > self.use_long:
             self.note_long_use(used)
@@ -239,16 +306,9 @@ class PoolBucket(Bucket):
         """Whether it is too late for *greenlet* to use a connection."""
         return greenlet in active and self.useless_after(greenlet) <= monotonic()
 
-    def count_wait(self, waited: float) -> None:
-        """Book the end of a wait that was so long, with a connection at its end."""
-        self.wait_count += 1
-        self.wait_sum += waited
-        if waited > self.wait_max:
-            self.wait_max = waited
-
     def count_connect(self, seconds: float) -> None:
         """Book a dial that succeeded and took so long."""
-        self.connect_count += 1
+        self.connect_counts[bisect_left(BOUNDS, seconds)] += 1
         self.connect_sum += seconds
         if seconds > self.connect_max:
             self.connect_max = seconds

@@ -8,15 +8,18 @@ early all the same is not believed but set again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Iterable
+from time import monotonic, perf_counter
 from typing import Any
 
 from geventpool._runtime.slots import PoolBucket
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CHECKING, NEVER
 
-__all__ = ["DeadlineTimer", "Timer", "Timers"]
+__all__ = ["DeadlineTimer", "HubLag", "Timer", "Timers"]
+
+_TICK = 0.5  # seconds from one look at how late the hub is to the next
+_WINDOW = 30.0  # seconds; the worst of this one and of the one before are told
 
 
 class Timer:
@@ -97,6 +100,61 @@ class DeadlineTimer:
         deadline = self._scheduler.next_deadline()
         if deadline is not None:
             self.set(deadline)
+
+
+class HubLag:
+    """How late timers fire, as long as there are buckets: a greenlet that computes keeps all the
+    others waiting, and looks like a slow server.
+
+    By the real time: a clock that jumps in a test is no lag.
+    """
+
+    def __init__(self, loop: Any, buckets: Iterable[PoolBucket]) -> None:
+        self._loop = loop
+        self._buckets = buckets
+        self._timer: Any = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as in a forked child."""
+        self._due = NEVER
+        self._worst = self._worst_before = 0.0
+        self._window_ends = perf_counter() + _WINDOW
+        if self._timer is not None:
+            self._stop()
+            self._set()
+
+    def start(self) -> None:
+        """Begin, if that has not been done: there is a bucket."""
+        if self._timer is None:
+            self._set()
+
+    @property
+    def seconds(self) -> float:
+        """How late the timer was, at worst in the last half a minute to a minute, or is just now;
+        0.0 if it is not late."""
+        return max(self._worst, self._worst_before, perf_counter() - self._due, 0.0)
+
+    def _set(self) -> None:
+        self._due = perf_counter() + _TICK
+        # A new one each time: libev's, started again, would fire at once.
+        self._timer = self._loop.timer(_TICK, ref=False)
+        self._timer.start(self._fire, update=True)
+
+    def _stop(self) -> None:
+        self._timer.stop()
+        self._timer.close()
+        self._timer, self._due = None, NEVER
+
+    def _fire(self) -> None:
+        now = perf_counter()
+        if now >= self._window_ends:
+            self._worst_before, self._worst = self._worst, 0.0
+            self._window_ends = now + _WINDOW
+        self._worst = max(self._worst, now - self._due)
+        self._stop()
+        if any(True for _ in self._buckets):
+            self._set()
 
 
 class Timers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,11 +12,12 @@ from geventpool._runtime.checker import Checker
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
-from geventpool._scheduler.scheduler import CUT_SHORT
+from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import catch_up, forks_seen
 from geventpool.errors import PoolDeadlock, PoolOverloaded, PoolTimeout
+from geventpool.stats import BOUNDS
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -53,6 +55,8 @@ class WaitingLine:
         deadlines, deadlocks = self._deadlines, self._deadlocks
         try:
             self._scheduler.enqueue(waiter, now, requeued)
+            if (waiting := len(bucket.waiters)) > bucket.waiting_max:
+                bucket.waiting_max = waiting
             if deadline is not None and (deadline < deadlines.at or deadlines.idle):
                 deadlines.set(deadline)
             if deadlocks.idle:
@@ -81,7 +85,7 @@ class WaitingLine:
         if slot is None or bucket.closed:
             self._raise(owner, waiter, began, timeout)
         waited = slot.since - began
-        bucket.wait_count += 1
+        bucket.wait_counts[bisect_left(BOUNDS, waited)] += 1
         bucket.wait_sum += waited
         if waited > bucket.wait_max:
             bucket.wait_max = waited

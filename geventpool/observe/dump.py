@@ -13,6 +13,7 @@ from geventpool.observe.worker_socket import is_running, run_directory, workers
 __all__ = ["main", "report"]
 
 PROGRAM = "python -m geventpool dump"
+_LATE = 0.1  # seconds that a timer is late: worth a line
 
 
 def main(words: Sequence[str]) -> int:
@@ -58,6 +59,11 @@ def _pool(pool: dict[str, Any]) -> Iterator[str]:
         f"{pool['kind']} {pool['name']!r}: {stats['in_use']} in use, {stats['idle']} idle,"
         f" {stats['connecting']} connecting, {stats['waiting']} waiting"
     )
+    if stats["hub_lag"] >= _LATE:
+        yield (
+            f"  timers fire up to {stats['hub_lag']:.3f} s late: a greenlet computes, or blocks the"
+            " thread"
+        )
     if stats["last_error"]:
         yield f"  last dial error: {stats['last_error']}"
     for server in pool["addresses"]:

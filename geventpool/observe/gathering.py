@@ -24,8 +24,11 @@ __all__ = ["ask", "gather"]
 _CHUNK = 1 << 16
 
 
-def gather(timeout: float = 1.0, *, group: int | None = None) -> list[dict[str, Any]]:
-    """The snapshot of every process of *group* (None: that of this process), by process id.
+def gather(
+    timeout: float = 1.0, *, group: int | None = None, **wanted: Any
+) -> list[dict[str, Any]]:
+    """The snapshot of every process of *group* (None: that of this process), by process id; what is
+    *wanted* of it is what ``snapshot`` takes.
 
     One that does not answer within *timeout* seconds has *pools* None and a text in *error*: its
     hub is busy, or the process is stopped.  The socket of one that has ended is swept away.  Blocks
@@ -37,18 +40,18 @@ def gather(timeout: float = 1.0, *, group: int | None = None) -> list[dict[str, 
     except OSError:
         found = []  # no folder that can be trusted: only this process can be seen
     others = [each for each in found if each.pid != os.getpid()]
-    asked = [gevent.spawn(_snapshot_of, each, timeout) for each in others]
+    asked = [gevent.spawn(_snapshot_of, each, timeout, wanted) for each in others]
     gevent.joinall(asked)
     answers = [greenlet.value for greenlet in asked if greenlet.value is not None]
     if group == group_here():
-        answers.append({**snapshot(), "error": None})
+        answers.append({**snapshot(**wanted, pause=gevent.sleep), "error": None})
     return sorted(answers, key=lambda answer: int(answer["pid"]))
 
 
-def _snapshot_of(worker: Worker, timeout: float) -> dict[str, Any] | None:
+def _snapshot_of(worker: Worker, timeout: float, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """What it answers; None if it has ended."""
     try:
-        return {**ask(worker.path, timeout), "error": None}
+        return {**ask(worker.path, timeout, **wanted), "error": None}
     except (ConnectionRefusedError, FileNotFoundError):
         if not is_running(worker):
             worker.path.unlink(missing_ok=True)
@@ -61,8 +64,8 @@ def _snapshot_of(worker: Worker, timeout: float) -> dict[str, Any] | None:
     return {"pid": worker.pid, "time": None, "pools": None, "error": error}
 
 
-def ask(path: Path, timeout: float) -> dict[str, Any]:
-    """The snapshot of the process that listens at *path*.
+def ask(path: Path, timeout: float, **wanted: Any) -> dict[str, Any]:
+    """The snapshot of the process that listens at *path*; *wanted* is as in ``gather``.
 
     Raises TimeoutError after *timeout* seconds, another OSError if it cannot be asked, ValueError
     if it does not answer in full.
@@ -70,7 +73,7 @@ def ask(path: Path, timeout: float) -> dict[str, Any]:
     with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout:g} s")):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(str(path))
-            sock.sendall(b"snapshot\n")
+            sock.sendall(json.dumps(wanted).encode() + b"\n")
             answer = bytearray()
             while data := sock.recv(_CHUNK):
                 answer += data

@@ -11,6 +11,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, TypeVar
 
 from gevent import getcurrent
@@ -22,7 +23,7 @@ from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.errors import mark_of
 from geventpool.errors import Verdict
-from geventpool.events import Duration, PoolListener, PoolStats, Reason
+from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
 from geventpool.pools.lease import DEFAULT, SharedConnection
 from geventpool.pools.settings import PoolSettings
@@ -36,6 +37,8 @@ sys.modules["geventpool.pools"].__class__ = CallablePackage  # geventpool.pools(
 C = TypeVar("C")
 _LOGGER = "geventpool.pool"  # and below it those of the pools with a name, lest one be a module's
 _EVENTS = tuple(name for name in vars(PoolListener) if not name.startswith("_"))
+
+_ERRORS = 10  # in stats()
 
 _REASONS = {
     sockets.CLOSED: Reason.GONE,
@@ -81,6 +84,7 @@ class BasePool(PoolExtension[C]):
         self.check_after = settings.check_after
         self.strict = settings.strict
         self.track = settings.track
+        self.leak_threshold = settings.leak_threshold
         self.log = logging.getLogger(_LOGGER if name is None else f"{_LOGGER}.{name}")
         self.slots_by_id: dict[int, ConnectionSlot] = {}
         self.maintenance: Any = None
@@ -302,22 +306,32 @@ def _raised_in_use(slot: ConnectionSlot) -> BaseException | None:
 
 
 def stats_of(
-    name: str, buckets: Sequence[PoolBucket], *, size: int, min_size: int, maximum: float
+    pool: BasePool[Any],
+    buckets: Sequence[PoolBucket],
+    *,
+    name: str,
+    size: int,
+    min_size: int,
+    maximum: float,
 ) -> PoolStats:
-    """How the *buckets* stand together, and what they have counted."""
+    """How the *buckets* of *pool* stand together, and what they have counted."""
 
     def total(what: str) -> Any:
         return sum(getattr(bucket, what) for bucket in buckets)
 
     def duration(what: str) -> Duration:
         longest = max((getattr(bucket, f"{what}_max") for bucket in buckets), default=0.0)
-        return Duration(total(f"{what}_count"), total(f"{what}_sum"), longest)
+        histogram = Histogram.sum_of(getattr(bucket, f"{what}_counts") for bucket in buckets)
+        return Duration(histogram.count, total(f"{what}_sum"), longest, histogram)
 
-    held = sum(
-        slot.state is IN_USE and slot.conn is None
+    now = monotonic()
+    held = [
+        now - slot.since
         for bucket in buckets
         for slot in list(bucket.slots)
-    )
+        if slot.state is IN_USE and slot.conn is None
+    ]
+    errors = sorted(error for bucket in buckets for error in list(bucket.errors))
     closed = {reason: sum(b.reasons.get(reason, 0) for b in buckets) for reason in Reason}
     return PoolStats(
         name=name,
@@ -331,7 +345,7 @@ def stats_of(
         salvaging=total("salvaging"),
         closing=total("closing"),
         waiting=sum(len(bucket.waiters) for bucket in buckets),
-        acquired=total("use_count") + closed[Reason.LOST] + held,
+        acquired=total("use_count") + closed[Reason.LOST] + len(held),
         released=total("use_count") - total("lost_uses"),
         timed_out=total("timed_out"),
         refused=total("refused"),
@@ -349,4 +363,10 @@ def stats_of(
         use=duration("use"),
         connect=duration("connect"),
         last_error=next((b.last_error for b in buckets if b.last_error is not None), None),
+        waiting_max=max((bucket.waiting_max for bucket in buckets), default=0),
+        longest_held=max(held, default=0.0),
+        down=any(bucket.down for bucket in buckets),
+        hub_lag=pool._runtime.hub_lag.seconds,
+        held_long=total("held_long"),
+        errors=tuple(errors[-_ERRORS:]),
     )

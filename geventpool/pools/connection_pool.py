@@ -15,7 +15,7 @@ from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
 from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
-from geventpool.pools.lease import DEFAULT, Lease, LocalLease
+from geventpool.pools.lease import DEFAULT, Lease, LocalLease, TrackedLease, TrackedLocalLease
 from geventpool.pools.settings import PoolSettings
 from geventpool.registry import register
 
@@ -24,6 +24,14 @@ __all__ = ["ConnectionPool", "Lease"]
 C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: By whether a nested lease shares its connection, and whether it is tracked.
+_LEASES: dict[tuple[bool, bool], type[Lease[Any]]] = {
+    (False, False): Lease,
+    (False, True): TrackedLease,
+    (True, False): LocalLease,
+    (True, True): TrackedLocalLease,
+}
 
 
 class ConnectionPool(BasePool[C]):
@@ -64,8 +72,9 @@ class ConnectionPool(BasePool[C]):
     - *greenlet_local*: a nested ``get()`` in the same greenlet yields the connection it has.
     - *limits*: Limit objects, caps that are shared with other pools of this thread.
     - *listeners*: told what happens, see PoolListener; *track*: remember where each connection
-      was acquired, for ``holders()``; *name*: for messages, metrics, and the log, whose logger is
-      ``geventpool.pool.NAME`` (without a name ``geventpool.pool``).
+      was acquired, for ``holders()``; *leak_threshold*: a connection that is held for longer is
+      told of, once for each use, in the log and to listeners; *name*: for messages, metrics, and
+      the log, whose logger is ``geventpool.pool.NAME`` (without a name ``geventpool.pool``).
 
     Hooks to override: what the pool calls, and callers have no use for.  Whatever they raise, the
     pool is whole; what is not an ``Exception`` (a kill, a Timeout from outside) also goes on its
@@ -158,6 +167,7 @@ class ConnectionPool(BasePool[C]):
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
         track: bool = False,
+        leak_threshold: float | None = None,
         name: str | None = None,
     ) -> None:
         settings = PoolSettings.of(locals())
@@ -165,7 +175,7 @@ class ConnectionPool(BasePool[C]):
         min_size = _check_min_size(size, min_size)
         overflow = _overflow(max_overflow)
         super().__init__(settings)
-        self._lease: type[Lease[C]] = LocalLease if greenlet_local else Lease
+        self._lease: type[Lease[C]] = _LEASES[bool(greenlet_local), bool(track)]
         bucket = self._new_bucket(
             self.name,
             size=size,
@@ -174,7 +184,7 @@ class ConnectionPool(BasePool[C]):
             limits=self._limits,
             lifo=order == "lifo" or (order is None and min_size < size),
         )
-        plain = not (track or self.has_is_alive or self.has_reset or max_uses is not None)
+        plain = not (self.has_is_alive or self.has_reset or max_uses is not None)
         bucket.allow_fast_path(
             self._runtime.ident if plain and not self.listening else 0,
             min((each for each in (idle_timeout, check_after) if each is not None), default=None),
@@ -327,8 +337,9 @@ class ConnectionPool(BasePool[C]):
         """How the pool stands, and what it has counted since it was made."""
         bucket = self._bucket
         return stats_of(
-            self.name,
+            self,
             (bucket,),
+            name=self.name,
             size=bucket.size,
             min_size=bucket.min_size,
             maximum=bucket.maximum,

@@ -113,6 +113,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         limits: Iterable[Limit] = (),
         listeners: Iterable[object] = (),
         track: bool = False,
+        leak_threshold: float | None = None,
         name: str | None = None,
     ) -> None:
         settings = PoolSettings.of(locals())
@@ -277,7 +278,8 @@ class EndpointPool(BasePool[C], Generic[E, C]):
             buckets.append(self._past)
         else:
             name, maximum = f"{name} {endpoint}", self._max_size
-        return stats_of(name, buckets, size=self._max_size, min_size=0, maximum=maximum)
+        size = self._max_size
+        return stats_of(self, buckets, name=name, size=size, min_size=0, maximum=maximum)
 
     def holders(self, endpoint: E | None = None) -> tuple[Holder, ...]:
         """For each connection in use: who has it, for how long, and where it is just now."""

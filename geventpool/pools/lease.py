@@ -6,6 +6,7 @@ The two moves between IDLE and IN_USE that are made here, in ``Lease.__enter__``
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,7 +14,9 @@ from weakref import proxy
 
 from gevent import getcurrent
 
+from geventpool._runtime.introspection import callers_stack
 from geventpool._runtime.slots import (
+    SHORTEST,
     ConnectionSlot,
     Hold,
     PoolBucket,
@@ -22,18 +25,28 @@ from geventpool._runtime.slots import (
     is_quiet_again,
 )
 from geventpool._runtime.threads import get_ident
-from geventpool._scheduler.scheduler import CUT_SHORT
+from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen
 from geventpool.errors import Verdict
 from geventpool.events import Reason
 from geventpool.pools.verdicts import end_use, mark_broken, verdict_on_use
+from geventpool.stats import BOUNDS
 
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
 
-__all__ = ["DEFAULT", "ENTERED", "Lease", "LocalLease", "SharedConnection", "assert_not_entered"]
+__all__ = [
+    "DEFAULT",
+    "ENTERED",
+    "Lease",
+    "LocalLease",
+    "SharedConnection",
+    "TrackedLease",
+    "TrackedLocalLease",
+    "assert_not_entered",
+]
 
 C = TypeVar("C")
 DEFAULT: Any = object()  # "the pool's own timeout", as None means "no bound"
@@ -151,7 +164,11 @@ class Lease(Generic[C]):
                     and (not slot.looks_on_return or is_quiet_again(slot, self._conn))
                 ):
                     used = now - slot.since
-                    bucket.use_count += 1
+                    counts = bucket.use_counts
+                    if used < SHORTEST:
+                        counts[0] += 1
+                    else:
+                        counts[bisect_left(BOUNDS, used)] += 1
                     bucket.use_sum += used
                     if used > bucket.use_long:
                         bucket.note_long_use(used)
@@ -194,6 +211,18 @@ def assert_not_entered(lease: Lease[Any]) -> None:
         raise RuntimeError(
             f"pool {lease._pool.name!r}: this lease is in a with already; call get() for each with"
         )
+
+
+class TrackedLease(Lease[C]):
+    """The lease of a pool that remembers where its connections were acquired, by the fast path,
+    too."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> C:
+        conn = super().__enter__()
+        self._slot.where = callers_stack()
+        return conn
 
 
 class SharedConnection(Generic[C]):
@@ -255,3 +284,9 @@ class LocalLease(Lease[C]):
             # Another with may yet swallow it, but what it says is true all the same.
             if mark_broken(self._pool, (slot, lease._use), exc) is Reason.CUT_SHORT:
                 shared.cut_by = exc
+
+
+class TrackedLocalLease(LocalLease[C], TrackedLease[C]):
+    """The same for a ``greenlet_local`` pool that tracks."""
+
+    __slots__ = ()

@@ -56,6 +56,7 @@ class PoolSettings:
     limits: tuple[Limit, ...]
     listeners: tuple[object, ...]
     track: bool
+    leak_threshold: float | None
     name: str | None
 
     @classmethod
@@ -99,5 +100,6 @@ class PoolSettings:
             check_seconds(name, getattr(self, name), zero=True)
         for name in ("keepalive", "connect_timeout", "idle_timeout", "max_lifetime", "down_after"):
             check_seconds(name, getattr(self, name))
+        check_seconds("leak_threshold", self.leak_threshold)
         for name in ("keepalive_timeout", "salvage_timeout"):
             check_seconds(name, getattr(self, name), none=False)

@@ -107,3 +107,16 @@ def test_a_child_does_not_answer_for_its_parent(run_folder: Path, fork: Callable
         assert ask(path, 10.0)["pid"] == os.getpid()
     child.result()
     assert path.exists()
+
+
+def test_who_needs_no_holders_gets_none(run_folder: Path) -> None:
+    with worker("busy", "conn = pool.acquire(); gevent.wait()") as busy:
+        answers = [observe.gather(holders=each) for each in (True, False)]
+    held = [
+        len(pool["holders"])
+        for answer in answers
+        for process in answer
+        if process["pid"] == busy.pid
+        for pool in process["pools"]
+    ]
+    assert held == [1, 0]

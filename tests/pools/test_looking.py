@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import pickle
+import sys
 from typing import Any
 
 import gevent
@@ -412,15 +413,18 @@ def test_a_pool_timeout_tells_which_pool_what_and_how_much(maker):
         other = gevent.spawn(pool.acquire, timeout=None)
         gevent.idle()
         clock.advance(200)
-        error = waiter.get(timeout=10)
+        error, line = waiter.get(timeout=10), sys._getframe().f_lineno
         other.kill()
         for conn in held:
             pool.release(conn)
 
+    here = f"{__file__}:{line} in test_a_pool_timeout_tells_which_pool_what_and_how_much"
     assert str(error) == (
         "pool 'db': no connection came free in 200 s"
         " (2 in use, 0 idle, 0 connecting, 1 waiting);"
-        f" held for up to {error.held_for[0]:.3f} s"
+        f" held for up to {error.held_for[0]:.3f} s; held longest by"
+        f" the main greenlet for {error.held_for[0]:.3f} s at {here},"
+        f" the main greenlet for {error.held_for[1]:.3f} s at {here}"
     )
     assert (error.pool, error.timeout) == ("db", 200)
     assert (error.in_use, error.idle, error.connecting, error.waiting) == (2, 0, 0, 1)

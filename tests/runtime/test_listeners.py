@@ -41,6 +41,7 @@ NAMES = [
     "pool_at_max",
     # and new
     "acquire_timed_out",
+    "connection_held_long",
     "acquire_shed",
     "connection_lost",
     "connection_salvaged",
@@ -512,6 +513,7 @@ def test_what_a_listener_raises_is_logged_and_the_pool_is_whole(maker, caplog):
     assert set(NAMES) - set(raising.names) == {
         "server_list_obtained",
         "acquire_shed",
+        "connection_held_long",
         "connection_salvaged",
         "connection_lost",
         "peer_closed",

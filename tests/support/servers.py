@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import ssl
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
 import gevent.socket
@@ -35,6 +36,7 @@ __all__ = [
     "Pulse",
     "ask",
     "closed_port",
+    "require_program",
     "require_server",
 ]
 
@@ -147,6 +149,19 @@ def require_server(name: str) -> tuple[str, int]:
         return address
     except OSError as error:
         missing = f"no {name} at {address[0]}:{address[1]}: {error}"
+    _give_up(missing)
+
+
+def require_program(name: str) -> str:
+    """Return the path of a program that is installed, or skip the test, or fail it, as
+    ``require_server`` does."""
+    __tracebackhide__ = True
+    path = shutil.which(name)
+    return _give_up(f"no program {name}") if path is None else path
+
+
+def _give_up(missing: str) -> NoReturn:
+    __tracebackhide__ = True
     if os.environ.get("GEVENTPOOL_REQUIRE_SERVERS") == "1":
         pytest.fail(missing)
     pytest.skip(missing)
