@@ -9,10 +9,16 @@ from typing import Any
 
 __all__ = ["main"]
 
-COMMANDS = {"demo": "demo", "check": "observe.check", "dump": "observe.dump"}
+COMMANDS = {
+    "demo": "demo",
+    "top": "observe.top",
+    "check": "observe.check",
+    "dump": "observe.dump",
+}
 USAGE = """usage: python -m geventpool COMMAND [--help]
 
   demo    show a pool under load, and through an outage of its server
+  top     watch the pools of a service, by its status page
   check   see what it is like to connect to a server from here
   dump    see who holds what in a running process, and where it is"""
 

@@ -29,9 +29,9 @@ from geventpool._scheduler.dial_outcomes import DialOutcomes
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
+from geventpool._scheduler.refusals import backing_off, no_place, out_of_sockets, overloaded
 from geventpool._scheduler.state import NEVER
 from geventpool._util.errors import copy_of
-from geventpool.errors import ConnectError, OutOfSockets, PoolOverloaded
 from geventpool.events import Reason
 
 __all__ = ["Arbiter"]
@@ -116,7 +116,7 @@ class Arbiter:
             self._ledger.block(bucket, None)
         open_for = bucket  # whether it, which stands in no queue, may yet be served
         while True:
-            first, ticket = None, NEVER
+            first, ticket, queued_at = None, NEVER, None
             if open_for is not None:
                 first = open_for
                 idle = first.waiters and first.idle
@@ -125,11 +125,14 @@ class Arbiter:
                 if limit._queue:
                     came, other = limit._queue.first()
                     if came < ticket and _may_help(limit, came, bucket):
-                        first, ticket = other, came
+                        first, ticket, queued_at = other, came, limit
             if first is None:
                 break
-            if not self._serve(first, touched, now) and first is open_for:
-                open_for = None
+            served = self._serve(first, touched, now)
+            if queued_at is None:
+                open_for = first if served else None
+            elif served:
+                self._queue_again(first, queued_at, now)
         if bucket is not None:
             self._ledger.file(bucket)
 
@@ -155,7 +158,7 @@ class Arbiter:
         barrier, victims, losers = _ways_to_make_room(bucket, ticket)
         if barrier is not None:
             if bucket.fail_when_full:
-                self._fail_unserved(bucket, _no_place(bucket))
+                self._fail_unserved(bucket, no_place(bucket))
             elif barrier is not bucket.own:
                 ledger.block(bucket, barrier, ticket)
             ledger.file(bucket)
@@ -171,13 +174,20 @@ class Arbiter:
         ledger.file(bucket)
         return True
 
+    def _queue_again(self, bucket: Bucket, limit: Limit, now: float) -> None:
+        """Have the next waiter of *bucket*, which is out of the queue of *limit* now that one was
+        served, stand there, if a place is of any use to it."""
+        dials = bucket.dials.may_dial(bucket.connecting + bucket.coming, now)
+        if dials and bucket.own.spare > 0 and bucket.next_unserved < NEVER:
+            self._ledger.block(bucket, limit, bucket.next_unserved)
+
     def _wait_for_dials(self, bucket: Bucket, ticket: float, now: float) -> None:
         """No more may be dialed yet: fail those that do not wait for that."""
         if now < bucket.retry_at:
             if bucket.fail_when_down:
-                self._fail_unserved(bucket, _backing_off(bucket))
+                self._fail_unserved(bucket, backing_off(bucket))
         elif bucket.fail_when_full and _ways_to_make_room(bucket, ticket)[0] is not None:
-            self._fail_unserved(bucket, _no_place(bucket))
+            self._fail_unserved(bucket, no_place(bucket))
 
     def _fail_unserved(self, bucket: Bucket, error: BaseException) -> None:
         """Fail the waiters of *bucket* for which nothing is under way."""
@@ -213,7 +223,7 @@ class Arbiter:
         for waiter in late:
             # Apart from one another, so that they do not all come back together.
             retry_after = seconds * (0.5 + bucket.rng.random())
-            self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
+            self._ledger.fail(waiter, overloaded(bucket, now - waiter.came, retry_after))
         if late:
             self.pass_over(bucket, now)
         return bool(late)
@@ -228,7 +238,7 @@ class Arbiter:
         touched.update(dict.fromkeys(loser.shared))
         self._ledger.unclaim(loser)
         if loser.fail_when_full:
-            self._fail_unserved(loser, _out_of_sockets(loser))
+            self._fail_unserved(loser, out_of_sockets(loser))
         else:
             self._ledger.block(loser, limit, loser.next_unserved)
         if not (loser.connecting or loser.coming):
@@ -300,12 +310,15 @@ class Arbiter:
             return expired and bucket.failing
         return expired or not (bucket.connecting or bucket.closing or now < bucket.retry_at)
 
-    def reason_to_close(self, slot: Slot, now: float) -> Reason | None:
-        """Why a slot that is not held any more must not be kept, or None."""
+    def reason_to_close(
+        self, slot: Slot, now: float, besides: Reason | None = None
+    ) -> Reason | None:
+        """Why a slot that is not held any more must not be kept, or None; that it was marked for
+        closing for the reason *besides* does not count."""
         bucket = slot.bucket
         if bucket.closed:
             return Reason.POOL_CLOSED
-        if slot.close_reason is not None:
+        if slot.close_reason is not None and slot.close_reason is not besides:
             return slot.close_reason
         if bucket.max_uses is not None and slot.uses >= bucket.max_uses:
             return Reason.WORN_OUT
@@ -325,7 +338,7 @@ class Arbiter:
             return False
         if bucket.open > bucket.size and not bucket.waiters:
             return False  # surplus
-        return self.reason_to_close(slot, now) in (None, Reason.CUT_SHORT)
+        return self.reason_to_close(slot, now, besides=Reason.CUT_SHORT) is None
 
     def _shrink(self, bucket: Bucket) -> None:
         """Close idle slots beyond *size*, longest idle first."""
@@ -373,39 +386,3 @@ def _ways_to_make_room(
             return limit, [], []
         losers.append((claim[1], limit))
     return None, victims, losers
-
-
-def _overloaded(bucket: Bucket, waited: float, retry_after: float) -> PoolOverloaded:
-    return PoolOverloaded(
-        f"pool {bucket.name!r}: more is asked than can be served, and this caller has waited for"
-        f" {waited:.3f} s ({bucket!r})",
-        pool=bucket.name,
-        waited=waited,
-        retry_after=retry_after,
-    )
-
-
-def _backing_off(bucket: Bucket) -> BaseException:
-    """What a caller that will not wait gets during a back-off."""
-    text = f"pool {bucket.name!r}: its last connections broke at once, and it waits a moment"
-    return bucket.last_error or ConnectError(text)
-
-
-def _no_place(bucket: Bucket) -> BaseException:
-    """What a caller that will not wait gets where there is no place."""
-    if bucket.ceiling.error is not None and bucket.own.spare <= 0:
-        return bucket.ceiling.error  # it is the server that has none
-    return _out_of_sockets(bucket)
-
-
-def _out_of_sockets(bucket: Bucket) -> OutOfSockets:
-    # Its own limit, if it is that, comes first: the widest tells most.
-    limit = next((x for x in reversed(bucket.limits) if x.spare <= 0), bucket.own)
-    return OutOfSockets(
-        f"pool {bucket.name!r}: limit {limit.name!r} is reached, {limit.used} of {limit.maximum}"
-        " connections, and none of them is idle",
-        pool=bucket.name,
-        limit=limit.name,
-        used=limit.used,
-        maximum=limit.maximum,
-    )

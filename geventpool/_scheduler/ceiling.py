@@ -43,10 +43,14 @@ class Ceiling:
 
     def rise(self, maximum: float, now: float) -> None:
         """Add what the time since has earned; above *maximum* it is of no use any more."""
-        steps = int((now - self._raised_at) / PEACE)
-        self.most += steps
-        self._raised_at += steps * PEACE
-        if self.most >= maximum or now - self._full_at >= _KEPT:
+        if now - self._full_at >= _KEPT:
+            self.forget()
+            return
+        # By the very sum that ``rises_at`` is: a difference, rounded, may say that it is too early.
+        while now >= self.rises_at:
+            self.most += 1
+            self._raised_at += PEACE
+        if self.most >= maximum:
             self.forget()
 
     def make_room(self, count: int) -> None:

@@ -21,7 +21,7 @@ from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
 from geventpool.sockets import CUT_SHORT
 
-__all__ = ["PsycopgPool"]
+__all__ = ["PsycopgPool", "ensure_cooperative", "verdict_of"]
 
 Connection = psycopg.Connection[Any]
 _ACTIVE, _IDLE = TransactionStatus.ACTIVE, TransactionStatus.IDLE
@@ -94,7 +94,7 @@ class PsycopgPool(ConnectionPool[Connection]):
         discard_all: bool = False,
         **settings: Any,
     ) -> None:
-        _assert_cooperative()
+        ensure_cooperative()
         if not callable(conninfo):
             _check_conninfo(conninfo)
         for name, value in (("configure", configure), ("reset", reset), ("check", check)):
@@ -180,19 +180,9 @@ class PsycopgPool(ConnectionPool[Connection]):
             conn.rollback()
 
     def _classify_error(self, error: Exception) -> Verdict:
-        if not isinstance(error, psycopg.Error):
-            return super()._classify_error(error)
-        state = error.sqlstate
-        if state is None:
-            if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-                return Verdict.FINE
-            text = str(error)
-            found = (verdict for words, verdict in _REFUSALS.items() if words in text)
-            return next(found, Verdict.BROKEN)
-        if (verdict := _VERDICTS.get(state) or _VERDICTS.get(state[:2])) is not None:
-            return verdict
-        # The server ends a session of which it says FATAL or PANIC; after an ERROR it goes on.
-        return Verdict.FINE if error.diag.severity_nonlocalized == "ERROR" else Verdict.BROKEN
+        if isinstance(error, psycopg.Error):
+            return verdict_of(error)
+        return super()._classify_error(error)
 
     def _call(self, function: Callable[[Connection], object] | None, conn: Connection) -> None:
         """Call one of the user's, which may have nothing open when it returns."""
@@ -204,6 +194,21 @@ class PsycopgPool(ConnectionPool[Connection]):
                 f"pool {self.name!r}: {function!r} left the connection in a transaction:"
                 f" {status.name}, not IDLE"
             )
+
+
+def verdict_of(error: psycopg.Error) -> Verdict:
+    """What an error of psycopg's says of its connection, or of the server."""
+    state = error.sqlstate
+    if state is None:
+        if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+            return Verdict.FINE
+        text = str(error)
+        found = (verdict for words, verdict in _REFUSALS.items() if words in text)
+        return next(found, Verdict.BROKEN)
+    if (verdict := _VERDICTS.get(state) or _VERDICTS.get(state[:2])) is not None:
+        return verdict
+    # The server ends a session of which it says FATAL or PANIC; after an ERROR it goes on.
+    return Verdict.FINE if error.diag.severity_nonlocalized == "ERROR" else Verdict.BROKEN
 
 
 class _Probe:
@@ -267,7 +272,7 @@ def _check_conninfo(conninfo: object) -> None:
         raise ValueError(f"conninfo: {error}") from None
 
 
-def _assert_cooperative() -> None:
+def ensure_cooperative() -> None:
     """Raise RuntimeError if a wait of psycopg's would stop the hub."""
     if not monkey.is_module_patched("select"):
         what = "the program is not patched"

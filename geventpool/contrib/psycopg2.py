@@ -17,7 +17,7 @@ from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
 
-__all__ = ["Psycopg2Pool"]
+__all__ = ["Psycopg2Pool", "ensure_cooperative", "verdict_of"]
 
 #: What a caller may set of a connection, and no rollback sets back.
 _ATTRIBUTES = ("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
@@ -87,8 +87,7 @@ class Psycopg2Pool(ConnectionPool[Any]):
         for name, value in (("configure", configure), ("reset", reset), ("check", check)):
             if value is not None:
                 check_callable(name, value)
-        if extensions.get_wait_callback() is None:
-            psycogreen.gevent.patch_psycopg()
+        ensure_cooperative()
         self._dsn = dsn
         self._kwargs = {} if kwargs is None else kwargs
         self._configure = configure
@@ -161,20 +160,9 @@ class Psycopg2Pool(ConnectionPool[Any]):
         _roll_back(conn)
 
     def _classify_error(self, error: Exception) -> Verdict:
-        if not isinstance(error, psycopg2.Error):
-            return super()._classify_error(error)
-        state = error.pgcode
-        if state is None:
-            if not isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-                # "server closed the connection unexpectedly" is a DatabaseError now and then.
-                return Verdict.BROKEN if type(error) is psycopg2.DatabaseError else Verdict.FINE
-            text = str(error)
-            found = (verdict for words, verdict in _REFUSALS.items() if words in text)
-            return next(found, Verdict.BROKEN)
-        if (verdict := _VERDICTS.get(state) or _VERDICTS.get(state[:2])) is not None:
-            return verdict
-        # The server ends a session of which it says FATAL or PANIC; after an ERROR it goes on.
-        return Verdict.FINE if error.diag.severity_nonlocalized == "ERROR" else Verdict.BROKEN
+        if isinstance(error, psycopg2.Error):
+            return verdict_of(error)
+        return super()._classify_error(error)
 
     def _call(self, function: Callable[[Any], object] | None, conn: Any) -> None:
         """Call one of the user's, which may have nothing open when it returns."""
@@ -185,6 +173,28 @@ class Psycopg2Pool(ConnectionPool[Any]):
             raise psycopg2.ProgrammingError(
                 f"pool {self.name!r}: {function!r} left the connection in a transaction"
             )
+
+
+def ensure_cooperative() -> None:
+    """Install psycogreen's wait callback, unless there is a callback already."""
+    if extensions.get_wait_callback() is None:
+        psycogreen.gevent.patch_psycopg()
+
+
+def verdict_of(error: Any) -> Verdict:
+    """What an error of psycopg2's says of its connection, or of the server."""
+    state = error.pgcode
+    if state is None:
+        if not isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+            # "server closed the connection unexpectedly" is a DatabaseError now and then.
+            return Verdict.BROKEN if type(error) is psycopg2.DatabaseError else Verdict.FINE
+        text = str(error)
+        found = (verdict for words, verdict in _REFUSALS.items() if words in text)
+        return next(found, Verdict.BROKEN)
+    if (verdict := _VERDICTS.get(state) or _VERDICTS.get(state[:2])) is not None:
+        return verdict
+    # The server ends a session of which it says FATAL or PANIC; after an ERROR it goes on.
+    return Verdict.FINE if error.diag.severity_nonlocalized == "ERROR" else Verdict.BROKEN
 
 
 def _check_dsn(dsn: object) -> None:

@@ -18,7 +18,7 @@ from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
 from geventpool.sockets import CLOSED, CUT_SHORT, SocketFactory
 
-__all__ = ["PyMySQLPool"]
+__all__ = ["PyMySQLPool", "verdict_of"]
 
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 
@@ -167,16 +167,9 @@ class PyMySQLPool(ConnectionPool[Any]):
         self._reset_connection(conn)
 
     def _classify_error(self, error: Exception) -> Verdict:
-        if not isinstance(error, pymysql.MySQLError):
-            return super()._classify_error(error)
-        code = error.args[0] if error.args else None
-        if (verdict := _VERDICTS.get(code)) is not None:
-            return verdict
-        if isinstance(code, int) and code >= 1000:
-            lost = CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST or code in _FAREWELLS
-            return Verdict.BROKEN if lost else Verdict.FINE
-        kinds = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.InternalError)
-        return Verdict.BROKEN if isinstance(error, kinds) else Verdict.FINE
+        if isinstance(error, pymysql.MySQLError):
+            return verdict_of(error)
+        return super()._classify_error(error)
 
     # Inside
 
@@ -212,6 +205,18 @@ class PyMySQLPool(ConnectionPool[Any]):
             other.query(f"{how} {conn.thread_id()}")
         finally:
             other.close()
+
+
+def verdict_of(error: Any) -> Verdict:
+    """What an error of PyMySQL's says of its connection, or of the server."""
+    code = error.args[0] if error.args else None
+    if (verdict := _VERDICTS.get(code)) is not None:
+        return verdict
+    if isinstance(code, int) and code >= 1000:
+        lost = CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST or code in _FAREWELLS
+        return Verdict.BROKEN if lost else Verdict.FINE
+    kinds = (pymysql.OperationalError, pymysql.InterfaceError, pymysql.InternalError)
+    return Verdict.BROKEN if isinstance(error, kinds) else Verdict.FINE
 
 
 class _Connection(pymysql.connections.Connection):  # type: ignore[misc]

@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.pywsgi import WSGIServer
 
+from geventpool import observe
 from geventpool.demo.scenario import CONNECTIONS, GREENLETS, Demo
 from geventpool.demo.screen import Screen
 from geventpool.demo.server import SERVE, serve, why_no_echo
@@ -38,8 +41,10 @@ def main(words: Sequence[str], demo: type[Demo] = Demo) -> int:
         if reason:
             print(f"{PROGRAM}: {address[0]}:{address[1]}: {reason}", file=sys.stderr)
             return 2
+    screen = Screen(sys.stdout, CONNECTIONS)
     try:
-        return _show(demo(options.seconds, address), Screen(sys.stdout, CONNECTIONS))
+        with _page(screen) if options.page else nullcontext():
+            return _show(demo(options.seconds, address), screen)
     except BrokenPipeError:  # as by "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -63,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         " (default: 127.0.0.1 if there is a --port)",
     )
     parser.add_argument("--port", type=_port, help="the port of that server")
+    parser.add_argument(
+        "--page", action="store_true", help="have a status page meanwhile; says where"
+    )
     return parser
 
 
@@ -78,6 +86,19 @@ def _port(text: str) -> int:
     if not 0 < port < 65536:
         raise argparse.ArgumentTypeError(f"1 to 65535, not {text}")
     return port
+
+
+@contextmanager
+def _page(screen: Screen) -> Iterator[None]:
+    """Serve the status page, for who is on this machine."""
+    server: Any = WSGIServer(("127.0.0.1", 0), observe.app, log=None)
+    server.start()
+    screen.print(f"The status page: http://127.0.0.1:{server.server_port}/\n")
+    try:
+        yield
+    finally:
+        server.stop(timeout=1.0)
+        observe.stop_listening()
 
 
 def _show(demo: Demo, screen: Screen) -> int:

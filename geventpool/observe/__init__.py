@@ -8,6 +8,16 @@ on a page, in a terminal or to a collector of metrics, is made from such a snaps
 from geventpool.observe.gathering import gather
 from geventpool.observe.metrics import metrics_text
 from geventpool.observe.snapshot import snapshot
+from geventpool.observe.status_page import StatusPage, app, mount
 from geventpool.observe.worker_socket import listen, stop_listening
 
-__all__ = ["gather", "listen", "metrics_text", "snapshot", "stop_listening"]
+__all__ = [
+    "StatusPage",
+    "app",
+    "gather",
+    "listen",
+    "metrics_text",
+    "mount",
+    "snapshot",
+    "stop_listening",
+]

@@ -12,8 +12,6 @@ from gevent import socket
 
 from geventpool.observe.snapshot import snapshot
 from geventpool.observe.worker_socket import (
-    FIGURES,
-    WHOLE,
     Worker,
     group_here,
     is_running,
@@ -27,10 +25,10 @@ _CHUNK = 1 << 16
 
 
 def gather(
-    timeout: float = 1.0, *, group: int | None = None, holders: bool = True
+    timeout: float = 1.0, *, group: int | None = None, **wanted: Any
 ) -> list[dict[str, Any]]:
-    """The snapshot of every process of *group* (None: that of this process), by process id; without
-    *holders*, as metrics need none, those are empty.
+    """The snapshot of every process of *group* (None: that of this process), by process id; what is
+    *wanted* of it is what ``snapshot`` takes.
 
     One that does not answer within *timeout* seconds has *pools* None and a text in *error*: its
     hub is busy, or the process is stopped.  The socket of one that has ended is swept away.  Blocks
@@ -42,18 +40,18 @@ def gather(
     except OSError:
         found = []  # no folder that can be trusted: only this process can be seen
     others = [each for each in found if each.pid != os.getpid()]
-    asked = [gevent.spawn(_snapshot_of, each, timeout, holders) for each in others]
+    asked = [gevent.spawn(_snapshot_of, each, timeout, wanted) for each in others]
     gevent.joinall(asked)
     answers = [greenlet.value for greenlet in asked if greenlet.value is not None]
     if group == group_here():
-        answers.append({**snapshot(holders=holders), "error": None})
+        answers.append({**snapshot(**wanted, pause=gevent.sleep), "error": None})
     return sorted(answers, key=lambda answer: int(answer["pid"]))
 
 
-def _snapshot_of(worker: Worker, timeout: float, holders: bool) -> dict[str, Any] | None:
+def _snapshot_of(worker: Worker, timeout: float, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """What it answers; None if it has ended."""
     try:
-        return {**ask(worker.path, timeout, holders), "error": None}
+        return {**ask(worker.path, timeout, **wanted), "error": None}
     except (ConnectionRefusedError, FileNotFoundError):
         if not is_running(worker):
             worker.path.unlink(missing_ok=True)
@@ -66,8 +64,8 @@ def _snapshot_of(worker: Worker, timeout: float, holders: bool) -> dict[str, Any
     return {"pid": worker.pid, "time": None, "pools": None, "error": error}
 
 
-def ask(path: Path, timeout: float, holders: bool = True) -> dict[str, Any]:
-    """The snapshot of the process that listens at *path*.
+def ask(path: Path, timeout: float, **wanted: Any) -> dict[str, Any]:
+    """The snapshot of the process that listens at *path*; *wanted* is as in ``gather``.
 
     Raises TimeoutError after *timeout* seconds, another OSError if it cannot be asked, ValueError
     if it does not answer in full.
@@ -75,7 +73,7 @@ def ask(path: Path, timeout: float, holders: bool = True) -> dict[str, Any]:
     with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout:g} s")):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(str(path))
-            sock.sendall(WHOLE if holders else FIGURES)
+            sock.sendall(json.dumps(wanted).encode() + b"\n")
             answer = bytearray()
             while data := sock.recv(_CHUNK):
                 answer += data

@@ -3,7 +3,8 @@
 Here is what every key means; ``docs/observability.md`` says it for people::
 
     {"pid": 4711, "time": 1.7e9, "pools": [
-        {"name": "db", "kind": "ConnectionPool", "stats": {...}, "closed": {"drained": 3},
+        {"key": "4711-1", "name": "db", "kind": "ConnectionPool",
+         "stats": {...}, "closed": {"drained": 3},
          "holders": [{"greenlet": "<Greenlet ...>", "age": 1.5, "endpoint": None,
                       "where": None, "stack": "  File ..."}],
          "endpoints": [{"endpoint": "('10.0.0.1', 443)", "stats": {...}, "closed": {...}}],
@@ -17,7 +18,9 @@ as an object of its numbers::
 
     {"count": 3, "sum": 0.5, "max": 0.4, "histogram": {"bounds": [0.0001, ...], "counts": [0, ...]}}
 
-What has no bound is None, as JSON has no infinity.
+What has no bound is None, as JSON has no infinity.  *key* is the pool's for as long as it lives,
+and no other's.  *holders* is empty where they were not asked for.  If it is asked for, there is
+*history*: see ``history.py``.
 """
 
 from __future__ import annotations
@@ -26,30 +29,45 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from geventpool.events import PoolStats
+from geventpool.observe.history import record_of
 from geventpool.observe.secrets import without_secrets
 from geventpool.registry import pools
 
 __all__ = ["snapshot"]
 
 
-def snapshot(*, holders: bool = True) -> dict[str, Any]:
-    """What every open pool and manager of this process looks like just now; without *holders*,
-    which take longest, those are empty.
+def snapshot(
+    *,
+    holders: bool | Collection[str] = True,
+    history: bool = False,
+    pause: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """What every open pool and manager of this process looks like just now.
 
-    Does not block.  No secret is in it, as far as one can be told: see ``secrets.py``.
+    *holders*: whether they are wanted, or the keys of the pools of which they are: to see where a
+    greenlet is takes 50 µs or more.  *history*: what was seen of each pool, too.
+    *pause* is called after each pool; ``gevent.sleep`` lets others run meanwhile.
+
+    Does not block, unless *pause* does.  No secret is in it, as far as one can be told: see
+    ``secrets.py``.
     """
-    return {
-        "pid": os.getpid(),
-        "time": time.time(),
-        "pools": [_pool(pool, holders) for pool in pools()],
-    }
+    shown = []
+    for pool in pools():
+        record = record_of(pool)
+        wanted = holders if isinstance(holders, bool) else record.key in holders
+        shown.append({"key": record.key, **_pool(pool, wanted)})
+        if history:
+            shown[-1]["history"] = record.shown()
+        if pause is not None:
+            pause()
+    return {"pid": os.getpid(), "time": time.time(), "pools": shown}
 
 
-def _pool(pool: Any, holders: bool) -> dict[str, Any]:
+def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
     figures = _figures(pool.stats())
     figures["stats"].pop("name")
     endpoints = pool.endpoints() if hasattr(pool, "endpoints") else ()
@@ -57,7 +75,7 @@ def _pool(pool: Any, holders: bool) -> dict[str, Any]:
         "name": without_secrets(pool.name),
         "kind": type(pool).__name__,
         **figures,
-        "holders": [_holder(holder) for holder in pool.holders()] if holders else [],
+        "holders": [_holder(each) for each in pool.holders()] if with_holders else [],
         "endpoints": [
             {"endpoint": _text(each), **_figures(pool.stats(each))}
             for each in endpoints

@@ -2,7 +2,7 @@
 
 Each worker of a gunicorn answers on its own; a page that one of them serves asks all of them, and
 ``python -m geventpool dump PID`` asks one for which no page is mounted.  One request a connection:
-a line, "snapshot", or "figures" for one without holders; the answer is that as JSON, and the end.
+a line with the arguments of ``snapshot()`` as JSON; the answer is what it returns, and the end.
 
 *A group* are the processes that belong together: those that one master has forked.
 """
@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import gevent
 from gevent import socket
 
+from geventpool.observe import history
 from geventpool.observe.snapshot import snapshot
 
 __all__ = [
-    "FIGURES",
-    "WHOLE",
     "Worker",
     "group_here",
     "is_running",
@@ -35,11 +34,9 @@ __all__ = [
     "workers",
 ]
 
-#: What one can ask for.
-WHOLE, FIGURES = b"snapshot\n", b"figures\n"
-
 _PATIENCE = 5.0  # seconds that one who asks may take, for its line or to read the answer
 _BACKLOG = 16
+_LONGEST_LINE = 1 << 16
 _SUFFIX = ".sock"
 _imported_in = os.getpid()
 
@@ -113,7 +110,8 @@ def group_here() -> int:
 
 
 def listen(group: int | None = None) -> Worker:
-    """Have this process answer to who asks for its snapshot from now on, in this thread's hub.
+    """Have this process answer to who asks for its snapshot from now on, in this thread's hub, and
+    remember what its pools were like over the last minute and hour.
 
     *group* is the process id of its master (None: see ``group_here``).  Called again, it does
     nothing.  Does not block.  Raises OSError if the socket cannot be made.
@@ -133,6 +131,7 @@ def listen(group: int | None = None) -> Worker:
         listener.close()
         raise
     _listening = _Listening(worker, listener, gevent.spawn(_accept, listener))
+    history.start()
     return worker
 
 
@@ -152,9 +151,13 @@ def _answer(sock: Any) -> None:
     patience: Any = gevent.Timeout(_PATIENCE, False)  # type: ignore[arg-type]
     with sock, patience:
         try:
-            if request := sock.recv(256):
-                answer = snapshot(holders=not request.startswith(FIGURES.strip()))
-                sock.sendall(json.dumps(answer).encode())
+            with sock.makefile("rb") as lines:
+                line = lines.readline(_LONGEST_LINE)
+            try:
+                wanted = json.loads(line)
+            except ValueError:
+                return  # cut off
+            sock.sendall(json.dumps(snapshot(**wanted, pause=gevent.sleep)).encode())
         except OSError:
             return  # it has gone
 
@@ -170,6 +173,7 @@ def stop_listening() -> None:
     if listening.worker.pid == os.getpid():  # else a child has a copy of its parent's
         with suppress(OSError):
             listening.worker.path.unlink()
+        history.stop()
     listening.listener.close()
 
 

@@ -19,6 +19,7 @@ from geventpool.sockets.liveness import (
     watch,
 )
 from geventpool.sockets.monitored import MonitoredSocket, Traffic
+from geventpool.sockets.start_tls import StartTLS
 
 __all__ = [
     "CLOSED",
@@ -30,6 +31,7 @@ __all__ = [
     "MonitoredSocket",
     "Probe",
     "SocketFactory",
+    "StartTLS",
     "Traffic",
     "carriers",
     "close",

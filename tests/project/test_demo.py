@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from array import array
 from typing import Any
 
@@ -61,6 +63,23 @@ def test_the_demo_ends_well_and_its_table_says_so() -> None:
     ):
         assert promise in done.stdout
     assert "Every promise was kept." in done.stdout
+
+
+@pytest.mark.slow
+def test_with_page_it_can_be_watched() -> None:
+    command = [sys.executable, "-u", "-m", "geventpool", "demo", "--seconds", "3", "--page"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said, _, url = process.stdout.readline().strip().rpartition(" ")
+        assert said == "The status page:"
+        names: list[str] = []
+        while names != ["demo"]:  # in a moment it has made its pool
+            with urllib.request.urlopen(url + "pools.json", timeout=30) as reply:
+                (worker,) = json.load(reply)["workers"]
+            names = [pool["name"] for pool in worker["pools"]]
+        assert "Every promise was kept." in process.stdout.read()
+    assert process.returncode == 0
 
 
 @pytest.mark.slow

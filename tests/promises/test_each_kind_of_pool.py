@@ -43,10 +43,11 @@ def test_callers_cancelled_in_line_and_in_the_with_cost_no_place_and_hurt_no_oth
             Event().wait()
 
     def in_time() -> None:
-        with gevent.Timeout(0.01, False):
+        with gevent.Timeout(None, False) as timeouts[gevent.getcurrent()]:
             use()
 
     in_with: list[Any] = []
+    timeouts: dict[Any, gevent.Timeout] = {}
     with make_pool(2, connect=maker) as pool:
         pool.fill()
         victims = [gevent.spawn(use if end == "a kill" else in_time) for _ in range(5)]
@@ -55,6 +56,8 @@ def test_callers_cancelled_in_line_and_in_the_with_cost_no_place_and_hurt_no_oth
         other = gevent.spawn(pool.execute, lambda conn: conn.number)
         if end == "a kill":
             gevent.killall(victims)
+        for victim, timeout in timeouts.items():  # now: a timer's could come too early
+            victim.kill(timeout, block=False)
         gevent.joinall(victims, timeout=10, raise_error=True)
 
         assert other.get(timeout=10) > 2  # those that were held are closed

@@ -307,6 +307,19 @@ def test_a_full_server_is_asked_for_no_more_than_are_open_and_for_one_more_each_
     assert bucket.last_error is None or bucket.last_error is REFUSED
 
 
+def test_when_the_second_is_over_one_more_is_asked_for_whatever_a_difference_is_rounded_to():
+    world = World()
+    world.now = 1.3  # 2.3 - 1.3 is less than 1.0, as floats go
+    bucket = world.bucket(2)
+    world.enqueue(bucket)
+    fail(world, Verdict.SERVER_FULL)
+
+    world.now = bucket.reconcile_at
+    world.reconcile(bucket)
+
+    assert len(world.notes.dials) == 1
+
+
 def test_waiters_of_a_full_server_get_what_comes_back():
     world = World()
     bucket = world.bucket(2, fail_fast=True)

@@ -12,7 +12,7 @@ import pytest
 
 from geventpool._scheduler.dial_window import DialWindow
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Slot, Waiter
+from geventpool._scheduler.model import Slot
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import (
     AT_ONCE,
@@ -27,6 +27,7 @@ from geventpool._scheduler.state import (
     TRANSITIONS,
     State,
 )
+from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 from support.world import HERE, REFUSED, Steps, World, assert_flat
@@ -1169,6 +1170,32 @@ def test_resized_below_what_lies_idle_the_longest_idle_are_closed(world: World) 
     assert world.notes.reasons == [Reason.SURPLUS] * 3
 
 
+@pytest.mark.parametrize("room", ["the maximum", "two closes"])
+def test_as_many_are_dialed_as_there_are_places_and_the_window_allows(
+    world: World, room: str
+) -> None:
+    limit = Limit(5)
+    other = world.bucket(2, limits=[limit])
+    world.enqueue(other), world.enqueue(other)
+    world.open_all()
+    bucket = world.bucket(9, limits=[limit])
+    for _ in range(9):
+        world.enqueue(bucket)
+    world.open_one()
+    world.open_one()
+    assert (bucket.open, bucket.connecting, bucket.dials.width) == (2, 1, 4)
+    assert limit.full
+
+    if room == "the maximum":
+        limit.maximum = 9
+        world.scheduler.reconcile_limit(limit, world.now)
+    else:
+        for waiter in list(world.notes.woken)[:2]:
+            world.scheduler.detach(waiter.slot, Reason.DETACHED, world.now)
+
+    assert bucket.connecting == (4 if room == "the maximum" else 3)
+
+
 def test_minimums_that_cannot_fit_a_shared_limit_are_refused(world: World) -> None:
     limit = Limit(3)
     world.full(2, name="a", limits=(limit,))
@@ -1664,6 +1691,24 @@ def test_what_was_cut_short_and_is_to_go_for_another_reason_too_is_not_salvaged(
     world.salvage(slot)
 
     assert (world.notes.closes, bucket.salvaging) == ([slot], 0)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("why", [Reason.EXPIRED, Reason.WORN_OUT, Reason.DRAINED])
+def test_what_is_at_its_end_is_not_salvaged_though_a_nested_with_told_that_it_was_cut_short(
+    world: World, why: Reason, marked: bool
+) -> None:
+    bucket = world.full(1, max_uses=1 if why is Reason.WORN_OUT else None, max_lifetime=10.0)
+    slot = world.checkout(bucket)
+    world.now += 11.0 if why is Reason.EXPIRED else 1.0
+    if why is Reason.DRAINED:
+        world.scheduler.drain(bucket, 0.0, world.now)
+    if marked:
+        world.scheduler.mark_for_closing(slot, Reason.CUT_SHORT)
+
+    world.salvage(slot)
+
+    assert slot.state is CLOSING
 
 
 def test_a_hang_up_that_is_forgotten_leaves_known_that_the_use_was_cut_short(world: World) -> None:

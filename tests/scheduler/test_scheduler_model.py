@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import (
     AT_ONCE,
@@ -51,6 +51,7 @@ from geventpool._scheduler.state import (
     TRANSITIONS,
     State,
 )
+from geventpool._scheduler.waiter import Waiter
 from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolOverloaded, Verdict
@@ -61,6 +62,10 @@ THREAD = 7  # the ident of the one thread there is
 UNDER_A_DEADLINE = 4.0  # seconds of a caller that has no use for a connection after them
 LONG = 10.0  # the keepalive
 CODEL = CoDel(target=0.1, interval=1.0)
+
+
+DAMAGES = ["count", "limit", "claim", "idle", "tombstone", "waiter", "slot", "line"]
+DAMAGES += ["state", "salvage", "check"]
 
 
 class WatchedSlot(Slot):
@@ -196,7 +201,7 @@ class Hub:
 
     def look_later(self, bucket: Bucket, at: float) -> None:
         assert bucket.delay_control is not None
-        assert at > self.now
+        assert self.now < at <= self.now + CODEL.interval / 2, "what is fine meanwhile is not seen"
         self.looks[bucket] = min(at, self.looks.get(bucket, at))
 
     def reconcile_later(self, bucket: Bucket) -> None:
@@ -294,6 +299,7 @@ class Machine(RuleBasedStateMachine):
             overload=draw(st.sampled_from([None, CODEL])),
         )
         self.hub.fine[bucket] = [self.now]
+        bucket.postpone(draw(st.sampled_from([False, False, True])))
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
         bucket.fast_path_max_idle = bucket.idle_timeout
@@ -338,21 +344,26 @@ class Machine(RuleBasedStateMachine):
             slot.since = self.now
             fit_for_hand_out(slot, self.now)
             self.held.append(slot)
-        elif timeout != 0:
+        elif timeout == 0:
+            refused = self.scheduler.refusal(bucket, self.now)
+            assert refused is None or bucket in self.hub.down
+        else:
             deadline = None if timeout is None else self.now + timeout
             useless_after = NEVER
             if timeout == UNDER_A_DEADLINE:
                 deadline = useless_after = self.now + timeout
             came = self.now if came is None else came
             waiter = Waiter(bucket, ticket, deadline, None, came, useless_after)
-            self._note_fine_lines()
+            bucket.postpone(False)
+            if not bucket.waiters:
+                self._note_if_fine(bucket)
             self.scheduler.enqueue(waiter, self.now, requeued)
 
-    def _note_fine_lines(self) -> None:
-        """Those in which nobody waits for more than a dial of its own."""
-        for bucket in self.buckets:
-            if bucket.unserved <= bucket.coming:
-                self.hub.fine[bucket].append(self.now)
+    def _note_if_fine(self, bucket: Bucket) -> None:
+        """When no waiter waits for more than a dial of its own.  Asked for where the scheduler is
+        bound to see that; between two looks at the line it need not."""
+        if bucket.unserved <= bucket.coming:
+            self.hub.fine[bucket].append(self.now)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, UNDER_A_DEADLINE]))
     def acquire(self, n: int, timeout: float | None) -> None:
@@ -415,6 +426,15 @@ class Machine(RuleBasedStateMachine):
                 self.hub.woken.remove(waiter)
             self.scheduler.cancel(waiter, self.now)
             assert waiter.slot is None
+
+    @rule(n=st.integers(0, 9))
+    def be_refused(self, n: int) -> None:
+        """All that hold what others wait for wait as well."""
+        waiters = [w for bucket in self.buckets for w in bucket.waiters]
+        if waiters:
+            waiter = waiters[n % len(waiters)]
+            self.scheduler.refuse(waiter, LookupError(), self.now)
+            assert waiter in self.hub.woken
 
     def _take_from_holder(self, n: int) -> Slot:
         return self.held.pop(n % len(self.held))
@@ -489,8 +509,10 @@ class Machine(RuleBasedStateMachine):
     def dial_succeeds(self, n: int) -> None:
         slot = self.hub.begun.pop(n % len(self.hub.begun))
         self.hub.failed_since.pop(slot.bucket, None)
+        self._note_if_fine(slot.bucket)
         self.scheduler.opened(slot, self.now)
-        assert slot.bucket not in self.hub.down, "the first success ends it"
+        bucket = slot.bucket  # a closed one says no more
+        assert bucket.closed or bucket not in self.hub.down, "the first success ends it"
 
     @precondition(lambda self: self.hub.begun)
     @rule(n=st.integers(0, 5), verdict=st.sampled_from([Verdict.BROKEN, *Verdict]))
@@ -545,12 +567,11 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.peer_closed(slots[n % len(slots)], self.now)
 
     def _pass_time(self, seconds: float) -> None:
-        self._note_fine_lines()
         self.hub.now += seconds
-        self._note_fine_lines()
         for bucket, at in list(self.hub.looks.items()):
             if at <= self.now:
                 del self.hub.looks[bucket]
+                self._note_if_fine(bucket)
                 self.scheduler.look_at_line(bucket, self.now)
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:
@@ -596,6 +617,14 @@ class Machine(RuleBasedStateMachine):
                 limit = self.now - bucket.idle_timeout
                 assert all(slot.since > limit for slot in bucket.idle_slots())
 
+    @rule(n=st.integers(0, 30))
+    def dismiss(self, n: int) -> None:
+        slots = [slot for bucket in self.buckets for slot in bucket.slots]
+        if slots:
+            slot = slots[n % len(slots)]
+            was_idle = slot.state is IDLE
+            assert self.scheduler.dismiss(slot, Reason.DISPOSED, self.now) is was_idle
+
     # What a verb that was cut short leaves behind
 
     @rule(n=st.integers(0, 3))
@@ -606,9 +635,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         n=st.integers(0, 3),
         m=st.integers(0, 9),
-        damage=st.sampled_from(
-            ["count", "limit", "claim", "idle", "tombstone", "waiter", "slot", "line", "state"]
-        ),
+        damage=st.sampled_from(DAMAGES),
     )
     def damage(self, n: int, m: int, damage: str) -> None:
         """The books go wrong in one place; the audit finds it, and nothing is lost but that."""
@@ -664,6 +691,18 @@ class Machine(RuleBasedStateMachine):
         if slot := bucket.longest_idle():
             slot.state = IN_USE
 
+    def _damage_salvage(self, bucket: Bucket, m: int) -> None:
+        """Its salvage was asked for, and the state set and nothing else."""
+        mine = [s for s in self.held if s.bucket is bucket and s.state is IN_USE]
+        if mine:
+            slot = mine[m % len(mine)]
+            self.held.remove(slot)
+            slot.state = SALVAGING
+
+    def _damage_check(self, bucket: Bucket, m: int) -> None:
+        if slot := bucket.longest_idle():
+            slot.state = CHECKING
+
     # Verbs of the whole pool
 
     @rule(n=st.integers(0, 3), over=st.sampled_from([0.0, 0.0, 3.0]))
@@ -671,8 +710,13 @@ class Machine(RuleBasedStateMachine):
         if bucket := self._pick(n):
             self.scheduler.drain(bucket, over, self.now)
 
-    @rule(n=st.integers(0, 3), size=st.integers(1, 5), fixed=st.booleans())
-    def resize(self, n: int, size: int, fixed: bool) -> None:
+    @rule(
+        n=st.integers(0, 3),
+        size=st.integers(1, 5),
+        fixed=st.booleans(),
+        max_overflow=st.sampled_from([None, None, 0, 2]),
+    )
+    def resize(self, n: int, size: int, fixed: bool, max_overflow: float | None) -> None:
         bucket = self._pick(n)
         if bucket is None:
             return
@@ -682,7 +726,7 @@ class Machine(RuleBasedStateMachine):
             for limit in (*bucket.shared, Limit(math.inf))
         )
         min_size = int(min(size, room)) if fixed and room > 0 else 0
-        self.scheduler.resize(bucket, size, min_size, self.now)
+        self.scheduler.resize(bucket, size, min_size, self.now, max_overflow)
 
     @rule(n=st.integers(0, 3))
     def dispose(self, n: int) -> None:
@@ -693,8 +737,18 @@ class Machine(RuleBasedStateMachine):
     def fill(self, n: int, waiting: bool) -> None:
         """Callers of fill() come and go; the runtime reconciles when one comes."""
         if bucket := self._pick(n):
-            bucket.filling += 1 if waiting or not bucket.filling else -1
+            bucket.postpone(False)
+            bucket.count_filling(1 if waiting or not bucket.filling else -1)
             self.scheduler.reconcile(bucket, self.now)
+
+    @rule(n=st.integers(0, 3))
+    def fork(self, n: int) -> None:
+        """It forks before its hub has run; in the child nothing is opened before it is used."""
+        bucket = self._pick(n)
+        if bucket is None or bucket.failing or bucket.troubled:
+            return
+        if all(slot in self.hub.dials for slot in bucket.slots):
+            bucket.postpone(not (bucket.waiters or bucket.filling))
 
     @rule(n=st.integers(0, 1), maximum=st.integers(0, 6))
     def set_maximum(self, n: int, maximum: int) -> None:
@@ -867,8 +921,9 @@ class Machine(RuleBasedStateMachine):
             could = may_dial(bucket, now)
             if waits and could:
                 mine = ticket_at(bucket, bucket.connecting)
-                kept = any(  # for an older one, who has yet to wait for a close
-                    ticket_at(b, b.connecting) < mine and any(lim._closing for lim in b.limits)
+                kept = any(  # for an older one, who has yet to wait for a close, or for news
+                    ticket_at(b, b.connecting) < mine
+                    and (any(lim._closing for lim in b.limits) or self._awaits_news(b))
                     for b in neighbours(bucket, self.buckets)
                 )
                 assert kept or not bucket.has_room, "room for a waiter is left unused"
@@ -907,10 +962,11 @@ class Machine(RuleBasedStateMachine):
 
         for bucket in self.buckets:  # what others have above their minimum may be in the way
             bucket.idle_timeout, bucket.max_lifetime, bucket.min_idle = 1.0, None, 0
-        self._pass_time(2.0)
-        for bucket in self._open():
-            self.scheduler.reap(bucket, self.now)
-        self._come_to_rest()
+        for _ in range(1 + len(self.buckets)):  # and then what they open to learn whether they may
+            self._pass_time(2.0)
+            for bucket in self._open():
+                self.scheduler.reap(bucket, self.now)
+            self._come_to_rest()
         for bucket in self._open():
             roomy = all(
                 sum(b.effective_min_size for b in self._open() if limit in b.limits)

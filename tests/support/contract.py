@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import gevent
 from gevent.pool import Group
 
+from geventpool import PoolTimeout
 from support.own_servers import OwnServer
 from support.servers import require_server
 
@@ -43,6 +44,8 @@ class Adapter:
     most: ClassVar[int] = 0
     #: What a caller may get whose connection breaks in its hands.
     lost: ClassVar[tuple[type[Exception], ...]]
+    #: What a caller may get for which there is no connection, with a cause.
+    unavailable: ClassVar[tuple[type[Exception], ...]] = (PoolTimeout,)
     #: What ``write`` raises at a server that is read-only.
     refusal: ClassVar[type[Exception]] = Exception
     #: What a user may leave behind, for ``leave`` and ``remains``.

@@ -39,6 +39,7 @@ class OwnServer:
     name: ClassVar[str]
     program: ClassVar[str]
     stop_by: ClassVar[int] = signal.SIGTERM
+    group: int | None = None  # if it matters to the program
 
     def __init__(self, *options: str) -> None:
         self.options = options
@@ -145,6 +146,7 @@ class OwnServer:
                 stdout=log,
                 stderr=log,
                 user=self.user,
+                group=self.group,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             )
 

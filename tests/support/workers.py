@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from geventpool import observe
+from geventpool.observe import history
 from support import ROOT
 
 __all__ = ["HANG", "SERVE", "run_folder", "worker"]
@@ -50,3 +51,4 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     monkeypatch.setenv("GEVENTPOOL_RUN_DIR", str(tmp_path / "run"))
     yield tmp_path / "run"
     observe.stop_listening()
+    history.stop()  # which a status page may have started

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from support.adapters.django import BACKENDS
 from support.adapters.mysql import PyMySQL
 from support.adapters.postgres import Psycopg, Psycopg2
+from support.adapters.rabbitmq import Pika
+from support.adapters.small import Imap, Ldap3, Smtp, Thrift, WebSocket
+from support.adapters.sqlalchemy import ENGINES
 from support.contract import Adapter
 
 __all__ = ["ADAPTERS"]
 
-ADAPTERS: list[Adapter] = [Psycopg(), Psycopg2(), PyMySQL()]
+ADAPTERS: list[Adapter] = [
+    *(Psycopg(), Psycopg2(), PyMySQL(), *ENGINES, *BACKENDS),
+    *(Pika(), Imap(), Smtp(), Ldap3(), Thrift(), WebSocket()),
+]

@@ -1,0 +1,1 @@
+"""Django's backend for PostgreSQL, on a PsycopgPool: see ``base.py``."""
