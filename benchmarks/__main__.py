@@ -15,7 +15,7 @@ from pathlib import Path  # noqa: E402
 
 import gevent  # noqa: E402
 
-from benchmarks import comparison, dials, full_cap, herd, monitored, rows, simulation  # noqa: E402
+from benchmarks import comparison, dials, fleet_cap, full_cap, herd, monitored, rows, simulation  # noqa: E402
 from benchmarks.overload import bars as overload  # noqa: E402
 
 ROWS = {
@@ -24,6 +24,7 @@ ROWS = {
     "dials": dials.dials,
     "monitored": monitored.monitored,
     "simulation": simulation.simulation,
+    "fleet": fleet_cap.fleet_cap,
 }
 #: These have HEADINGS and compare(quick), and no bar.
 COMPARISONS = {"peers": comparison, "herd": herd}

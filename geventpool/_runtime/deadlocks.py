@@ -17,8 +17,9 @@ from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.line import deadline_of
-from geventpool._scheduler.model import Bucket, Waiter
+from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.state import IN_USE
+from geventpool._scheduler.waiter import Waiter
 from geventpool.errors import PoolDeadlock
 
 if TYPE_CHECKING:

@@ -129,7 +129,7 @@ class Runtime:
         self.dialer.stop(bucket)
         self.checker.stop(bucket)
         self.salvager.stop(bucket)
-        self.desk.stop(bucket)
+        self.desk.inspector.stop(bucket)
         self.timers.stop(bucket)
         self.forget_if_empty(bucket)
 
@@ -306,7 +306,7 @@ class Runtime:
         """The slots that a greenlet dials, closes, checks, salvages or looks at, or is about to."""
         for part in self._parts:
             part.workers.go_on()  # what was put in the queue may not have been seen to
-        slots = {*self.dialer.workers.things(), *self.desk.looked_at}
+        slots = {*self.dialer.workers.things(), *self.desk.inspector.looked_at}
         for part in (self.closer, self.checker, self.salvager):
             slots.update(thing[0] for thing in part.workers.things())
         return slots

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import AT_ONCE, IN_USE
+from geventpool._scheduler.waiter import Waiter
 from geventpool._util.deadlines import active, useless_after
 from geventpool._util.errors import text_of
 from geventpool.events import Reason

@@ -12,7 +12,7 @@ from geventpool._runtime.checker import Checker
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
-from geventpool._scheduler.scheduler import CUT_SHORT
+from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import catch_up, forks_seen

@@ -29,9 +29,9 @@ from geventpool._scheduler.dial_outcomes import DialOutcomes
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
+from geventpool._scheduler.refusals import backing_off, no_place, out_of_sockets, overloaded
 from geventpool._scheduler.state import NEVER
 from geventpool._util.errors import copy_of
-from geventpool.errors import ConnectError, OutOfSockets, PoolOverloaded
 from geventpool.events import Reason
 
 __all__ = ["Arbiter"]
@@ -158,7 +158,7 @@ class Arbiter:
         barrier, victims, losers = _ways_to_make_room(bucket, ticket)
         if barrier is not None:
             if bucket.fail_when_full:
-                self._fail_unserved(bucket, _no_place(bucket))
+                self._fail_unserved(bucket, no_place(bucket))
             elif barrier is not bucket.own:
                 ledger.block(bucket, barrier, ticket)
             ledger.file(bucket)
@@ -185,9 +185,9 @@ class Arbiter:
         """No more may be dialed yet: fail those that do not wait for that."""
         if now < bucket.retry_at:
             if bucket.fail_when_down:
-                self._fail_unserved(bucket, _backing_off(bucket))
+                self._fail_unserved(bucket, backing_off(bucket))
         elif bucket.fail_when_full and _ways_to_make_room(bucket, ticket)[0] is not None:
-            self._fail_unserved(bucket, _no_place(bucket))
+            self._fail_unserved(bucket, no_place(bucket))
 
     def _fail_unserved(self, bucket: Bucket, error: BaseException) -> None:
         """Fail the waiters of *bucket* for which nothing is under way."""
@@ -223,7 +223,7 @@ class Arbiter:
         for waiter in late:
             # Apart from one another, so that they do not all come back together.
             retry_after = seconds * (0.5 + bucket.rng.random())
-            self._ledger.fail(waiter, _overloaded(bucket, now - waiter.came, retry_after))
+            self._ledger.fail(waiter, overloaded(bucket, now - waiter.came, retry_after))
         if late:
             self.pass_over(bucket, now)
         return bool(late)
@@ -238,7 +238,7 @@ class Arbiter:
         touched.update(dict.fromkeys(loser.shared))
         self._ledger.unclaim(loser)
         if loser.fail_when_full:
-            self._fail_unserved(loser, _out_of_sockets(loser))
+            self._fail_unserved(loser, out_of_sockets(loser))
         else:
             self._ledger.block(loser, limit, loser.next_unserved)
         if not (loser.connecting or loser.coming):
@@ -386,39 +386,3 @@ def _ways_to_make_room(
             return limit, [], []
         losers.append((claim[1], limit))
     return None, victims, losers
-
-
-def _overloaded(bucket: Bucket, waited: float, retry_after: float) -> PoolOverloaded:
-    return PoolOverloaded(
-        f"pool {bucket.name!r}: more is asked than can be served, and this caller has waited for"
-        f" {waited:.3f} s ({bucket!r})",
-        pool=bucket.name,
-        waited=waited,
-        retry_after=retry_after,
-    )
-
-
-def _backing_off(bucket: Bucket) -> BaseException:
-    """What a caller that will not wait gets during a back-off."""
-    text = f"pool {bucket.name!r}: its last connections broke at once, and it waits a moment"
-    return bucket.last_error or ConnectError(text)
-
-
-def _no_place(bucket: Bucket) -> BaseException:
-    """What a caller that will not wait gets where there is no place."""
-    if bucket.ceiling.error is not None and bucket.own.spare <= 0:
-        return bucket.ceiling.error  # it is the server that has none
-    return _out_of_sockets(bucket)
-
-
-def _out_of_sockets(bucket: Bucket) -> OutOfSockets:
-    # Its own limit, if it is that, comes first: the widest tells most.
-    limit = next((x for x in reversed(bucket.limits) if x.spare <= 0), bucket.own)
-    return OutOfSockets(
-        f"pool {bucket.name!r}: limit {limit.name!r} is reached, {limit.used} of {limit.maximum}"
-        " connections, and none of them is idle",
-        pool=bucket.name,
-        limit=limit.name,
-        used=limit.used,
-        maximum=limit.maximum,
-    )

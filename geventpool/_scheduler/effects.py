@@ -9,7 +9,7 @@ from geventpool.events import Reason
 
 if TYPE_CHECKING:
     from geventpool._scheduler.limit import Limit
-    from geventpool._scheduler.model import Waiter
+    from geventpool._scheduler.waiter import Waiter
 
 __all__ = ["Effects"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from geventpool._scheduler.effects import Effects
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import (
     AT_ONCE,
     CHECKING,
@@ -21,6 +21,7 @@ from geventpool._scheduler.state import (
     TRANSITIONS,
     State,
 )
+from geventpool._scheduler.waiter import Waiter
 from geventpool.events import Reason
 
 __all__ = ["Ledger"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from geventpool._scheduler.state import AT_ONCE, NEVER
 
 if TYPE_CHECKING:
-    from geventpool._scheduler.model import Waiter
+    from geventpool._scheduler.waiter import Waiter
 
 __all__ = ["Line", "deadline_of"]
 

@@ -1,4 +1,4 @@
-"""Slots, waiters and buckets: what there is, and how it stands.
+"""Slots and buckets: what there is, and how it stands.
 
 Nothing is decided here: see ``arbiter.py``.  ``ledger.py`` changes what stands here (but for the
 fast path of ``pools/lease.py``).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geventpool._scheduler.ceiling import Ceiling
 from geventpool._scheduler.delay_control import DelayControl
@@ -22,7 +22,10 @@ from geventpool.backoff import Backoff
 from geventpool.events import Reason
 from geventpool.overload import CoDel
 
-__all__ = ["Bucket", "Slot", "Waiter"]
+if TYPE_CHECKING:
+    from geventpool._scheduler.waiter import Waiter
+
+__all__ = ["Bucket", "Slot"]
 
 
 class Slot:
@@ -74,50 +77,6 @@ class Slot:
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value} of {self.bucket.name!r}>"
-
-
-class Waiter:
-    """A caller's place in line.  It ends with a slot or an error, never both."""
-
-    __slots__ = (
-        "bucket",
-        "callback",
-        "came",
-        "deadline",
-        "error",
-        "expired",
-        "requeued",
-        "slot",
-        "ticket",
-        "useless_after",
-        "wake_handle",
-    )
-
-    def __init__(
-        self,
-        bucket: Bucket,
-        ticket: int,
-        deadline: float | None,
-        callback: Any,
-        came: float = 0.0,
-        useless_after: float = NEVER,
-    ) -> None:
-        self.bucket = bucket
-        self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
-        self.deadline = deadline
-        self.came = came  # when its caller did; kept as well
-        self.useless_after = useless_after  # a connection that it gets later is of no use to it
-        self.slot: Any = None  # a Slot, of its bucket's kind
-        self.error: BaseException | None = None
-        self.expired = False
-        self.requeued = False  # in line again, near the front
-        self.callback = callback  # whom to wake: the runtime's business
-        self.wake_handle: Any = None
-
-    @property
-    def pending(self) -> bool:
-        """Whether it still waits."""
-        return self.slot is None and self.error is None and not self.expired
 
 
 class Bucket:

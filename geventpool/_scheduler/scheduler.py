@@ -13,14 +13,7 @@ carry its decisions out are in ``_runtime``.
 
 (and IN_USE -> CLOSED, when a holder detaches a connection or loses it to the garbage collector).
 
-*One at a time.*  Nothing in here switches, so between two switches of the caller every change is
-whole, and it needs no lock.  But a finalizer, a signal handler or the collector, as it ends a
-generator in a ``with``, may call a verb from within another, between any two lines: what comes
-while the scheduler is at work is put aside and done after that, and the fast path is shut meanwhile
-(``busy`` is its flag, too).
-
-*States are the truth.*  A KeyboardInterrupt or a RecursionError may cut a verb short, also between
-any two lines.  Before the next one the books are set right by an ``Audit``.
+There is one verb at a time, and what cuts one short is set right: see ``inbox.py``.
 
 Read ``Arbiter.reconcile`` next, which each of the verbs (``verbs.py``) ends in.
 """
@@ -28,111 +21,36 @@ Read ``Arbiter.reconcile`` next, which each of the verbs (``verbs.py``) ends in.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
 
 from geventpool._scheduler.arbiter import Arbiter
-from geventpool._scheduler.audit import AUDIT_EVERY, Audit
+from geventpool._scheduler.audit import AUDIT_EVERY
 from geventpool._scheduler.effects import Effects
+from geventpool._scheduler.inbox import AT_WORK, CUT_SHORT, FREE, Inbox
 from geventpool._scheduler.ledger import Ledger
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import CONNECTING, IDLE, IN_USE, NEVER
 from geventpool._scheduler.verbs import Verbs
+from geventpool._scheduler.waiter import Waiter
 from geventpool.errors import Verdict
 from geventpool.events import Reason
 
-__all__ = ["AUDIT_EVERY", "CUT_SHORT", "Effects", "Scheduler"]
-
-FREE, AT_WORK, CUT_SHORT = False, 1, 2  # False is what the fast path tests soonest
+__all__ = ["AUDIT_EVERY", "Effects", "Scheduler"]
 
 
-class Scheduler:
+class Scheduler(Inbox):
     """The buckets of one hub and everything that is decided about them."""
 
     def __init__(self, effects: Effects) -> None:
-        self.effects = effects
-        self.ledger = Ledger(effects)
-        self.arbiter = Arbiter(self.ledger)
-        self._verbs = Verbs(self.ledger, self.arbiter)
-        self._audit = Audit(self.ledger)
+        ledger = Ledger(effects)
+        super().__init__(ledger, Arbiter(ledger))
+        self._verbs = Verbs(ledger, self.arbiter)
         self._wake = effects.wake
-        self._buckets: WeakSet[Bucket] = WeakSet()
-        self.with_waiters = self.ledger.with_waiters
+        self.with_waiters = ledger.with_waiters
         #: The ticket of a caller that comes now; which waiter is served first goes by it.
         self.next_ticket: Callable[[], int] = itertools.count(1).__next__
-        self.busy: int = FREE
-        self._unsettled = False  # whether an audit was made and not all was reconciled after it
-        self._put_aside: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-
-    # One at a time
-
-    def _do(self, verb: Callable[..., Any], *args: Any) -> Any:
-        """Carry out *verb* now; None if the scheduler is at work, and it is done after that (one
-        that has an answer is not: it says that there is nothing to be had now)."""
-        if self.busy and not self._is_free(args[0]):
-            self._put_aside.append((verb, args))
-            self._catch_up_soon()
-            return None
-        try:
-            self.busy = AT_WORK
-            result = verb(*args)
-            self.busy = FREE
-        except BaseException:
-            self.busy = CUT_SHORT
-            self._catch_up_soon()
-            raise
-        if self._put_aside:
-            self._work_off()
-        return result
-
-    def _is_free(self, thing: object) -> bool:
-        """Whether a verb about *thing* may begin: after an audit, if one was cut short."""
-        if self.busy == AT_WORK:
-            return False
-        self._audit.of(self._buckets, but=thing)
-        self._unsettled = True
-        self.busy = FREE
-        self._catch_up_soon()
-        return True
-
-    def _catch_up_soon(self) -> None:
-        try:
-            self.effects.catch_up_later()
-        except Exception:  # no room on the stack for that: then the next verb does
-            return
-
-    def _work_off(self) -> None:
-        """Do what came while the scheduler was at work."""
-        while self._put_aside and self.busy == FREE:
-            verb, args = self._put_aside.popleft()
-            try:
-                self._do(verb, *args)
-            except Exception:  # none of its business who is at work now; an audit follows
-                return
-
-    def catch_up(self, now: float) -> None:
-        """Do what was put aside, and set right what was cut short.  Called from the hub, where no
-        verb can be at work: one that seems to be has been cut short at its very end."""
-        if self.busy:
-            self.busy = CUT_SHORT
-            self._is_free(None)
-        if self._unsettled:
-            self._unsettled = False
-            for bucket in list(self._buckets):
-                self._do(self.arbiter.reconcile, bucket, now)
-        self._work_off()
-
-    def audit(self, bucket: Bucket, now: float) -> None:
-        """Recount *bucket* from its slots, and its limits from theirs, and set right what is wrong
-        (for once a minute)."""
-        self._do(self._recount, bucket, now)
-
-    def _recount(self, bucket: Bucket, now: float) -> None:
-        self._audit.of([bucket], now)
-        self.arbiter.reconcile(bucket, now)
 
     # Buckets
 

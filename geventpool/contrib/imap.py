@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from geventpool.addresses import Address, address
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory, StartTLS
@@ -72,7 +71,7 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
         self._authenticate = authenticate
         self._starttls: Any = None
         if starttls:
-            self._starttls = StartTLS(starttls, server_hostname or _host_of(target))
+            self._starttls = StartTLS(starttls, target, server_hostname)
         self._connect_socket = SocketFactory(
             target,
             tls=tls,
@@ -179,10 +178,3 @@ class _Connection(imaplib.IMAP4):
 def _expect_ok(answer: tuple[str, Any]) -> None:
     if answer[0] != "OK":
         raise imaplib.IMAP4.abort(f"the server said {answer[0]} {answer[1]!r}")
-
-
-def _host_of(target: object) -> str:
-    found = address(target)
-    if not isinstance(found, Address):
-        raise ValueError(f"starttls needs server_hostname: whose certificate at {target!r}?")
-    return found.ip

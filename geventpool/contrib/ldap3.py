@@ -10,7 +10,6 @@ from typing import Any
 import ldap3
 from ldap3.core import exceptions
 
-from geventpool.addresses import Address, address
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory, StartTLS
@@ -69,6 +68,9 @@ class Ldap3Pool(ConnectionPool[ldap3.Connection]):
         settings = {name: arguments.pop(name) for name in _SETTINGS & set(arguments)}
         if tls and starttls:
             raise ValueError("tls is given and starttls: which is it to be?")
+        for each in ("auto_bind", "lazy"):
+            if each in arguments:
+                raise TypeError(f"{each} is no argument here: the pool binds what it opens")
         if (strategy := arguments.get("client_strategy", ldap3.SYNC)) not in _STRATEGIES:
             raise ValueError(f"client_strategy must be SYNC or SAFE_SYNC, not {strategy}")
         self._user = user
@@ -76,7 +78,7 @@ class Ldap3Pool(ConnectionPool[ldap3.Connection]):
         self._starttls = bool(starttls)
         self._arguments = {"auto_referrals": False, **arguments}
         # What it is called has no meaning: it never opens a socket.
-        context = StartTLS(starttls, server_hostname or _host_of(target)) if starttls else None
+        context = StartTLS(starttls, target, server_hostname) if starttls else None
         self._server = ldap3.Server("localhost", get_info=get_info, tls=_Tls(context))
         self._server._address_info = [[0, 0, 0, "", ("", 0), None, None]]
         self._server.candidate_addresses = lambda: self._server._address_info
@@ -161,6 +163,8 @@ class _Connection(ldap3.Connection):  # type: ignore[misc]
         sock, self._pool_sock = self._pool_sock, None
         if sock is None:
             raise exceptions.LDAPSocketOpenError("it was closed; the pool opens another one")
+        if self.receive_timeout is not None:
+            sock.settimeout(self.receive_timeout)
         self.socket = sock
         self.closed = False
 
@@ -181,10 +185,3 @@ class _Tls(ldap3.Tls):  # type: ignore[misc]
         if self._context is None:
             raise exceptions.LDAPStartTLSError("give starttls to the pool")
         connection.socket = self._context.wrap_socket(connection.socket)
-
-
-def _host_of(target: object) -> str:
-    found = address(target)
-    if not isinstance(found, Address):
-        raise ValueError(f"starttls needs server_hostname: whose certificate at {target!r}?")
-    return found.ip

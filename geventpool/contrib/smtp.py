@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from geventpool.addresses import Address, address
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory, StartTLS
@@ -65,7 +64,7 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
         self._local_hostname = local_hostname or socket.gethostname()
         self._starttls: Any = None
         if starttls:
-            self._starttls = StartTLS(starttls, server_hostname or _host_of(target))
+            self._starttls = StartTLS(starttls, target, server_hostname)
         self._connect_socket = SocketFactory(
             target,
             tls=tls,
@@ -170,10 +169,3 @@ class _Connection(smtplib.SMTP):
 def _expect(reply: tuple[int, bytes], code: int) -> None:
     if reply[0] != code:
         raise smtplib.SMTPResponseException(*reply)
-
-
-def _host_of(target: object) -> str:
-    found = address(target)
-    if not isinstance(found, Address):
-        raise ValueError(f"starttls needs server_hostname: whose certificate at {target!r}?")
-    return found.ip

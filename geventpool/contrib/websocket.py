@@ -97,6 +97,7 @@ class WebSocketPool(ConnectionPool[WebSocket]):
             raise WebSocketException("the server has said goodbye")
         if conn.frame_buffer.recv_buffer or conn.cont_frame.cont_data:
             raise WebSocketException("given back with a message that is read by half")
+        conn.settimeout(None)
 
     def _close_connection(self, conn: Any) -> None:
         if not getattr(conn.sock, "cut_short", True):

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import secrets
 import socket
 import statistics
 import weakref
@@ -15,6 +16,7 @@ from time import monotonic
 from typing import Literal, get_args
 
 import gevent
+from gevent.lock import Semaphore
 
 from geventpool.errors import PoolError
 from geventpool.fleet.share import Grant, Report
@@ -26,15 +28,15 @@ __all__ = ["FleetLimit", "OnLoss", "release_all"]
 
 OnLoss = Literal["floor", "keep", "stop"]
 
-_EVERY = 1.0  # seconds from one renewal to the next, give or take
+_EVERY = 1.0  # seconds from one renewal to the next, give or take, but all of a cap together make
+_PER_SECOND = 250.0  # so many in a second: each costs the store more the more there are
 _VARIED = 0.1  # that share of them, lest all processes ask at the same time
-_SOONEST = 0.2  # seconds between two, where callers wait
+_SOONEST = 0.2  # seconds between two, where callers wait; longer each time it does not help
 _MARGIN = 0.1  # of its lease a process does not use: clocks run differently
 _MORE = 1.25  # so many times what is used and waited for is wanted
 _SLOWLY = 30.0  # seconds of which the median is what is wanted, if less is wanted now
 
 _log = logging.getLogger("geventpool.fleet")
-_numbers = itertools.count(1)
 _all: weakref.WeakSet[FleetLimit] = weakref.WeakSet()
 
 
@@ -44,9 +46,10 @@ class FleetLimit(Limit):
         limit = FleetLimit(300, store=RedisStore("redis://..."), name="db")
         pool = ConnectionPool(20, connect=..., limits=[limit])
 
-    Each process leases a share of *cap* from the store and renews it each second, in the
-    background: to acquire a connection costs nothing more.  Shares follow the demand, max-min fair
-    by *weight*; what is open counts until it is closed, so the cap holds while shares move.
+    Each process leases a share of *cap* from the store and renews it in the background: each
+    second, and with more than 250 processes less often.  To acquire a connection costs nothing
+    more.  Shares follow the demand, max-min fair by *weight*: what callers need comes first, then a
+    quarter to spare.  What is open counts until it is closed, so the cap holds while shares move.
 
     - *name* says which cap it is: processes with the same name in one store share it, and should
       give the same *cap*, *floor* and *lease*.
@@ -83,8 +86,8 @@ class FleetLimit(Limit):
         check_seconds("lease", lease, none=False)
         if floor > cap:
             raise ValueError(f"floor ({floor}) is more than cap ({cap})")
-        if lease < 2 * _EVERY:
-            raise ValueError(f"lease must be {2 * _EVERY:g} s or more, not {lease!r}")
+        if lease < 2.0:
+            raise ValueError(f"lease must be 2 s or more, not {lease!r}")
         if on_loss not in get_args(OnLoss):
             raise ValueError(f'on_loss must be "floor", "keep" or "stop", not {on_loss!r}')
         if not isinstance(name, str) or not name:
@@ -105,7 +108,7 @@ class FleetLimit(Limit):
 
     def _begin(self) -> None:
         """As a process that no store knows yet."""
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.members = 0  # processes, by the last answer
         self.epoch: str | None = None
         #: Since when the store has not answered; None while it does.
@@ -114,6 +117,10 @@ class FleetLimit(Limit):
         self._lease_ends = -math.inf
         self._ceiling = math.inf  # by what the server has said,
         self._ceiling_until = -math.inf  # until then
+        self._was_full = False  # since the last answer
+        self._told = 0  # with how many the store counts it, by the last report
+        self._numbers = itertools.count(1)
+        self._asking = Semaphore()  # reports are sent one after the other, as they are numbered
         self._wanted: deque[tuple[float, int]] = deque()
         self._greenlet = gevent.spawn(_keep_renewing, weakref.ref(self))
 
@@ -126,7 +133,11 @@ class FleetLimit(Limit):
 
     def server_full(self) -> None:
         """The server's own limit was reached: others have more open than was agreed.  Half of the
-        share will do for a lease."""
+        share will do for a lease; it is halved once, however many dials were refused, until the
+        store has answered again."""
+        if self._was_full:
+            return
+        self._was_full = True
         half = max(self.floor, int(min(self._maximum, self.used)) // 2)
         self._ceiling, self._ceiling_until = half, monotonic() + self.lease
         self.maximum = half
@@ -134,11 +145,16 @@ class FleetLimit(Limit):
     # Looking, and the end
 
     @property
+    def needs(self) -> int:
+        """How many connections the callers of this process hold or wait for."""
+        return min(self.cap, self.in_use + self.waiting)
+
+    @property
     def wants(self) -> int:
-        """How many connections this process could use: what is used and waited for and a quarter;
-        if that is less than it was, the median of the last half minute."""
+        """How many connections this process would like: what it needs and a quarter; if that is
+        less than it was, the median of the last half minute.  What others need comes first."""
         now = monotonic()
-        wanted = math.ceil(_MORE * (self.in_use + self.waiting))
+        wanted = math.ceil(_MORE * self.needs)
         while self._wanted and self._wanted[0][0] < now - _SLOWLY:
             self._wanted.popleft()
         usual = statistics.median([each for _, each in self._wanted]) if self._wanted else 0
@@ -150,29 +166,37 @@ class FleetLimit(Limit):
         Blocks for as long as the store takes, a third of *lease* at most.  Raises what the store
         raises, or gevent.Timeout; then the share stays what it was.
         """
+        # The answer to the report before is awaited or given up first: else this one would say
+        # less than may be opened by then.
+        with gevent.Timeout(self.lease / 3), self._asking:
+            return self._ask()
+
+    def _ask(self) -> Grant:
         sent = monotonic()
-        wants = self.wants
-        self._wanted.append((sent, math.ceil(_MORE * (self.in_use + self.waiting))))
+        wants, needs = self.wants, self.needs
+        self._wanted.append((sent, math.ceil(_MORE * needs)))
         report = Report(
             name=str(self.name),
             cap=self.cap,
             id=self.id,
             used=self.used,
             has=int(self._maximum),
+            needs=needs,
             wants=wants,
             weight=self.weight,
             floor=self.floor,
             lease=self.lease,
             generation=self.generation,
+            number=next(self._numbers),
         )
-        with gevent.Timeout(self.lease / 3):
-            answer = self.store.renew(report)
+        self._told = max(report.used, report.has)
+        answer = self.store.renew(report)
         if self.closed:
             self.store.release(report.name, report.id)
             return answer
         self._lease_ends = sent + self.lease * (1 - _MARGIN)
         self.members, self.epoch = answer.members, answer.epoch
-        share = answer.share
+        share, self._was_full = answer.share, False
         if sent < self._ceiling_until:
             share = int(min(share, self._ceiling))
         if share != self._maximum:
@@ -233,6 +257,20 @@ class FleetLimit(Limit):
             _log.info(text, self.name, seconds, self._maximum, self.cap, self.members)
 
     @property
+    def _every(self) -> float:
+        return min(max(_EVERY, self.members / _PER_SECOND), self.lease / 4)
+
+    @property
+    def _rarest(self) -> float:
+        """Seconds between two renewals of a process that is short of a cap that is full."""
+        return max(_EVERY / 2, self.members / _PER_SECOND)
+
+    @property
+    def _has_less(self) -> bool:
+        """Whether the store counts it with more than it may have open now."""
+        return max(self.used, self._maximum) < self._told
+
+    @property
     def _is_short(self) -> bool:
         """Whether callers wait that a larger share would help."""
         return self.used >= self._maximum and self.waiting > 0
@@ -243,19 +281,24 @@ class FleetLimit(Limit):
 
 def _keep_renewing(reference: weakref.ref[FleetLimit]) -> None:
     """Renew the share of a limit for as long as it is used; it is not kept alive for that."""
+    soon = _SOONEST
     while (limit := reference()) is not None and not limit.closed:
-        enforced = limit._maximum
+        enforced, short = limit._maximum, limit._is_short
         limit._renew_and_say()
-        lowered = limit._maximum < enforced
+        # Many that are short of a full cap must not keep the store busy with that.
+        in_vain = short and limit._maximum == enforced
+        soon = min(2 * soon, limit._rarest) if in_vain else _SOONEST
+        every = limit._every
         del limit
-        ends = monotonic() + _EVERY * (1 + random.uniform(-_VARIED, _VARIED))
+        began = monotonic()
+        ends = began + every * (1 + random.uniform(-_VARIED, _VARIED))
         while (left := ends - monotonic()) > 0:
             gevent.sleep(min(_SOONEST, left))
             limit = reference()
             if limit is None or limit.closed:
                 return
             limit._look_at_lease()
-            if lowered or limit._is_short:
+            if limit._has_less or (limit._is_short and monotonic() >= began + soon):
                 break  # tell the store that less is used, or ask for more
             del limit
 

@@ -16,11 +16,12 @@ __all__ = ["PostgresStore"]
 _SCHEMA = files(__package__).joinpath("postgres.sql").read_text(encoding="utf-8")
 _RENEW = (
     "select my_share, members, epoch from geventpool_fleet_renew("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
-_RELEASE = "delete from geventpool_fleet_process where name = %s and id = %s"
+_RELEASE = "delete from geventpool_fleet_member where name = %s and id = %s"
 _INSTALLED = "select to_regprocedure('geventpool_fleet_renew(text, text, integer, integer," + (
-    " integer, integer, integer, integer, double precision, integer, text)') is not null"
+    " integer, integer, integer, integer, integer, double precision, integer, integer, text)')"
+    " is not null"
 )
 
 
@@ -29,8 +30,8 @@ class PostgresStore:
 
     *pool* is a pool of connections to it, of psycopg or psycopg2: one of a single connection that
     is kept for this and is not under the cap, so that a full database does not keep anybody from
-    giving back; its connections are in autocommit, or it commits as its ``with`` ends.  Tables and
-    function are made by ``install()``, by hand or at the first renewal, where the role may.
+    giving back; the connection is put into autocommit.  Tables and function are made by
+    ``install()``, by hand or at the first renewal, where the role may.
 
     A renewal is one statement: a process that is stopped in the middle holds no lock.
     """
@@ -48,37 +49,37 @@ class PostgresStore:
         """
         with self.pool.get() as conn:
             if not _fetch(conn, _INSTALLED, ())[0]:
-                # In one transaction; two at a time would be in each other's way.
-                conn.cursor().execute(f"select pg_advisory_xact_lock(7241170395); {_SCHEMA}")
-            _commit(conn)
+                # Two at a time would be in each other's way.
+                lock = "select pg_advisory_xact_lock(7241170395)"
+                _execute(conn, f"begin; {lock}; {_SCHEMA}; commit", ())
         self._installed = True
 
     def renew(self, report: Report) -> Grant:
-        """See Store: one round trip, and one to commit.  Raises what the driver raises."""
+        """See Store: one round trip.  Raises what the driver raises."""
         if not self._installed:
             self.install()
         given = (
-            *(report.name, report.id, report.cap, report.used, report.has, report.wants),
-            *(report.weight, report.floor, report.lease, report.generation, uuid.uuid4().hex),
+            *(report.name, report.id, report.cap, report.used, report.has, report.needs),
+            *(report.wants, report.weight, report.floor, report.lease, report.generation),
+            *(report.number, uuid.uuid4().hex),
         )
         with self.pool.get() as conn:
             share, members, epoch = _fetch(conn, _RENEW, given)
-            _commit(conn)
         return Grant(share, members, epoch)
 
     def release(self, name: str, id: str) -> None:
         """See Store: as ``renew``."""
         with self.pool.get() as conn:
-            conn.cursor().execute(_RELEASE, (name, id))
-            _commit(conn)
+            _execute(conn, _RELEASE, (name, id))
+
+
+def _execute(conn: Any, statement: str, given: tuple[object, ...]) -> Any:
+    if not conn.autocommit:
+        conn.autocommit = True
+    cursor = conn.cursor()
+    cursor.execute(statement, given or None)
+    return cursor
 
 
 def _fetch(conn: Any, statement: str, given: tuple[object, ...]) -> Any:
-    cursor = conn.cursor()
-    cursor.execute(statement, given or None)
-    return cursor.fetchone()
-
-
-def _commit(conn: Any) -> None:
-    if not conn.autocommit:
-        conn.commit()
+    return _execute(conn, statement, given).fetchone()

@@ -42,11 +42,13 @@ class RedisStore:
                 report.cap,
                 report.used,
                 report.has,
+                report.needs,
                 report.wants,
                 report.weight,
                 report.floor,
                 report.lease,
                 report.generation,
+                report.number,
                 uuid.uuid4().hex,
             ],
         )

@@ -1,7 +1,7 @@
 -- Who may have how many connections of one cap: geventpool.fleet.share.grant, in Redis.
 --
 -- KEYS[1]: a hash with a field "epoch", one "learns_until", and one for each process.
--- ARGV: id, cap, used, has, wants, weight, floor, lease, generation, a new epoch.
+-- ARGV: id, cap, used, has, needs, wants, weight, floor, lease, generation, number, a new epoch.
 -- Answers share, members, epoch.
 
 local MEMORY = 6
@@ -10,15 +10,10 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local id, cap = ARGV[1], tonumber(ARGV[2])
 local own = {
-    used = tonumber(ARGV[3]), has = tonumber(ARGV[4]), wants = tonumber(ARGV[5]),
-    weight = tonumber(ARGV[6]), floor = tonumber(ARGV[7]), lease = tonumber(ARGV[8]),
-    generation = tonumber(ARGV[9]),
+    id = id, used = tonumber(ARGV[3]), has = tonumber(ARGV[4]), needs = tonumber(ARGV[5]),
+    wants = tonumber(ARGV[6]), weight = tonumber(ARGV[7]), floor = tonumber(ARGV[8]),
+    lease = tonumber(ARGV[9]), generation = tonumber(ARGV[10]), number = tonumber(ARGV[11]),
 }
-
-local function beyond_floor(each, newest)
-    if each.generation < newest then return 0 end
-    return math.max(0, each.wants - each.floor)
-end
 
 local function water_level(claims, whole)
     table.sort(claims, function(a, b) return a.wants / a.weight < b.wants / b.weight end)
@@ -34,8 +29,9 @@ local function water_level(claims, whole)
     return level
 end
 
+-- What the one called *wanted* gets, and what is left of the whole.
 local function max_min(claims, whole, wanted)
-    if whole <= 0 then return 0 end
+    if whole <= 0 then return 0, 0 end
     local level, given, ranked = water_level(claims, whole), {}, {}
     local left = whole
     for _, each in ipairs(claims) do
@@ -54,24 +50,41 @@ local function max_min(claims, whole, wanted)
         local other = ranked[place][2]
         given[other] = given[other] + 1
     end
-    return given[wanted]
+    return given[wanted], math.max(0, left - #ranked)
+end
+
+-- What this one is to have beyond its floor.
+local function beyond_floor(live, newest, whole)
+    if own.generation < newest then return 0 end
+    local needed, liked = {}, {}
+    for _, each in ipairs(live) do
+        if each.generation == newest then
+            local needs = math.max(0, each.needs - each.floor)
+            local likes = math.max(0, math.max(0, each.wants - each.floor) - needs)
+            needed[#needed + 1] = {id = each.id, wants = needs, weight = each.weight}
+            liked[#liked + 1] = {id = each.id, wants = likes, weight = each.weight}
+        end
+    end
+    local first, left = max_min(needed, whole, id)
+    return first + max_min(liked, left, id)
 end
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 local learns_until = tonumber(redis.call('HGET', KEYS[1], 'learns_until') or 0)
 if not epoch then
-    epoch, learns_until = ARGV[10], now + own.lease
+    epoch, learns_until = ARGV[12], now + own.lease
     redis.call('HSET', KEYS[1], 'epoch', epoch, 'learns_until', string.format('%.6f', learns_until))
 end
 
 local free, floors, newest, members, live = cap, own.floor, own.generation, 1, {}
 local fields = redis.call('HGETALL', KEYS[1])
-local longest = own.lease
+local longest, last = own.lease, nil
 for place = 1, #fields, 2 do
     local other = fields[place]
-    if string.sub(other, 1, 2) == 'p:' and other ~= 'p:' .. id then
-        local each = cjson.decode(fields[place + 1])
-        each.id = string.sub(other, 3)
+    local each = string.sub(other, 1, 2) == 'p:' and cjson.decode(fields[place + 1])
+    if each and each.id == id then
+        last = each
+    elseif each then
         if now >= each.expires + MEMORY * each.lease then
             redis.call('HDEL', KEYS[1], other)
         else
@@ -89,17 +102,15 @@ for place = 1, #fields, 2 do
     end
 end
 
+if last and own.number <= last.number then return {last.share, members, epoch} end
+
 local share
 if now < learns_until then
     share = own.has
     if share == 0 then share = math.min(own.floor, math.max(free, 0)) end
 else
-    local claims = {}
-    for _, each in ipairs(live) do
-        claims[#claims + 1] = {id = each.id, wants = beyond_floor(each, newest), weight = each.weight}
-    end
-    claims[#claims + 1] = {id = id, wants = beyond_floor(own, newest), weight = own.weight}
-    local wanted = own.floor + max_min(claims, cap - floors, id)
+    live[#live + 1] = own
+    local wanted = own.floor + beyond_floor(live, newest, cap - floors)
     share = math.max(0, math.min(wanted, free))
 end
 

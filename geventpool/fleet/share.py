@@ -1,7 +1,7 @@
 """How many connections of one cap each process may have: decided from what all of them report.
 
 Pure: no clock and no I/O.  A store holds the records and calls ``grant`` while nobody else can;
-``redis.lua`` and ``postgres.sql`` say the same in the store's own language, and a test holds all of
+``renew.lua`` and ``postgres.sql`` say the same in the store's own language, and a test holds all of
 them equal.
 
 *Max-min fair*: nobody gets more as long as one that wants more has less (D. Bertsekas, R. Gallager,
@@ -26,8 +26,9 @@ MEMORY = 6
 class Report:
     """What a process tells the store, and asks for.
 
-    *used*: how many connections it has open; *has*: how many it may open just now; *wants*: how
-    many it could use; *lease*: for how many seconds the answer is to hold.
+    *used*: how many connections it has open; *has*: how many it may open just now; *needs*: how
+    many callers hold or wait for; *wants*: how many it would like to have, some of them to spare;
+    *lease*: for how many seconds the answer is to hold; *number*: it grows with each report.
     """
 
     name: str
@@ -35,11 +36,13 @@ class Report:
     id: str
     used: int
     has: int
+    needs: int
     wants: int
     weight: int = 1
     floor: int = 1
     lease: float = 10.0
     generation: int = 0
+    number: int = 1
 
 
 class Grant(NamedTuple):
@@ -59,11 +62,13 @@ class Record:
     used: int
     has: int
     share: int
+    needs: int
     wants: int
     weight: int
     floor: int
     lease: float
     generation: int
+    number: int = 1
 
     def counted(self, now: float) -> int:
         """How many connections of the cap it may have open at that time."""
@@ -122,9 +127,14 @@ def grant(
 ) -> tuple[int, dict[str, Record]]:
     """What the process that reports may have, and what is known then.
 
-    Until *learns_until*, in a store that was emptied, it gets what it says it has, and a new one
-    its floor if there is room for it.
+    What callers need comes first: what some would like to spare is shared of the rest.  Until
+    *learns_until*, in a store that was emptied, it gets what it says it has, and a new one its
+    floor if there is room for it.  A report that comes after a later one changes nothing: the
+    process has gone on from there.
     """
+    last = records.get(report.id)
+    if last is not None and report.number <= last.number:
+        return last.share, dict(records)
     kept = {
         id: each
         for id, each in records.items()
@@ -135,26 +145,36 @@ def grant(
     if now < learns_until:
         share = report.has or min(report.floor, max(free, 0))
     else:
-        newest = max([report.generation, *(each.generation for each in live.values())])
         floors = report.floor + sum(each.floor for each in kept.values())
-        claims = [Claim(id, _beyond_floor(each, newest), each.weight) for id, each in live.items()]
-        own = Claim(report.id, _beyond_floor(report, newest), report.weight)
-        wanted = report.floor + max_min([*claims, own], report.cap - floors)[report.id]
+        beyond = _beyond_floor({**live, report.id: report}, report.cap - floors)
+        wanted = report.floor + beyond[report.id]
         share = max(0, min(wanted, free))
     kept[report.id] = Record(
         expires=now + report.lease,
         used=report.used,
         has=report.has,
         share=share,
+        needs=report.needs,
         wants=report.wants,
         weight=report.weight,
         floor=report.floor,
         lease=report.lease,
         generation=report.generation,
+        number=report.number,
     )
     return share, kept
 
 
-def _beyond_floor(each: Record | Report, newest: int) -> int:
-    """What it wants beyond its floor: nothing, if processes of a newer generation are there."""
-    return 0 if each.generation < newest else max(0, each.wants - each.floor)
+def _beyond_floor(live: Mapping[str, Record | Report], whole: int) -> dict[str, int]:
+    """What each is to have beyond its floor, out of *whole*: nothing, if processes of a newer
+    generation are there."""
+    newest = max(each.generation for each in live.values())
+    current = {id: each for id, each in live.items() if each.generation == newest}
+    needed = {id: max(0, each.needs - each.floor) for id, each in current.items()}
+    liked = {id: max(0, each.wants - each.floor) - needed[id] for id, each in current.items()}
+    first = max_min([Claim(id, needed[id], each.weight) for id, each in current.items()], whole)
+    rest = max_min(
+        [Claim(id, max(0, liked[id]), each.weight) for id, each in current.items()],
+        whole - sum(first.values()),
+    )
+    return {id: first.get(id, 0) + rest.get(id, 0) for id in live}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -26,7 +27,7 @@ class Store(Protocol):
 class MemoryStore:
     """For the hubs of one process, and for tests.  *clock* tells the time in seconds."""
 
-    def __init__(self, clock: object = monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._clock = clock
@@ -41,7 +42,8 @@ class MemoryStore:
             if cap is None:
                 cap = self._caps[report.name] = _Cap(now + report.lease)
             share, cap.records = grant(cap.records, report, now, learns_until=cap.learns_until)
-            members = sum(now < each.expires for each in cap.records.values())
+            others = [each for id, each in cap.records.items() if id != report.id]
+            members = 1 + sum(now < each.expires for each in others)
             return Grant(share, members, cap.epoch)
 
     def release(self, name: str, id: str) -> None:

@@ -25,7 +25,7 @@ from geventpool._runtime.slots import (
     is_quiet_again,
 )
 from geventpool._runtime.threads import get_ident
-from geventpool._scheduler.scheduler import CUT_SHORT
+from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import pymysql
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction, utils
@@ -387,6 +388,11 @@ def test_what_a_server_is_is_asked_once_for_all_greenlets(
     assert first.mysql_version >= (10, 0)
     first.close()
     second.close()
+
+
+def test_the_errors_of_pymysql_stay_what_they_are(make: MakeDatabase, adapter: Any) -> None:
+    make()  # its backend is imported, and with it MySQLdb
+    assert pymysql.err.OperationalError is pymysql.OperationalError
 
 
 # What would block

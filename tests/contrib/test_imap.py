@@ -47,6 +47,7 @@ def test_on_return_a_mailbox_is_unselected_and_nothing_is_expunged(server: Any, 
             conn.store("1", "+FLAGS", r"(\Deleted)")
         with pool.get() as conn:
             assert conn.state == "AUTH"
+            assert conn.response("EXISTS")[1] == [None]
             assert count(conn) == 1
         assert pool.stats().opened == 1
 

@@ -17,6 +17,7 @@ from ldap3.core.exceptions import (
 
 from geventpool import PoolTimeout, Verdict
 from geventpool.contrib.ldap3 import Ldap3Pool
+from support.adapters.small import Ldap3
 from support.certificates import Certificates
 from support.small_servers import OwnSlapd
 
@@ -76,12 +77,34 @@ def test_one_that_was_closed_does_not_open_itself_again(server: Any) -> None:
             assert other.extend.standard.who_am_i() == f"dn:{USER}"
 
 
+def test_a_request_whose_answer_was_not_read_costs_the_connection(server: Any) -> None:
+    with pool_of(server) as pool:
+        with pool.get() as conn:
+            Ldap3().leave("a reply not read", conn)
+        with pool.get() as other:
+            assert other is not conn
+
+
 def test_safe_sync_is_a_strategy_too_and_those_with_threads_are_not(server: Any) -> None:
     with pool_of(server, client_strategy=ldap3.SAFE_SYNC) as pool, pool.get() as conn:
         _, _, response, _ = conn.search("dc=echo", "(cn=0 hello)", attributes=["description"])
         assert response[0]["attributes"]["description"] == ["hello"]
     with pytest.raises(ValueError, match="client_strategy must be SYNC or SAFE_SYNC"):
         pool_of(server, client_strategy=ldap3.ASYNC)
+
+
+def test_a_limit_to_the_wait_for_answers_is_kept(server: Any) -> None:
+    with pool_of(server, receive_timeout=0.1) as pool:
+        with pytest.raises(LDAPCommunicationError), pool.get() as conn:
+            conn.search("dc=echo", "(cn=5 hello)")
+        with pool.get() as other:
+            assert other is not conn
+
+
+def test_binding_is_up_to_the_pool(server: Any) -> None:
+    for name in ("auto_bind", "lazy"):
+        with pytest.raises(TypeError, match=f"{name} is no argument here"):
+            pool_of(server, **{name: True})
 
 
 def test_by_starttls_the_certificate_is_verified(server: Any, certificates: Certificates) -> None:

@@ -102,6 +102,14 @@ def test_what_is_configured_stays_and_is_set_in_each_new_channel(make: MakePool)
     assert len(configured) == 1
 
 
+def test_after_a_wait_that_ended_silently_the_connection_is_closed(make: MakePool) -> None:
+    pool = make()
+    with pool.get() as conn, gevent.Timeout(0.02, False):
+        conn.process_data_events(10)
+    with pool.get() as other:
+        assert other is not conn
+
+
 def test_a_channel_that_the_server_closes_is_nothing_to_the_connection(make: MakePool) -> None:
     pool = make()
     with pytest.raises(pika.exceptions.ChannelClosedByBroker), pool.get() as conn:

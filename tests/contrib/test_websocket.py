@@ -40,6 +40,15 @@ def test_a_message_in_place_of_the_pong_means_that_it_is_out_of_step() -> None:
         pool.discard(ws)
 
 
+def test_one_that_has_said_goodbye_is_not_used_again() -> None:
+    with pool_of() as pool:
+        ws = pool.acquire()
+        ws.send_close()
+        with pytest.raises(websocket.WebSocketException, match="goodbye"):
+            pool._reset_connection(ws)
+        pool.discard(ws)
+
+
 def test_a_server_that_refuses_is_no_matter_of_time() -> None:
     error = websocket.WebSocketBadStatusException("Handshake status %d %s", 403, "Forbidden")
     with pool_of() as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -38,8 +39,12 @@ def test_all_is_given_as_far_as_it_is_wanted(claims: list[Claim], whole: int) ->
     assert sum(max_min(claims, whole).values()) == min(whole, sum(each.wants for each in claims))
 
 
+numbers = count(1)
+
+
 def report(id: str, wants: int, used: int = 0, has: int = 0, **more: int) -> Report:
-    return Report("db", 10, id, used, has, wants, **{"floor": 1, **more})  # type: ignore[arg-type]
+    more = {"needs": wants, "floor": 1, "number": next(numbers), **more}
+    return Report("db", 10, id, used, has, wants=wants, **more)  # type: ignore[arg-type]
 
 
 def test_what_another_has_open_is_not_given_before_it_is_closed() -> None:
@@ -87,6 +92,16 @@ def test_a_store_that_was_emptied_learns_what_each_has() -> None:
     assert share == 0  # no room for it, as far as is known
 
 
+def test_what_is_needed_comes_before_what_others_would_like_to_spare() -> None:
+    share, records = grant({}, report("a", 10, needs=2), 0.0)
+    share, records = grant(records, report("b", 6, needs=5), 0.0)
+    share, records = grant(records, report("a", 10, needs=2, used=2, has=2), 0.0)
+    # Three are left, of which the other would like one.
+    assert share == 4
+    share, records = grant(records, report("b", 6, needs=5), 0.0)
+    assert share == 6
+
+
 class Worker:
     """A process, as far as the protocol goes."""
 
@@ -94,7 +109,9 @@ class Worker:
         self.id = id
         self.has = self.used = self.wants = 0
         self.ends = -1.0  # of its lease, by its own clock
+        self.number = 0
         self.sent: tuple[float, Report] | None = None
+        self.under_way: list[Report] = []  # given up ones, too
         self.answer: int | None = None
         self.paused = False
         self.alive = True
@@ -121,21 +138,27 @@ class Fleet(RuleBasedStateMachine):
         ]
         return data.draw(st.sampled_from(found)) if found else None
 
-    @rule(data=st.data(), wants=st.integers(0, 4))
-    def a_worker_asks(self, data: st.DataObject, wants: int) -> None:
+    @rule(data=st.data(), needs=st.integers(0, 4), spare=st.integers(0, 2))
+    def a_worker_asks(self, data: st.DataObject, needs: int, spare: int) -> None:
         worker = self.some(data, paused=False)
         if worker is None or worker.sent is not None:
             return
-        report = Report("db", self.CAP, worker.id, worker.used, worker.has, wants, floor=0)
-        worker.sent = (self.now, replace(report, lease=self.LEASE))
+        worker.number += 1
+        said = (worker.id, worker.used, worker.has, needs, needs + spare)
+        report = Report("db", self.CAP, *said, floor=0, lease=self.LEASE, number=worker.number)
+        worker.sent = (self.now, report)
+        worker.under_way.append(report)
 
     @rule(data=st.data())
     def the_store_decides(self, data: st.DataObject) -> None:
-        waiting = [each for each in self.workers if each.sent and each.answer is None]
+        waiting = [each for each in self.workers if each.under_way]
         if waiting:
             worker = data.draw(st.sampled_from(waiting))
-            assert worker.sent is not None
-            worker.answer, self.records = grant(self.records, worker.sent[1], self.now)
+            report = data.draw(st.sampled_from(worker.under_way))
+            worker.under_way.remove(report)
+            share, self.records = grant(self.records, report, self.now)
+            if worker.sent is not None and report is worker.sent[1]:
+                worker.answer = share
 
     @rule(data=st.data(), lost=st.sampled_from([False, False, True]))
     def an_answer_arrives(self, data: st.DataObject, lost: bool) -> None:
@@ -153,8 +176,8 @@ class Fleet(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_worker_gives_up_its_question(self, data: st.DataObject) -> None:
         worker = self.some(data, paused=False)
-        if worker is not None and worker.answer is None:
-            worker.sent = None
+        if worker is not None:
+            worker.sent = worker.answer = None
 
     @rule(data=st.data())
     def a_worker_opens_one(self, data: st.DataObject) -> None:
@@ -208,5 +231,5 @@ TestTheCapHolds.settings = settings(max_examples=150, stateful_step_count=40, de
 
 @pytest.mark.parametrize("field", ["used", "has", "share"])
 def test_what_counts_is_the_most_that_may_be_open(field: str) -> None:
-    record = Record(10.0, 1, 1, 1, 1, 1, 1, 10.0, 0)
+    record = Record(10.0, 1, 1, 1, 1, 1, 1, 1, 10.0, 0)
     assert replace(record, **{field: 5}).counted(0.0) == 5

@@ -56,14 +56,16 @@ class Cap:
 
     def __init__(self, store: Store, cap: int = 10, *, learning: bool = False) -> None:
         self.store, self.name, self.cap = store, uuid.uuid4().hex, cap
+        self.number = 0
         if not learning:
             self.renew("first", lease=0.05)
             gevent.sleep(0.06)  # by then it has learnt
             store.release(self.name, "first")
 
     def renew(self, id: str, wants: int = 0, used: int = 0, has: int = 0, **more: Any) -> Grant:
-        settings = {"floor": 1, "lease": LONG, **more}
-        return self.store.renew(Report(self.name, self.cap, id, used, has, wants, **settings))
+        self.number += 1
+        settings = {"needs": wants, "floor": 1, "lease": LONG, "number": self.number, **more}
+        return self.store.renew(Report(self.name, self.cap, id, used, has, wants=wants, **settings))
 
 
 def test_shares_move_to_who_wants_more_once_they_are_free(store: Store) -> None:
@@ -96,6 +98,24 @@ def test_an_emptied_store_says_so_by_its_epoch_and_learns(store: Store) -> None:
     assert cap.renew("b", 10).share == 1
     other = Cap(store, learning=True)
     assert other.renew("a", 10).epoch != first.epoch == cap.renew("a", 10, has=8).epoch
+
+
+def test_what_is_needed_comes_before_what_some_would_like_to_spare(store: Store) -> None:
+    cap = Cap(store)
+    cap.renew("a", 10, needs=2)
+    cap.renew("b", 9, needs=7)
+    assert cap.renew("a", 10, used=2, has=2, needs=2).share == 3  # one is left to spare
+    assert cap.renew("b", 9, needs=7).share == 7
+
+
+def test_a_report_that_comes_after_a_later_one_changes_nothing(store: Store) -> None:
+    cap = Cap(store)
+    cap.renew("a", 4)
+    late = cap.number + 1
+    cap.number = late
+    assert cap.renew("a", 9, used=4, has=4).share == 9
+    assert cap.renew("a", 1, used=0, has=0, number=late)[:2] == (9, 1)
+    assert cap.renew("b", 10).share == 1
 
 
 def test_an_older_generation_wants_nothing_more(store: Store) -> None:
@@ -131,6 +151,7 @@ reports = st.lists(
     st.tuples(
         st.sampled_from("abcde"),
         st.integers(0, 12),
+        st.integers(0, 12),
         st.integers(0, 6),
         st.integers(0, 6),
         st.sampled_from([1, 1, 2, 3]),
@@ -160,8 +181,9 @@ def test_all_stores_decide_the_same(request: pytest.FixtureRequest) -> None:
                     for cap in caps:
                         cap.store.release(cap.name, step)
                     continue
-                id, wants, used, has, weight, floor, generation = step
+                id, wants, needs, used, has, weight, floor, generation = step
                 more = {"weight": weight, "floor": min(floor, size), "generation": generation}
+                more["needs"] = needs
                 answers = [cap.renew(id, wants, used, has, **more)[:2] for cap in caps]
                 assert answers == [answers[0]] * 3, (step, answers)
 

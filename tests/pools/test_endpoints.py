@@ -35,7 +35,7 @@ from geventpool import (
     WrongHub,
 )
 from geventpool._runtime.runtime import Runtime
-from geventpool._scheduler.model import Waiter
+from geventpool._scheduler.waiter import Waiter
 from geventpool.pools import EndpointPool
 from geventpool.testing import FakeClock
 from support import named

@@ -30,6 +30,7 @@ import pytest
 
 from support import ROOT, TESTS
 from support.servers import require_server
+from support.small_servers import OwnImap, OwnSlapd, OwnSmtp, OwnThrift, OwnWebSocket, shared
 
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -38,10 +39,16 @@ EXAMPLE_HOST = r"[\w.-]*\bexample\.(?:com|net|org)"
 EXAMPLE_ADDRESS = re.compile(rf"""(["'])({EXAMPLE_HOST})(\1,\s*|:)(\d+)\b""")
 
 #: What a snippet may take from ``os.environ``: of which server, and what of its address.
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, tuple[Any, str]] = {
     "DATABASE_URL": ("postgres", "postgresql://postgres@{0}:{1}/postgres"),
     "MYSQL_HOST": ("mariadb", "{0}"),
     "MYSQL_PORT": ("mariadb", "{1}"),
+    "AMQP_URL": ("rabbitmq", "amqp://guest:guest@{0}:{1}/%2F"),
+    "SMTP_SERVER": (OwnSmtp, "{0}:{1}"),
+    "IMAP_SERVER": (OwnImap, "{0}:{1}"),
+    "LDAP_SERVER": (OwnSlapd, "{0}:{1}"),
+    "THRIFT_SERVER": (OwnThrift, "{0}:{1}"),
+    "WEBSOCKET_URL": (OwnWebSocket, "ws://{0}:{1}/"),
 }
 
 # Starts as many echo servers as it is told, prints their addresses, and serves until its standard
@@ -127,7 +134,7 @@ def environment_of(page: str) -> dict[str, str]:
     __tracebackhide__ = True
     code = "".join(snippet.text for snippet in SNIPPETS[page])
     return {
-        name: text.format(*require_server(server))
+        name: text.format(*(require_server if isinstance(server, str) else shared)(server))
         for name, (server, text) in ENVIRONMENT.items()
         if f'"{name}"' in code
     }

@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gevent
 import psycopg
 import pytest
-from gevent import socket
 
 from support import ROOT
 from support.servers import EchoServer, require_server
 from support.waiting import until
+from support.web import Gunicorn, fetch
 
 pytestmark = pytest.mark.usefixtures("run_folder")
 EXAMPLES = ROOT / "examples"
@@ -44,47 +41,24 @@ class PidServer(EchoServer):
                 sock.sendall(line + b"\n")
 
 
-@contextmanager
 def gunicorn(
     *options: str, where: Path = EXAMPLES, environ: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, int]]:
+) -> Gunicorn:
     """The application in *where*, served from a process of its own with two workers."""
-    environ = {**os.environ, **(environ or {}), "PYTHONPATH": str(ROOT)}
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        address, fd = listener.getsockname(), listener.fileno()
-        command = [sys.executable, "-m", "gunicorn", "-c", str(EXAMPLES / "gunicorn.conf.py")]
-        command += ["--no-control-socket", "--bind", f"fd://{fd}", "--log-level", "warning"]
-        process = subprocess.Popen(
-            [*command, *options, "gunicorn_app:app"], cwd=where, env=environ, pass_fds=[fd]
-        )
-    try:
-        yield address
-        process.send_signal(signal.SIGTERM)
-        until(lambda: process.poll() is not None)
-        assert process.returncode == 0
-    finally:
-        process.kill()
-        process.wait()
+    configuration = ("-c", str(EXAMPLES / "gunicorn.conf.py"))
+    return Gunicorn("gunicorn_app:app", *configuration, *options, where=where, environ=environ)
 
 
-def example(server: EchoServer, *options: str) -> AbstractContextManager[tuple[str, int]]:
+def example(server: EchoServer, *options: str) -> Gunicorn:
     host, port = server.address
     return gunicorn(*options, environ={"LINE_ECHO": f"{host}:{port}"})
 
 
-def fetch(address: tuple[str, int], path: str) -> dict[str, Any]:
+def ask(address: tuple[str, int], path: str) -> dict[str, Any]:
     """GET *path*, over a connection of its own."""
-    sock = socket.create_connection(address, timeout=PATIENCE)
-    try:
-        sock.sendall(f"GET /{path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
-        response = b""
-        while data := sock.recv(65536):
-            response += data
-    finally:
-        sock.close()
-    head, _, body = response.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise ConnectionError(f"no reply: {head[:60]!r}")
+    status, body = fetch(address, f"/{path}")
+    if status != 200:
+        raise ConnectionError(f"no reply: {status} {body!r}")
     answer: dict[str, Any] = json.loads(body)
     return answer
 
@@ -94,19 +68,19 @@ def load(address: tuple[str, int], greenlets: int, requests: int) -> tuple[set[i
     pids: set[int] = set()
     wrong = failed = 0
 
-    def ask(me: int) -> None:
+    def work(me: int) -> None:
         nonlocal wrong, failed
         for number in range(requests):
             path = f"{me}-{number}"
             try:
-                answer = fetch(address, path)
+                answer = ask(address, path)
             except (OSError, ValueError):
                 failed += 1  # its worker was killed in the middle
                 continue
             pids.add(answer["pid"])
             wrong += answer["reply"] != f"{answer['pid']} {path}"
 
-    gevent.joinall([gevent.spawn(ask, me) for me in range(greenlets)], raise_error=True)
+    gevent.joinall([gevent.spawn(work, me) for me in range(greenlets)], raise_error=True)
     return pids, wrong, failed
 
 
@@ -115,7 +89,8 @@ def load(address: tuple[str, int], greenlets: int, requests: int) -> tuple[set[i
 def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
     options: tuple[str, ...],
 ) -> None:
-    with PidServer() as server, example(server, *options) as address:
+    with PidServer() as server, example(server, *options) as serving:
+        address = serving.address
         before, wrong, failed = load(address, greenlets=20, requests=20)
         assert (wrong, failed) == (0, 0)
 
@@ -142,8 +117,8 @@ def test_workers_share_no_connection_and_a_killed_one_spoils_no_reply(
 @pytest.mark.slow
 def test_the_workers_close_their_connections_when_gunicorn_stops() -> None:
     with PidServer() as server:
-        with example(server) as address:
-            load(address, greenlets=10, requests=2)
+        with example(server) as serving:
+            load(serving.address, greenlets=10, requests=2)
             assert server.open > 0
 
         server.wait_open(0)
@@ -207,11 +182,11 @@ def test_two_preloaded_workers_have_ten_sessions_of_postgresql_and_their_master_
 
         assert not sessions()
         environ = {"SERVER": server, "RUN": run}
-        with gunicorn("--preload", where=tmp_path, environ=environ) as address:
+        with gunicorn("--preload", where=tmp_path, environ=environ) as serving:
             until(lambda: sum(sessions().values()) >= 10)
             gevent.sleep(1.0)  # for what must not come
             before = sessions()
-            answers = [fetch(address, "") for _ in range(20)]
+            answers = [ask(serving.address, "") for _ in range(20)]
             after = sessions()
 
         until(lambda: not sessions())

@@ -13,9 +13,10 @@ import pytest
 
 import geventpool
 from geventpool import ConnectionPool, EndpointPool
+from geventpool._scheduler.inbox import AT_WORK, CUT_SHORT, FREE
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
-from geventpool._scheduler.scheduler import AT_WORK, AUDIT_EVERY, CUT_SHORT, FREE
+from geventpool._scheduler.scheduler import AUDIT_EVERY
 from geventpool._scheduler.state import (
     CHECKING,
     CLOSED,

@@ -8,7 +8,8 @@ import pytest
 
 from geventpool import CoDel, PoolOverloaded
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
+from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 from support.world import World

@@ -12,7 +12,7 @@ import pytest
 
 from geventpool._scheduler.dial_window import DialWindow
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Slot, Waiter
+from geventpool._scheduler.model import Slot
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import (
     AT_ONCE,
@@ -27,6 +27,7 @@ from geventpool._scheduler.state import (
     TRANSITIONS,
     State,
 )
+from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 from support.world import HERE, REFUSED, Steps, World, assert_flat

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import (
     AT_ONCE,
@@ -51,6 +51,7 @@ from geventpool._scheduler.state import (
     TRANSITIONS,
     State,
 )
+from geventpool._scheduler.waiter import Waiter
 from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
 from geventpool.errors import PoolOverloaded, Verdict

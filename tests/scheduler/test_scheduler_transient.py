@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import CLOSED, CLOSING, CONNECTING, IDLE, IN_USE
+from geventpool._scheduler.waiter import Waiter
 from geventpool._util.heap import Heap
 from geventpool.backoff import Backoff
 from geventpool.errors import ConnectError, OutOfSockets

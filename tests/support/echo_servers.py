@@ -15,6 +15,7 @@ import socketserver
 import ssl
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -198,7 +199,7 @@ async def websocket(port: int) -> None:
                 elif what == "ping":
                     await connection.ping()
                 elif what == "parts":
-                    await connection.send(["a", "b", argument])
+                    await connection.send(in_parts(argument))
                 else:
                     seconds, token = parse(message)
                     await asyncio.sleep(seconds)
@@ -207,6 +208,11 @@ async def websocket(port: int) -> None:
             pass
         finally:
             sessions.pop(peer, None)
+
+    async def in_parts(rest: str) -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.sleep(0.05)
+        yield rest
 
     async with serve(handler, HOST, port, compression=None, ssl=tls_context()):
         await asyncio.Future()

@@ -9,9 +9,10 @@ from typing import Any
 
 from geventpool import _scheduler
 from geventpool._scheduler.limit import Limit
-from geventpool._scheduler.model import Bucket, Slot, Waiter
+from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import NEVER
+from geventpool._scheduler.waiter import Waiter
 from geventpool._util import heap
 from geventpool.backoff import Backoff
 from geventpool.events import Reason

@@ -13,7 +13,6 @@ import websocket
 from ldap3.core.exceptions import LDAPCommunicationError
 
 from support.contract import Adapter, Address
-from support.own_servers import OwnServer
 from support.small_servers import (
     OwnImap,
     OwnSlapd,
@@ -34,13 +33,6 @@ class Small(Adapter):
 
     def shared_address(self) -> Address:
         return shared(self.own_server)
-
-    def prepare(self, server: OwnServer) -> None:
-        pass
-
-    def has(self, *methods: str) -> bool:
-        # None of them takes a bounded number of clients, as those have for which this is asked.
-        return "prepare" not in methods and super().has(*methods)
 
     def session(self, conn: Any) -> Hashable:
         return conn.sock.getsockname()[1]  # type: ignore[no-any-return]
@@ -162,7 +154,7 @@ class WebSocket(Small):
     name = "websocket"
     own_server = OwnWebSocket
     lost = (websocket.WebSocketException, OSError)
-    states = ("a message not read", "a message read by half", "a goodbye")
+    states = ("a message not read", "a message read by half", "a goodbye", "a time limit")
 
     def pool(self, address: Address, size: int, *, plain: bool = False, **settings: Any) -> Any:
         from geventpool.contrib.websocket import WebSocketPool
@@ -185,13 +177,13 @@ class WebSocket(Small):
             return conn.recv()
         if state == "a goodbye":
             return conn.send_close()
+        if state == "a time limit":
+            return conn.settimeout(0.01)
         conn.send("parts left")
-        for _ in range(2):
-            conn.cont_frame.add(conn.recv_frame())
-        return None
+        return conn.cont_frame.add(conn.recv_frame())
 
     def remains(self, state: str, conn: Any) -> object:
-        conn.send("0 mine")
+        conn.send("0.05 mine")
         return conn.recv() != "mine"
 
 

@@ -23,6 +23,11 @@ if sys.modules.get("MySQLdb", pymysql) is not pymysql:
         " pymysql.install_as_MySQLdb() at the top of the settings"
     )
 pymysql.install_as_MySQLdb()
+# Its modules, too: else there would be a second MySQLdb.err, which becomes pymysql.err as it is
+# imported, and whose errors are not those that PyMySQL raises.
+for _name, _module in list(sys.modules.items()):
+    if _name.startswith("pymysql."):
+        sys.modules.setdefault(_name.replace("pymysql", "MySQLdb", 1), _module)
 
 from django.db.backends.base.base import BaseDatabaseWrapper  # noqa: E402
 from django.db.backends.mysql import base  # noqa: E402
