@@ -43,9 +43,9 @@ EXAMPLE_ADDRESS = re.compile(rf"""(["'])({EXAMPLE_HOST})(\1,\s*|:)(\d+)\b""")
 #: What a snippet may take from ``os.environ``: of which server, and what of its address.
 ENVIRONMENT: dict[str, tuple[Any, str]] = {
     "DATABASE_URL": ("postgres", "postgresql://postgres@{0}:{1}/postgres"),
+    "REDIS_URL": ("redis", "redis://{0}:{1}/0"),
     "MYSQL_HOST": ("mariadb", "{0}"),
     "MYSQL_PORT": ("mariadb", "{1}"),
-    "REDIS_URL": ("redis", "redis://{0}:{1}/0"),
     "MEMCACHED_HOST": (OwnMemcached, "{0}"),
     "MEMCACHED_PORT": (OwnMemcached, "{1}"),
     "API_URL": (OwnNginx, "http://{0}:{1}"),

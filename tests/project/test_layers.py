@@ -90,6 +90,7 @@ CLIENTS: dict[str, set[str]] = {
     "contrib/websocket.py": {"websocket"},
     "discovery/_srv_wire.py": {"dns"},
     "fleet/redis.py": {"redis"},
+    "fleet/zookeeper.py": {"kazoo"},
     "observe/otel.py": {"opentelemetry"},
     "observe/prometheus.py": {"prometheus_client"},
     "observe/top.py": {"rich"},
