@@ -24,6 +24,8 @@ def seconds(value: float | None) -> str:
     """A time as people read it."""
     if value is None:
         return "–"
+    if 0 < value < 0.001:
+        return f"{value * 1000:.2f} ms"
     if value < 0.9995:
         return f"{value * 1000:.3g} ms" if value < 0.1 else f"{value * 1000:.0f} ms"
     if value < 120:
