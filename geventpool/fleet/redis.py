@@ -20,6 +20,7 @@ class RedisStore:
 
     *client* is a URL, or a client of redis-py: ``redis.Redis``, one made by Sentinel, or a
     RedisCluster.  Two connections are enough for it: give it none that callers of yours wait for.
+    redis-py blocks the hub in a program that is not patched (``gevent.monkey.patch_all()``).
     *prefix* begins the key of each hash.  With a replica that is promoted before it has all, the
     last renewals are lost; a lease later all is known again.
     """

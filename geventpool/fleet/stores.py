@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-from geventpool.fleet.share import Grant, Record, Report, grant
+from geventpool.fleet.document import Document
+from geventpool.fleet.share import Grant, Report
 
 __all__ = ["MemoryStore", "Store"]
 
@@ -32,34 +32,23 @@ class MemoryStore:
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._clock = clock
         self._lock = threading.Lock()  # hubs are threads; nothing in it switches
-        self._caps: dict[str, _Cap] = {}
+        self._caps: dict[str, Document] = {}
 
     def renew(self, report: Report) -> Grant:
         """See Store.  Does not block."""
         with self._lock:
             now = self._clock()
-            cap = self._caps.get(report.name)
-            if cap is None:
-                cap = self._caps[report.name] = _Cap(now + report.lease)
-            share, cap.records = grant(cap.records, report, now, learns_until=cap.learns_until)
-            others = [each for id, each in cap.records.items() if id != report.id]
-            members = 1 + sum(now < each.expires for each in others)
-            return Grant(share, members, cap.epoch)
+            cap = self._caps.get(report.name) or Document(now + report.lease)
+            answer, self._caps[report.name] = cap.renewed(report, now)
+            return answer
 
     def release(self, name: str, id: str) -> None:
         """See Store.  Does not block."""
         with self._lock:
             if name in self._caps:
-                self._caps[name].records.pop(id, None)
+                self._caps[name] = self._caps[name].without(id)
 
     def clear(self) -> None:
         """Forget all, as a store that was started anew."""
         with self._lock:
             self._caps.clear()
-
-
-class _Cap:
-    def __init__(self, learns_until: float) -> None:
-        self.epoch = uuid.uuid4().hex
-        self.learns_until = learns_until
-        self.records: dict[str, Record] = {}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from geventpool.fleet import MemoryStore, Store
 from geventpool.fleet.share import MEMORY, Grant, Report
+from support.own_servers import OwnEtcd, OwnServer, OwnZooKeeper
 from support.servers import require_server
 from support.waiting import until
 
@@ -26,6 +27,19 @@ def redis_store() -> Any:
     return RedisStore(f"redis://{host}:{port}/0")
 
 
+def zookeeper_store(server: OwnServer) -> Any:
+    from geventpool.fleet.zookeeper import ZooKeeperStore
+
+    host, port = server.address
+    return ZooKeeperStore(f"{host}:{port}")
+
+
+def etcd_store(server: OwnServer) -> Any:
+    from geventpool.fleet.etcd import EtcdStore
+
+    return EtcdStore(server.address)
+
+
 def postgres_store() -> Any:
     from geventpool.contrib.psycopg2 import Psycopg2Pool
     from geventpool.fleet.postgres import PostgresStore
@@ -35,7 +49,22 @@ def postgres_store() -> Any:
     return PostgresStore(pool)
 
 
-@pytest.fixture(params=["memory", "redis", "postgres"])
+@pytest.fixture(scope="module")
+def zookeeper() -> Iterator[OwnServer]:
+    with OwnZooKeeper() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[OwnServer]:
+    with OwnEtcd() as server:
+        yield server
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zookeeper", "etcd")]
+
+
+@pytest.fixture(params=["memory", "redis", "postgres", *SLOW])
 def store(request: pytest.FixtureRequest) -> Iterator[Any]:
     made: Any
     match request.param:
@@ -45,10 +74,18 @@ def store(request: pytest.FixtureRequest) -> Iterator[Any]:
             made = redis_store()
             yield made
             made.client.close()
-        case _:
+        case "postgres":
             made = postgres_store()
             yield made
             made.pool.close()
+        case "zookeeper":
+            made = zookeeper_store(request.getfixturevalue("zookeeper"))
+            yield made
+            made.close()
+        case _:
+            made = etcd_store(request.getfixturevalue("etcd"))
+            yield made
+            made.close()
 
 
 class Cap:
@@ -59,7 +96,8 @@ class Cap:
         self.number = 0
         if not learning:
             self.renew("first", lease=0.05)
-            gevent.sleep(0.06)  # by then it has learnt
+            # Once it has learnt, one that wants nothing gets nothing, whatever it has.
+            until(lambda: not self.renew("first", has=1, floor=0, lease=0.05).share)
             store.release(self.name, "first")
 
     def renew(self, id: str, wants: int = 0, used: int = 0, has: int = 0, **more: Any) -> Grant:

@@ -22,13 +22,16 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import gevent
 import gevent.socket
 import pytest
 
-__all__ = ["OwnMariaDb", "OwnPostgres", "OwnServer"]
+__all__ = [
+    *("OwnEtcd", "OwnMariaDb", "OwnPostgres", "OwnRedis", "OwnServer", "OwnZooKeeper"),
+    "free_port",
+]
 
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/sbin", "/usr/bin", "/usr/local/bin")
 
@@ -50,7 +53,7 @@ class OwnServer:
         self.user = "nobody" if os.getuid() == 0 else None
         if self.user is not None:
             os.chown(self.folder, pwd.getpwnam(self.user).pw_uid, -1)
-        self.address = ("127.0.0.1", _free_port())
+        self.address = ("127.0.0.1", free_port())
         self._process: Any = None
 
     def __enter__(self) -> OwnServer:
@@ -206,7 +209,55 @@ class OwnMariaDb(OwnServer):
         return [self.program_path, "--no-defaults", *options, *self.options]
 
 
-def _free_port() -> int:
+class OwnRedis(OwnServer):
+    name = "redis"
+    program = "redis-server"
+
+    def command(self) -> list[str]:
+        host, port = self.address
+        options = ["--port", str(port), "--bind", host, "--save", "", "--dir", str(self.folder)]
+        return [self.program_path, *options, *self.options]
+
+
+class OwnEtcd(OwnServer):
+    name = "etcd"
+    program = "etcd"
+
+    def command(self) -> list[str]:
+        host, port = self.address
+        url, peers = f"http://{host}:{port}", f"http://{host}:{free_port()}"
+        options = ["--data-dir", str(self.data), "--unsafe-no-fsync"]
+        options += ["--listen-client-urls", url, "--advertise-client-urls", url]
+        options += ["--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers]
+        options += ["--initial-cluster", f"default={peers}", "--initial-cluster-state", "new"]
+        return [self.program_path, *options, *self.options]
+
+    def answers(self) -> bool:
+        return super().answers() and "ready to serve client requests" in self.log()
+
+
+class OwnZooKeeper(OwnServer):
+    name = "zookeeper"
+    program = "java"
+
+    def prepare(self) -> None:
+        self.data.mkdir()
+        host, port = self.address
+        lines = [f"dataDir={self.data}", f"clientPort={port}", f"clientPortAddress={host}"]
+        lines += ["tickTime=500", "maxClientCnxns=0", "admin.enableServer=false", "forceSync=no"]
+        (self.folder / "zoo.cfg").write_text("\n".join([*lines, *self.options]) + "\n")
+        if self.user is not None:
+            shutil.chown(self.data, self.user)
+
+    def command(self) -> list[str]:
+        jars = [*glob.glob("/usr/share/java/zookeeper.jar"), "/etc/zookeeper/conf"]
+        if not jars[1:]:
+            _missing("zookeeper")
+        main = "org.apache.zookeeper.server.ZooKeeperServerMain"
+        return [self.program_path, "-cp", ":".join(jars), main, str(self.folder / "zoo.cfg")]
+
+
+def free_port() -> int:
     """One that no client gets by chance while its server is away, as it would one of the system's
     choice."""
     while True:
@@ -225,6 +276,11 @@ def program(name: str) -> str:
     found = [path for place in _PLACES for path in sorted(glob.glob(f"{place}/{name}"))]
     if path := shutil.which(name) or (found and found[-1]):
         return path
+    _missing(name)
+
+
+def _missing(name: str) -> NoReturn:
+    __tracebackhide__ = True
     missing = f"no {name} is installed"
     if os.environ.get("GEVENTPOOL_REQUIRE_SERVERS") == "1":
         pytest.fail(missing)

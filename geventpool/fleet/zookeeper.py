@@ -1,0 +1,108 @@
+"""ZooKeeperStore: the records of a fleet in ZooKeeper, by compare and swap (kazoo)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import gevent
+from kazoo.client import KazooClient
+from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
+from kazoo.handlers.gevent import SequentialGeventHandler
+
+from geventpool.fleet.document import Document
+from geventpool.fleet.share import Grant, Report
+
+__all__ = ["ZooKeeperStore"]
+
+
+class ZooKeeperStore:
+    """The records of each cap in one node of ZooKeeper; its clock is that of the leader.
+
+    *client* says where it is, as ``"zk1:2181,zk2:2181"``, or is a client of kazoo, with its
+    SequentialGeventHandler, that is started and stopped by you.  *prefix* is the path of the node
+    below which each cap has its own.
+
+    Where processes fork, make it after the fork: a client of kazoo does not survive one.
+
+    A renewal is three round trips, and more while others are at it: for some hundred processes.
+    """
+
+    def __init__(self, client: Any, *, prefix: str = "/geventpool/fleet") -> None:
+        if not isinstance(prefix, str) or not prefix.startswith("/"):
+            raise ValueError(f'prefix must be a path that begins with "/", not {prefix!r}')
+        self._is_own = isinstance(client, str)
+        if self._is_own:
+            client = KazooClient(client, handler=SequentialGeventHandler())
+        if not isinstance(getattr(client, "handler", None), SequentialGeventHandler):
+            raise TypeError(
+                "client must be a text of hosts, or a client of kazoo with its"
+                f" SequentialGeventHandler, not {client!r}"
+            )
+        self.client = client
+        self.prefix = prefix.rstrip("/")
+
+    def renew(self, report: Report) -> Grant:
+        """See Store.  Raises what kazoo raises."""
+        self._start()
+        path = self._path(report.name)
+        now = self._now(path)
+        while True:
+            found, version = self._read(path)
+            document = found or Document(now + report.lease)
+            answer, changed = document.renewed(report, now)
+            if self._write(path, changed, version):
+                return answer
+
+    def release(self, name: str, id: str) -> None:
+        """See Store.  Raises what kazoo raises."""
+        self._start()
+        path = self._path(name)
+        while True:
+            found, version = self._read(path)
+            if found is None or id not in found.records:
+                return
+            if self._write(path, found.without(id), version):
+                return
+
+    def close(self) -> None:
+        """End the client, if it was made here."""
+        if self._is_own:
+            self.client.stop()
+            self.client.close()
+
+    def _start(self) -> None:
+        if self._is_own and not self.client.connected:
+            self.client.start(timeout=5.0)
+
+    def _path(self, name: str) -> str:
+        return f"{self.prefix}/{name.replace('/', '%2F')}"
+
+    def _now(self, path: str) -> float:
+        """The store's time, a little ago: that of a write to a node of its own."""
+        clock = f"{path}.clock"
+        try:
+            stat = self.client.set(clock, b"")
+        except NoNodeError:
+            self.client.ensure_path(clock)
+            stat = self.client.set(clock, b"")
+        return float(stat.mtime) / 1000
+
+    def _read(self, path: str) -> tuple[Document | None, int]:
+        try:
+            text, stat = self.client.get(path)
+        except NoNodeError:
+            return None, -1
+        return Document.load(text), stat.version
+
+    def _write(self, path: str, document: Document, version: int) -> bool:
+        """Whether nothing was changed since *version* was read."""
+        try:
+            if version < 0:
+                self.client.create(path, document.dump(), makepath=True)
+            else:
+                self.client.set(path, document.dump(), version=version)
+        except (BadVersionError, NodeExistsError, NoNodeError):
+            gevent.sleep(random.uniform(0, 0.01))  # else those that meet would meet again
+            return False
+        return True

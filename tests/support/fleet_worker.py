@@ -1,0 +1,102 @@
+"""A process of a fleet: pools of several hubs that keep a real PostgreSQL busy under one cap.
+
+Run as a program, with its settings as JSON; prints what has become of the requests so far, ten
+times a second, one JSON object a line; ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+import gevent.socket  # noqa: E402
+
+from geventpool import PoolTimeout  # noqa: E402
+from geventpool.contrib.psycopg2 import Psycopg2Pool  # noqa: E402
+from geventpool.fleet import FleetLimit  # noqa: E402
+
+start_thread = monkey.get_original("_thread", "start_new_thread")
+
+
+class Counts:
+    """What became of the requests of one hub."""
+
+    def __init__(self) -> None:
+        self.done = self.in_vain = 0
+        self.errors: list[str] = []
+        self.limit: Any = None
+
+
+def store_of(settings: dict[str, Any]) -> Any:
+    if settings["store"] == "redis":
+        import redis
+
+        from geventpool.fleet.redis import RedisStore
+
+        host, port = settings["redis"]
+        client = redis.Redis(host, port, socket_timeout=2.0, socket_connect_timeout=2.0)
+        return RedisStore(client)
+    from geventpool.fleet.postgres import PostgresStore
+
+    return PostgresStore(
+        Psycopg2Pool(settings["dsn"] + " application_name=store", 1, min_size=0, timeout=2.0)
+    )
+
+
+def run_hub(settings: dict[str, Any], counts: Counts) -> None:
+    limit = counts.limit = FleetLimit(
+        settings["cap"], store=store_of(settings), name="db", lease=settings["lease"]
+    )
+    dsn = settings["dsn"] + " application_name=fleet"
+    pool = Psycopg2Pool(dsn, settings["cap"], min_size=0, limits=[limit], timeout=30.0)
+
+    def work() -> None:
+        while True:
+            try:
+                with pool.get() as conn:
+                    conn.cursor().execute("select pg_sleep(%s)", (settings["needs"],))
+            except PoolTimeout:
+                counts.in_vain += 1
+            except Exception as error:
+                counts.errors.append(repr(error))
+                gevent.sleep(0.1)
+            else:
+                counts.done += 1
+
+    gevent.joinall([gevent.spawn(work) for _ in range(settings["callers"])])
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    hubs = [Counts() for _ in range(settings["hubs"])]
+    for counts in hubs[1:]:
+        start_thread(run_hub, (settings, counts))
+    gevent.spawn(run_hub, settings, hubs[0])
+
+    def tell() -> None:
+        while True:
+            gevent.sleep(0.1)
+            said = {
+                "done": sum(each.done for each in hubs),
+                "in_vain": sum(each.in_vain for each in hubs),
+                "errors": [error for each in hubs for error in each.errors],
+                "shares": [int(each.limit.maximum) for each in hubs if each.limit],
+            }
+            os.write(1, json.dumps(said).encode() + b"\n")
+
+    gevent.spawn(tell)
+    while True:
+        gevent.socket.wait_read(0)
+        if not os.read(0, 4096):
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
