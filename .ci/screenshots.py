@@ -1,6 +1,6 @@
 """Takes the pictures of the status page in docs/ anew: ``python .ci/screenshots.py``, two minutes.
 
-Needs chromium and chromedriver, and the extra ``test``.
+Needs chromium and chromedriver, the extra ``test``, and Pillow.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gevent
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.browser import browser  # noqa: E402
 
+# Paths of the machine on which it is taken are of no interest.
+_SHORTEN = """
+for (const stack of document.querySelectorAll("pre"))
+  stack.textContent = stack.textContent.replaceAll(arguments[0], "/srv/app/")
+    .replaceAll(arguments[1], "/srv/lib/gevent");
+"""
 FILLED = 70  # seconds until the charts of a minute are
 
 
@@ -35,6 +42,7 @@ def picture(page: Any, name: str, scheme: str, width: int, height: int, opened: 
             time.sleep(2)
             page.execute_script("document.querySelector('.holder summary').click()")
             page.find_element("id", "pause").click()  # else its holder may be gone in a moment
+            page.execute_script(_SHORTEN, f"{ROOT}/examples/", gevent.__path__[0])
     time.sleep(1)
     file = ROOT / "docs" / name
     page.save_screenshot(str(file))

@@ -15,7 +15,18 @@ from pathlib import Path  # noqa: E402
 
 import gevent  # noqa: E402
 
-from benchmarks import comparison, dials, fleet_cap, full_cap, herd, monitored, rows, simulation  # noqa: E402
+from benchmarks import (  # noqa: E402
+    comparison,
+    dials,
+    fleet_cap,
+    full_cap,
+    herd,
+    monitored,
+    rows,
+    simulation,
+    web,
+)
+from benchmarks.clients import bars as clients  # noqa: E402
 from benchmarks.overload import bars as overload  # noqa: E402
 
 ROWS = {
@@ -27,12 +38,12 @@ ROWS = {
     "fleet": fleet_cap.fleet_cap,
 }
 #: These have HEADINGS and compare(quick), and no bar.
-COMPARISONS = {"peers": comparison, "herd": herd}
+COMPARISONS = {"peers": comparison, "herd": herd, "web": web}
 
 
 def main() -> int:
     """Run what the command line asks for."""
-    names = [*ROWS, *COMPARISONS, "overload"]
+    names = [*ROWS, *COMPARISONS, "clients", "overload"]
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look")
     parser.add_argument("--picture", type=Path, help="of overload: a PNG file to draw it into")
@@ -47,6 +58,10 @@ def main() -> int:
         print(f"measuring: {name}", file=sys.stderr)
         if name in COMPARISONS:
             tables.append((COMPARISONS[name].HEADINGS, COMPARISONS[name].compare(options.quick)))
+        elif name == "clients":
+            judged, lines = clients.clients(options.quick)
+            found += judged
+            tables.append((clients.HEADINGS, lines))
         elif name == "overload":
             judged, lines = overload.overload(options.quick, options.picture)
             found += judged

@@ -1,26 +1,28 @@
-"""A Flask application on PostgreSQL, for gunicorn's gevent workers.
+"""A Flask application on PostgreSQL and Redis, for gunicorn's gevent workers.
 
-    pip install geventpool[psycopg] flask gunicorn
+    pip install geventpool[psycopg,redis] flask gunicorn
     cd examples/flask_app && gunicorn app:app        # --preload works as well
     curl http://127.0.0.1:8000/hello/anna
 
-DATABASE_URL names the server.  With POOL=peers it uses psycopg_pool instead: `python -m benchmarks
-web` compares the two.
+DATABASE_URL and REDIS_URL name the servers.  With POOL=peers it uses psycopg_pool and redis-py's
+BlockingConnectionPool instead: `python -m benchmarks web` compares the two.
 """
 
 import os
 
 import gevent
 import psycopg
+import redis
 from flask import Flask, request
 
-from geventpool import Deadline, PoolUnavailable
+from geventpool import Deadline, PoolUnavailable, observe
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "postgresql://postgres@127.0.0.1/postgres")
-SIZE = 10  # of the pool, in each worker
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1/0")
+SIZE = 10  # of each pool, in each worker
 WAIT = 5.0  # seconds that a request waits for a connection
 
-# At module level, one per worker.  With --preload these lines run once, in the master, and
+# At module level, one of each per worker.  With --preload these lines run once, in the master, and
 # each worker opens connections of its own.
 if os.environ.get("POOL") == "peers":
     import psycopg_pool
@@ -28,12 +30,20 @@ if os.environ.get("POOL") == "peers":
     database = psycopg_pool.ConnectionPool(
         DATABASE_URL, min_size=SIZE, max_size=SIZE, timeout=WAIT, open=True
     )
+    cache_pool = redis.BlockingConnectionPool.from_url(
+        REDIS_URL, max_connections=SIZE, timeout=WAIT
+    )
 else:
     from geventpool.contrib.psycopg import PsycopgPool
+    from geventpool.contrib.redis import GeventConnectionPool
 
     database = PsycopgPool(DATABASE_URL, SIZE, timeout=WAIT, name="database")
+    cache_pool = GeventConnectionPool.from_url(REDIS_URL, size=SIZE, timeout=WAIT, name="cache")
+cache = redis.Redis(connection_pool=cache_pool)
 
 app = Flask(__name__)
+# http://127.0.0.1:8000/-/pools/ shows the pools of all workers, to who asks from this machine.
+app.wsgi_app = observe.mount(app.wsgi_app, "/-/pools")
 
 
 @app.get("/hello/<name>")
@@ -57,11 +67,19 @@ def greet(name, seconds):
         if seconds:
             conn.execute("select pg_sleep(%s)", (seconds,))
         (greeting,) = conn.execute("select 'hello, ' || %s", (name,)).fetchone()
-    return {"pid": os.getpid(), "greeting": greeting}
+    with cache.pipeline() as pipeline:
+        greetings, echo = pipeline.incr("flask_app:greetings").echo(name).execute()
+    return {
+        "pid": os.getpid(),
+        "greeting": greeting,  # by the database
+        "name": echo.decode(),  # by the cache
+        "greetings": greetings,
+    }
 
 
-# What the server or the pool cannot do now: tell the client at once, rather than let it wait, too.
+# What a server or a pool cannot do now: tell the client at once, rather than let it wait, too.
 @app.errorhandler(PoolUnavailable)
 @app.errorhandler(psycopg.OperationalError)
+@app.errorhandler(redis.ConnectionError)
 def unavailable(error):
     return {"error": f"{type(error).__name__}: {error}"}, 503

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import __file__ as _standard_library_file
 from os.path import dirname, sep
 from time import monotonic
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
-from gevent import __file__ as _gevent_file
+import gevent
 from gevent import getcurrent
 
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
@@ -32,8 +31,8 @@ __all__ = [
 ]
 
 _PACKAGE = dirname(dirname(__file__)) + sep
-_GEVENT = dirname(_gevent_file) + sep
-_STANDARD_LIBRARY = dirname(_standard_library_file) + sep
+_GEVENT = dirname(gevent.__file__) + sep
+_STANDARD_LIBRARY = dirname(traceback.__file__) + sep
 _THIRD_PARTY = sep + "site-packages" + sep
 
 #: Where a greenlet was: the code that it was in and how far, innermost first.  No frames, which
@@ -112,7 +111,7 @@ def _line_of_program(innermost: FrameType) -> str:
 
 
 def _is_plumbing(filename: str) -> bool:
-    if filename.startswith((_PACKAGE, _GEVENT, "<", "src/gevent/")):
+    if filename.startswith((_PACKAGE, _GEVENT, "<frozen ")):
         return True
     return filename.startswith(_STANDARD_LIBRARY) and _THIRD_PARTY not in filename
 

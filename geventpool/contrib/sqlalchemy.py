@@ -155,7 +155,7 @@ class GeventPool(Pool):
                 raise copy_of(error.__cause__) from None
             if not record._is_hard_or_soft_invalidated():
                 return record
-            connections.discard_invalid(record)
+            connections.discard(record)
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         assert isinstance(record, _Record)
@@ -232,11 +232,6 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
         self._owner = ref(owner)
         settings.setdefault("down_after", 0.001)
         super().__init__(size, min_size=0, **settings)
-
-    def discard_invalid(self, record: _Record) -> None:
-        """Close a record that was invalidated, and those that were with it."""
-        self._discard(self._hold_of(record), record, Reason.DISCARDED)
-        self._evict_idle(_ConnectionRecord._is_hard_or_soft_invalidated, Reason.DISCARDED)
 
     def give_back(self, record: _Record) -> None:
         """Take back a record, which SQLAlchemy has reset, or whose connection it has closed."""

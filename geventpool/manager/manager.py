@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from gevent import getcurrent
 
@@ -20,7 +20,7 @@ from geventpool._util.arguments import check_seconds
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
-from geventpool.errors import MarkedDownError, NotInUse
+from geventpool.errors import MarkedDownError
 from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
@@ -29,12 +29,13 @@ from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, longes
 from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
-from geventpool.manager.use import Use, blames_server
+from geventpool.manager.use import blames_server
+from geventpool.manager.uses import Uses
 from geventpool.overload import CoDel
 from geventpool.pools import Limit
 from geventpool.pools.extension import DEFAULT, Hold
 from geventpool.registry import register
-from geventpool.sockets.monitored import MonitoredSocket, Traffic
+from geventpool.sockets.monitored import Traffic
 
 __all__ = ["AddressGroupMap", "ConnectInfo", "ConnectionManager"]
 
@@ -128,6 +129,7 @@ class ConnectionManager:
             listeners=listeners,
             name=name,
         )
+        self._uses = Uses(self._pool)
         register(self)
 
     # Names
@@ -240,12 +242,12 @@ class ConnectionManager:
         Its server did well, unless that was ``report``-ed otherwise or *sock* is closed.  Raises
         NotInUse if it was released already, or is none of this manager's.
         """
-        monitored = self._held(sock)
+        monitored = self._uses.held(sock)
         if monitored is not None:
             if monitored.closed_at is not None and not monitored.detached:
                 self.discard_connection(sock)
                 return
-            use = self._end_use(monitored)
+            use = self._uses.end(monitored)
             if use.outcome is None:
                 use.succeeded()
         self._pool.release(sock)
@@ -256,9 +258,9 @@ class ConnectionManager:
 
         No server is blamed for that: ``report`` it before, if the server is to blame.
         """
-        monitored = self._held(sock)
+        monitored = self._uses.held(sock)
         if monitored is not None:
-            self._end_use(monitored).cancelled()
+            self._uses.end(monitored).cancelled()
         self._pool.discard(sock)
         self._log_transitions()
 
@@ -268,13 +270,13 @@ class ConnectionManager:
         Failures in a row mark an address down, though it can be connected to; its connections are
         closed then.  May be called for each request.
         """
-        monitored = self._held(sock)
+        monitored = self._uses.held(sock)
         if monitored is not None:
-            use = self._use_of(monitored)
+            use = self._uses.of(monitored)
             if ok:
                 use.succeeded()
             else:
-                self._failed(use, error)
+                self._uses.failed(use, error)
             self._log_transitions()
 
     # Health, by hand
@@ -356,18 +358,6 @@ class ConnectionManager:
             for each in joined:
                 self._pool.drain_address(each, over=self.rebalance)
 
-    def _held(self, sock: Any) -> MonitoredSocket | None:
-        """The socket in *sock*, which must be in use."""
-        self._pool._assert_usable_here()
-        self._pool._hold_of(sock)
-        return self._pool.socket_of(sock)
-
-    def _failed(self, use: Use, error: BaseException | None) -> None:
-        use.failed(error)
-        server = use.attempt.server
-        if use.counts and server.down_until is not None:
-            self._pool.drain_address(server.address)
-
     def _end_lease(self, hold: Hold, sock: Any, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
         pool = self._pool
@@ -378,9 +368,9 @@ class ConnectionManager:
             return
         monitored = pool.socket_of(sock)
         if monitored is not None:
-            use = self._end_use(monitored)
+            use = self._uses.end(monitored)
             if blames_server(exc) and use.outcome is not False:
-                self._failed(use, exc)
+                self._uses.failed(use, exc)
             else:
                 use.cancelled()
         pool._end_use(hold, sock, exc)
@@ -399,20 +389,6 @@ class ConnectionManager:
             self.discard_connection(conn)
             raise
         return conn
-
-    def _use_of(self, monitored: MonitoredSocket) -> Use:
-        if monitored.use is None:  # what its listeners are told of, a greenlet has not got yet
-            monitored.use = self._pool.coming_uses.get(getcurrent())
-        if monitored.use is None:
-            message = f"pool {self._pool.name!r}: {monitored!r} is another greenlet's"
-            raise NotInUse(message, pool=self._pool.name, connection=monitored)
-        return cast("Use", monitored.use)
-
-    def _end_use(self, monitored: MonitoredSocket) -> Use:
-        """The use of a socket that goes back: what is said of it later is of the next one."""
-        use = self._use_of(monitored)
-        monitored.use = None
-        return use
 
     def _log_transitions(self) -> None:
         """Say which servers have gone, and which are back.  May switch, if the log does."""

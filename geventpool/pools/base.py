@@ -365,7 +365,7 @@ def stats_of(
         last_error=next((b.last_error for b in buckets if b.last_error is not None), None),
         waiting_max=max((bucket.waiting_max for bucket in buckets), default=0),
         longest_held=max(held, default=0.0),
-        down=any(bucket.down for bucket in buckets),
+        down=any(b.down for b in buckets) and not any(b.open and not b.down for b in buckets),
         hub_lag=pool._runtime.hub_lag.seconds,
         held_long=total("held_long"),
         errors=tuple(errors[-_ERRORS:]),

@@ -59,11 +59,11 @@ class FakeClock:
             clock.advance(3600)
 
     There the time goes on as ever, and each ``advance`` is a jump of it: *keepalive*,
-    *idle_timeout*, *max_lifetime*, *check_after*, ``drain(over)``, the back-off after a failed
-    dial, the ages in ``stats()`` and ``holders()``, the deadlines of callers that wait in line and
-    the waits and deadlines of ``@retry`` all see it.  What it makes due begins as soon as other
-    greenlets run: ``advance`` itself does not switch.  As ever, of the connections that are due for
-    a *keepalive* every other one is checked first: advance once more for the rest.
+    *idle_timeout*, *max_lifetime*, *check_after*, *leak_threshold*, ``drain(over)``, the back-off
+    after a failed dial, the ages in ``stats()`` and ``holders()``, the deadlines of callers that
+    wait in line and the waits and deadlines of ``@retry`` all see it.  What it makes due begins as
+    soon as other greenlets run: ``advance`` itself does not switch.  As ever, of the connections
+    that are due for a *keepalive* every other one is checked first: advance once more for the rest.
 
     What is limited because a server may be slow stays in real time: *connect_timeout*,
     *keepalive_timeout*, *salvage_timeout*, the *timeout* of ``close()``, a SocketFactory, a look-up

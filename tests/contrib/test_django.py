@@ -224,6 +224,26 @@ def test_a_timeout_in_the_rollback_leaves_an_atomic_block_as_what_it_is(
         wrapper.close()
 
 
+def test_nor_does_one_that_comes_before_the_rollback_change_that(
+    make: MakeDatabase, use: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = make().wrapper()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), use(wrapper):
+        ask(wrapper)
+        monkeypatch.setattr(wrapper, "_rollback", interrupt)
+        raise KeyError
+    assert wrapper.get_autocommit()
+    if wrapper.vendor == "mysql":  # to which the setting says to commit
+        with wrapper.cursor() as cursor:
+            cursor.execute("show session status like 'Com_rollback'")
+            assert cursor.fetchone()[1] == "1"
+    wrapper.close()
+
+
 @pytest.mark.parametrize("atomic", [False, True])
 def test_after_a_silent_timeout_the_next_query_is_answered_right(
     make: MakeDatabase, use: Callable[[Any], Any], atomic: bool

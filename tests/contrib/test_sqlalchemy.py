@@ -122,7 +122,8 @@ def test_a_pool_tells_how_it_stands_as_queue_pool_does(make: MakeEngine) -> None
 
 
 def test_who_waits_too_long_is_told_by_both(make: MakeEngine) -> None:
-    engine = make(pool_size=1, max_overflow=1, pool_timeout=0.05)
+    engine = make(pool_size=2, pool_timeout=0.05)
+    engine.pool.connections.fill(timeout=5)
     with engine.connect(), engine.connect():
         with pytest.raises(exc.TimeoutError, match="no connection came free in 0.05 s") as raised:
             engine.connect()
@@ -340,6 +341,16 @@ def test_once_one_was_cut_off_all_others_are_replaced(make: MakeEngine) -> None:
     assert engine.pool.checkedin() == 3
 
 
+def test_those_that_are_idle_are_closed_at_the_next_use(make: MakeEngine) -> None:
+    engine = make(pool_size=3)
+    with engine.connect() as first, engine.connect() as second, engine.connect() as third:
+        drivers = [each.connection.driver_connection for each in (first, second, third)]
+    engine.pool._invalidate(None)  # as SQLAlchemy does after a disconnect
+    session(engine)
+    until(lambda: all(driver.closed for driver in drivers), "their end", seconds=5)
+    assert engine.pool.checkedin() == 1
+
+
 def test_a_ping_finds_what_died_in_silence(make: MakeEngine) -> None:
     with ChaosProxy(require_server("postgres")) as proxy:
         engine = make(postgres(proxy.address), pool_pre_ping=True)
@@ -450,6 +461,17 @@ def test_after_its_engine_is_disposed_one_in_use_is_closed_on_return(make: MakeE
         assert pid(conn) > 0
     until(lambda: driver.closed)
     assert session(engine) > 0
+
+
+def test_nor_does_the_pool_keep_it(make: MakeEngine) -> None:
+    pool = make(pool_size=2).pool
+    conn = pool.connect()
+    driver = conn.driver_connection
+    pool.dispose()
+    conn.close()
+    until(lambda: driver.closed)
+    pool.connect().close()
+    assert pool.checkedin() == 1
 
 
 def test_the_idle_are_closed_when_dispose_returns(make: MakeEngine) -> None:

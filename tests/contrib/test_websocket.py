@@ -13,7 +13,7 @@ from geventpool import Verdict
 from geventpool.contrib.websocket import WebSocketPool
 from support.certificates import Certificates
 from support.small_servers import OwnWebSocket, shared
-from support.waiting import until
+from support.waiting import until, until_readable
 
 
 def pool_of(**settings: Any) -> WebSocketPool:
@@ -35,6 +35,7 @@ def test_a_message_in_place_of_the_pong_means_that_it_is_out_of_step() -> None:
     with pool_of() as pool:
         ws = pool.acquire()
         ws.send("0 hello")
+        until_readable(ws.sock.fileno())  # else the pong might overtake it
         with pytest.raises(websocket.WebSocketException, match="in place of a pong"):
             pool._keepalive(ws)
         pool.discard(ws)

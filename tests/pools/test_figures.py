@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import gevent
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from geventpool import Backoff, ConnectionPool, EndpointPool, PoolTimeout
 from geventpool.stats import BOUNDS, Duration, Histogram
 from geventpool.testing import FakeClock
+from support.child import FORKS, Child
 from support.objects import Maker
 from support.waiting import until
 
@@ -145,8 +147,32 @@ def test_a_greenlet_that_computes_shows_as_lag_of_the_hub(maker: Maker) -> None:
 def test_a_hub_that_does_not_run_at_all_shows_too(maker: Maker) -> None:
     with ConnectionPool(1, connect=maker) as pool:
         pool.fill()
+        pool._runtime.hub_lag.forget()  # what other tests have done
         time.sleep(1.0)
         assert pool.stats().hub_lag >= 0.4
+
+
+@pytest.mark.slow
+@FORKS
+def test_a_child_begins_without_the_lag_and_the_outage_of_its_parent(
+    maker: Maker, caplog: pytest.LogCaptureFixture, fork: Callable[[], int]
+) -> None:
+    def fill() -> list[object]:
+        maker.error = None
+        caplog.clear()
+        lag = pool.stats().hub_lag
+        pool.fill()
+        gevent.sleep(0.05)
+        return [lag, "succeed again" in caplog.text]
+
+    maker.error = ConnectionRefusedError("refused")
+    with caplog.at_level(logging.INFO, "geventpool"):
+        with ConnectionPool(1, connect=maker, backoff=SOON) as pool:
+            until(lambda: pool.stats().dial_failed)
+            time.sleep(1.0)
+            lag, said = Child(fork, fill).result()
+    assert lag < 0.4
+    assert not said
 
 
 def test_a_clock_that_jumps_is_no_lag(maker: Maker) -> None:
@@ -167,6 +193,21 @@ def test_a_pool_is_down_while_nothing_is_open_and_dials_fail(maker: Maker) -> No
         until(lambda: pool.stats().down)
         maker.error = None
         until(lambda: not pool.stats().down)
+
+
+def test_a_pool_of_endpoints_is_down_only_if_none_is_well(maker: Maker) -> None:
+    def connect(endpoint: str) -> object:
+        if endpoint == "away":
+            raise ConnectionRefusedError("refused")
+        return maker()
+
+    with EndpointPool(connect=connect, backoff=SOON) as pool:
+        with pytest.raises(PoolTimeout):
+            pool.acquire("away", timeout=0.05)
+        assert pool.stats().down
+        with pool.get("here"):
+            assert not pool.stats().down
+            assert pool.stats("away").down or "away" not in pool.endpoints()
 
 
 def test_an_outage_is_a_line_at_its_start_and_one_at_its_end(

@@ -364,6 +364,20 @@ def test_with_track_holders_tell_where_a_connection_was_acquired(maker):
     pool.release(conn)
 
 
+@pytest.mark.parametrize("greenlet_local", [False, True])
+def test_with_track_the_fast_path_remembers_it_too(maker, greenlet_local):
+    def use():
+        with pool.get():
+            assert pool._bucket.fast_path_open == pool._runtime.ident
+            return pool.holders()[0].where
+
+    with ConnectionPool(1, connect=maker, track=True, greenlet_local=greenlet_local) as pool:
+        pool.fill()
+        assert "in use" in use()
+        where = use()  # and it is that of this use
+        assert where.index("where = use()") < where.index("in use")
+
+
 def test_a_holder_whose_greenlet_has_ended_has_no_stack(maker):
     pool = ConnectionPool(1, connect=maker)
     conn = gevent.spawn(pool.acquire).get(timeout=10)

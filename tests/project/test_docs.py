@@ -29,6 +29,8 @@ import gevent
 import pytest
 
 from support import ROOT, TESTS
+from support.adapters.http import OwnNginx
+from support.adapters.memcached import OwnMemcached
 from support.servers import require_server
 from support.small_servers import OwnImap, OwnSlapd, OwnSmtp, OwnThrift, OwnWebSocket, shared
 
@@ -44,6 +46,9 @@ ENVIRONMENT: dict[str, tuple[Any, str]] = {
     "REDIS_URL": ("redis", "redis://{0}:{1}/0"),
     "MYSQL_HOST": ("mariadb", "{0}"),
     "MYSQL_PORT": ("mariadb", "{1}"),
+    "MEMCACHED_HOST": (OwnMemcached, "{0}"),
+    "MEMCACHED_PORT": (OwnMemcached, "{1}"),
+    "API_URL": (OwnNginx, "http://{0}:{1}"),
     "AMQP_URL": ("rabbitmq", "amqp://guest:guest@{0}:{1}/%2F"),
     "SMTP_SERVER": (OwnSmtp, "{0}:{1}"),
     "IMAP_SERVER": (OwnImap, "{0}:{1}"),

@@ -17,6 +17,7 @@ from geventpool.addresses import Address
 __all__ = [
     "LINGER_0",
     "Servers",
+    "clients_of",
     "fill_backlog",
     "listening",
     "no_descriptor_left",
@@ -46,6 +47,16 @@ def open_sockets() -> set[str]:
         with contextlib.suppress(FileNotFoundError):
             links.add(os.readlink(f"/proc/self/fd/{name}"))
     return {link for link in links if link.startswith("socket:")}
+
+
+def clients_of(address: tuple[str, int]) -> set[int]:
+    """The ports of the clients that a server of this machine has connections with, as the system
+    sees it: of IPv4, those ESTABLISHED on the server's side."""
+    host, port = address
+    local = f"{struct.unpack('=I', socket.inet_aton(host))[0]:08X}:{port:04X}"
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table]
+    return {int(row[2].split(":")[1], 16) for row in rows if (row[1], row[3]) == (local, "01")}
 
 
 def fill_backlog(listener: Any, keep: Any) -> None:

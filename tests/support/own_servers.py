@@ -28,7 +28,10 @@ import gevent
 import gevent.socket
 import pytest
 
-__all__ = ["OwnEtcd", "OwnMariaDb", "OwnPostgres", "OwnRedis", "OwnServer", "OwnZooKeeper"]
+__all__ = [
+    *("OwnEtcd", "OwnMariaDb", "OwnPostgres", "OwnRedis", "OwnServer", "OwnZooKeeper"),
+    "free_port",
+]
 
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/sbin", "/usr/bin", "/usr/local/bin")
 
@@ -50,7 +53,7 @@ class OwnServer:
         self.user = "nobody" if os.getuid() == 0 else None
         if self.user is not None:
             os.chown(self.folder, pwd.getpwnam(self.user).pw_uid, -1)
-        self.address = ("127.0.0.1", _free_port())
+        self.address = ("127.0.0.1", free_port())
         self._process: Any = None
 
     def __enter__(self) -> OwnServer:
@@ -222,7 +225,7 @@ class OwnEtcd(OwnServer):
 
     def command(self) -> list[str]:
         host, port = self.address
-        url, peers = f"http://{host}:{port}", f"http://{host}:{_free_port()}"
+        url, peers = f"http://{host}:{port}", f"http://{host}:{free_port()}"
         options = ["--data-dir", str(self.data), "--unsafe-no-fsync"]
         options += ["--listen-client-urls", url, "--advertise-client-urls", url]
         options += ["--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers]
@@ -254,7 +257,7 @@ class OwnZooKeeper(OwnServer):
         return [self.program_path, "-cp", ":".join(jars), main, str(self.folder / "zoo.cfg")]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that no client gets by chance while its server is away, as it would one of the system's
     choice."""
     while True:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import gevent
 
-from support.own_servers import OwnServer
+from support.own_servers import OwnServer, free_port
 
 __all__ = [
     "OwnDovecot",
@@ -207,6 +207,10 @@ class OwnRabbitMq(OwnServer):
     name = "rabbitmq"
     program = "rabbitmq-server"
 
+    def __init__(self, *options: str) -> None:
+        super().__init__(*options)
+        self._port_of_nodes = free_port()
+
     def environment(self) -> dict[str, str]:
         folder, port = self.folder, self.address[1]
         return {
@@ -214,7 +218,7 @@ class OwnRabbitMq(OwnServer):
             "RABBITMQ_NODENAME": f"geventpool{port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": self.address[0],
             "RABBITMQ_NODE_PORT": str(port),
-            "RABBITMQ_DIST_PORT": str(port + 12000),
+            "RABBITMQ_DIST_PORT": str(self._port_of_nodes),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_LOGS": "-",

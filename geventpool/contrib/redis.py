@@ -1,0 +1,321 @@
+"""GeventConnectionPool: what ``redis.Redis(connection_pool=…)`` takes, on this package's engine."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import socket
+import ssl
+from contextlib import suppress
+from typing import Any
+
+import redis
+from gevent import monkey
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.connection import CacheProxyConnection
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
+
+from geventpool.errors import NotInUse, PoolUnavailable, Verdict
+from geventpool.pools import ConnectionPool
+from geventpool.sockets import SocketFactory
+
+__all__ = ["GeventConnectionPool", "GeventSentinelConnectionPool"]
+
+_SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
+_ONCE = Retry(NoBackoff(), 0)
+
+#: What leaves a connection in a state that its next user must not find it in.
+_STATEFUL = {
+    *("MULTI", "SELECT", "AUTH", "HELLO", "MONITOR", "READONLY", "READWRITE"),
+    *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"),
+    *("CLIENT REPLY", "CLIENT TRACKING", "CLIENT SETNAME", "CLIENT NO-EVICT", "CLIENT NO-TOUCH"),
+}
+
+
+class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: ignore[misc]
+    """A pool for redis-py.
+
+        pool = GeventConnectionPool.from_url("redis://cache.example.org/0", size=10)
+        client = redis.Redis(connection_pool=pool)
+
+    It takes the settings of ConnectionPool and the arguments of ``redis.ConnectionPool`` (those of
+    a connection, that is) together; *size* is *max_connections* if that is given instead, else 10.
+    Commands, pipelines, transactions, pub/sub, locks and scripts are redis-py's, and each borrows a
+    connection from here; a PubSub has its own until it is closed.  A RedisCluster has a pool for
+    each node: ``RedisCluster.from_url(url, connection_pool_class=GeventConnectionPool)``.
+
+    What cannot be served raises the errors of ConnectionPool, which are redis-py's, too: a
+    PoolTimeout is a ``redis.ConnectionError``, and a ``redis.exceptions.MaxConnectionsError``
+    unless a dial has failed.
+
+    Sockets are opened by SocketFactory, and the arguments ``socket_keepalive…`` mean nothing.
+    Nothing needs to be patched, but for what sleeps in redis-py: locks, and retries with a
+    back-off.  The *retry* of the arguments is for commands: a dial is tried once, as the pool has
+    its own back-off.  A connection is closed on return if replies lie unread on it or in its
+    parser, pushes of RESP3 included, if redis-py has disconnected it, or connected it anew, or if
+    MULTI, SELECT, SUBSCRIBE and the like were sent on it.
+
+    Redis Enterprise's notifications of maintenance are off, unless *maint_notifications_config*
+    is given: with them each connection keeps the pool alive, which must be closed then.
+    """
+
+    def __init__(
+        self, connection_class: Any = redis.Connection, size: int | None = None, **arguments: Any
+    ) -> None:
+        settings, arguments = _split(arguments)
+        redis.ConnectionPool.__init__(self, connection_class=connection_class, **arguments)
+        self._start(size or arguments.get("max_connections") or 10, settings)
+
+    connection_class: Any
+
+    def _start(self, size: int, settings: dict[str, Any]) -> None:
+        self.connection_class = _gevent_class(self.connection_class)
+        self._sockets = _Sockets()
+        ConnectionPool.__init__(self, size, **settings)
+        self.max_connections = size
+
+    # What redis-py calls
+
+    pid = property(lambda self: os.getpid())
+
+    def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        """Return a connection, as ``acquire`` does."""
+        try:
+            return self.acquire()
+        except PoolUnavailable as error:
+            _make_redis_error(error)
+            raise
+
+    def release(self, connection: Any) -> None:
+        """Take *connection* back; nothing happens if it is none of this pool's."""
+        if connection.should_reconnect() or not self.owns_connection(connection):
+            connection.disconnect()
+        try:
+            super().release(connection)
+        except NotInUse:
+            pass  # as redis-py promises
+
+    def make_connection(self) -> Any:
+        conn = self.connection_class(**self.connection_kwargs)
+        conn._sockets = self._sockets
+        return conn if self.cache is None else CacheProxyConnection(conn, self.cache, self._lock)
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the idle connections, and those in use under their users; others are opened."""
+        self.dispose()
+        for conn in self._held_connections() if inuse_connections else ():
+            _hang_up(conn)
+
+    def disconnect_free_connections(self, moving_address_src: str | None = None) -> None:
+        self.dispose()
+
+    def reset(self) -> None:
+        """Replace every connection opened so far."""
+        if hasattr(self, "_bucket"):  # it is called before there is anything, too
+            self.drain()
+
+    def close(self, timeout: float | None = 0.0) -> None:
+        """Close the pool for good, at once: unlike redis-py's it cannot be used any more."""
+        super().close(timeout)
+
+    def re_auth_callback(self, token: Any) -> None:
+        """There is a new token, and each dial asks for it: replace what has the old one."""
+        self.drain()
+
+    @property
+    def _available_connections(self) -> list[Any]:
+        return list(self._idle_connections())
+
+    @property
+    def _in_use_connections(self) -> set[Any]:
+        return set(self._held_connections())
+
+    # Hooks
+
+    def _new_connection(self) -> Any:
+        conn = self.make_connection()
+        real = _real(conn)
+        real.retry, retry = _ONCE, real.retry
+        try:
+            conn.connect()
+        except BaseException:
+            conn.disconnect()
+            raise
+        real.retry = retry
+        real.has_state = False
+        return conn
+
+    def _socket(self, conn: Any) -> Any:
+        real = _real(conn)
+        return None if real.has_state or _has_unread(real._parser) else real._sock
+
+    def _keepalive(self, conn: Any) -> None:
+        conn.send_command("PING", check_health=False)
+        conn.read_response()
+
+    def _close_connection(self, conn: Any) -> None:
+        # Its parser stays: who still waits for a reply shall hear that it was closed.
+        _hang_up(conn)
+        if conn is not _real(conn):
+            conn.disconnect()  # forgets what is in the cache
+        elif conn._sock is not None:
+            conn._sock.close()
+
+    def _classify_error(self, error: Exception) -> Verdict:
+        if not isinstance(error, exceptions.RedisError):
+            return super()._classify_error(error)
+        # Sentinel's connections close themselves on it, and say something else.
+        if isinstance(error, exceptions.ReadOnlyError) or isinstance(
+            error.__context__, exceptions.ReadOnlyError
+        ):
+            return Verdict.WRONG_SERVER
+        wrong = (exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError)
+        if isinstance(error, wrong):
+            return Verdict.FATAL
+        if "max number of clients" in str(error):
+            return Verdict.SERVER_FULL
+        kinds = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.InvalidResponse)
+        return Verdict.BROKEN if isinstance(error, kinds) else Verdict.FINE
+
+
+class GeventSentinelConnectionPool(GeventConnectionPool, SentinelConnectionPool):  # type: ignore[misc]
+    """The same for a service that Sentinels watch, and whose master may move.
+
+        sentinel = redis.sentinel.Sentinel([("sentinel.example.org", 26379)])
+        master = sentinel.master_for(
+            "shop", connection_pool_class=GeventSentinelConnectionPool, size=10
+        )
+
+    The Sentinels are asked at each dial, by redis-py's own connections: so gevent must have patched
+    the program, else RuntimeError is raised.  Once they name another master, or the old one refuses
+    a write, all connections to the old one are replaced.
+    """
+
+    def __init__(
+        self, service_name: str, sentinel_manager: Any, size: int | None = None, **arguments: Any
+    ) -> None:
+        if not monkey.is_module_patched("socket"):
+            raise RuntimeError(
+                "redis-py would stop all greenlets while it asks a Sentinel: call"
+                " gevent.monkey.patch_all() first, before anything else is imported"
+            )
+        settings, arguments = _split(arguments)
+        SentinelConnectionPool.__init__(self, service_name, sentinel_manager, **arguments)
+        self._start(size or arguments.get("max_connections") or 10, settings)
+
+    def _classify_error(self, error: Exception) -> Verdict:
+        verdict = super()._classify_error(error)
+        # A replica is meant to be read-only.
+        return Verdict.FINE if verdict is Verdict.WRONG_SERVER and not self.is_master else verdict
+
+
+class _Sockets:
+    """Opens the sockets of a pool's connections, wherever they lead: a master may move."""
+
+    def __init__(self) -> None:
+        self._factories: dict[Any, SocketFactory] = {}
+
+    def open(self, conn: Any) -> Any:
+        path = getattr(conn, "path", None)
+        where = f"unix:{path}" if path is not None else (conn.host, conn.port)
+        if where not in self._factories:
+            self._factories[where] = SocketFactory(
+                where,
+                tls=_context(conn) if isinstance(conn, redis.SSLConnection) else False,
+                connect_timeout=conn.socket_connect_timeout,
+                read_timeout=conn.socket_timeout,
+            )
+        return self._factories[where]()
+
+
+class _GeventConnection:
+    """What is different in a connection: where its socket comes from, and that it is noted when a
+    command is sent on it that leaves it in a state of its own."""
+
+    _sockets: _Sockets
+    has_state = False
+
+    def _connect(self) -> Any:
+        return self._sockets.open(self)
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        command = str(args[0]).upper()
+        if command == "CLIENT":
+            command = f"CLIENT {args[1]}".upper()
+        if command in _STATEFUL:
+            self.has_state = True
+        super().send_command(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _gevent_class(base: type) -> type:
+    return type(base.__name__, (_GeventConnection, base), {"__module__": base.__module__})
+
+
+def _make_redis_error(error: Any) -> None:
+    """Have *error*, of the pool, be one of redis-py's, too: those who catch these catch it."""
+    down = error.__cause__ is not None
+    kind = exceptions.ConnectionError if down else exceptions.MaxConnectionsError
+    error.__class__ = _both(type(error), kind)  # type: ignore[arg-type]
+    for name, value in vars(kind()).items():
+        vars(error).setdefault(name, value)
+
+
+@functools.cache
+def _both(error: Any, kind: Any) -> Any:
+    namespace = {"__module__": error.__module__, "__repr__": Exception.__repr__}
+    return type(error.__name__, (error, kind), namespace)
+
+
+def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a pool, and what redis-py shall have."""
+    settings = {name: each for name, each in arguments.items() if name in _SETTINGS}
+    others = {name: each for name, each in arguments.items() if name not in _SETTINGS}
+    others.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
+    return settings, others
+
+
+def _real(conn: Any) -> Any:
+    """What is wrapped if there is a cache at the client."""
+    return getattr(conn, "_conn", conn)
+
+
+def _hang_up(conn: Any) -> None:
+    if (sock := _real(conn)._sock) is not None:
+        with suppress(OSError):  # its peer has hung up already
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def _has_unread(parser: Any) -> object:
+    """Whether replies lie in a parser, where the system does not see them."""
+    reader = getattr(parser, "_reader", None)  # hiredis's
+    if reader is not None:
+        return reader.has_data()
+    buffer = parser._buffer
+    return buffer is not None and buffer.unread_bytes()
+
+
+def _context(conn: Any) -> ssl.SSLContext:
+    """What redis-py makes anew for each dial, which takes 45 ms."""
+    if conn.ssl_validate_ocsp or conn.ssl_validate_ocsp_stapled:
+        raise ValueError("ssl_validate_ocsp… is not supported: redis-py opens sockets for it")
+    context = ssl.create_default_context()
+    context.check_hostname = conn.check_hostname
+    context.verify_mode = conn.cert_reqs
+    for flag in conn.ssl_include_verify_flags or ():
+        context.verify_flags |= flag
+    for flag in conn.ssl_exclude_verify_flags or ():
+        context.verify_flags &= ~flag
+    if conn.certfile or conn.keyfile:
+        context.load_cert_chain(conn.certfile, conn.keyfile, conn.certificate_password)
+    if conn.ca_certs or conn.ca_path or conn.ca_data:
+        context.load_verify_locations(conn.ca_certs, conn.ca_path, conn.ca_data)
+    if conn.ssl_min_version is not None:
+        context.minimum_version = conn.ssl_min_version
+    if conn.ssl_ciphers:
+        context.set_ciphers(conn.ssl_ciphers)
+    return context
