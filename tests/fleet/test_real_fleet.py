@@ -16,7 +16,7 @@ from support.own_servers import OwnRedis
 from support.waiting import until
 
 # One fleet serves several tests.
-pytestmark = [pytest.mark.slow, pytest.mark.may_leak]
+pytestmark = [pytest.mark.slow, pytest.mark.may_leak, pytest.mark.timeout(300)]
 
 CAP, PROCESSES, HUBS = 24, 6, 2
 LEASE = 3.0
