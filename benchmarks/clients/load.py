@@ -38,6 +38,7 @@ SLOW = 0.03  # seconds
 STARVED = 2.0  # seconds: a caller that has waited for so long is starving, or all are stuck
 STUCK = 0.5  # seconds in which nobody was served
 WARM_UP = 0.5  # seconds
+MOST_SOCKETS = 15  # of a pool of ten: one more for each statement that is just being cancelled
 
 #: Asks for a token through a pool, which the server answers after so many seconds.
 Ask = Callable[[str, float], str]
@@ -54,6 +55,7 @@ class Outcome:
     error: str  # the most frequent
     starved: int
     stuck: bool
+    sockets: int  # open at the end
     seconds: float
     cpu: float
     p99: float
@@ -73,6 +75,8 @@ class Outcome:
         """What costs answers; "" if nothing does."""
         found = {"wrong": self.wrong, self.error: self.errors}
         faults = [f"{count:,} {what}" for what, count in found.items() if count]
+        if self.sockets > MOST_SOCKETS:
+            faults.append(f"{self.sockets} connections")
         return ", ".join([*faults, *["stuck"] * self.stuck])
 
 
@@ -155,6 +159,7 @@ def run(make: Callable[[int], Ask], share: float, seconds: float) -> Outcome:
     gevent.sleep(seconds)
     now = monotonic()
     took, cpu = now - began, process_time() - cpu
+    sockets = _open_sockets()
     stuck = now - load.last > STUCK or any(each.dead for each in greenlets)
     gevent.killall(greenlets, block=False)
     errors = load.errors.most_common(1)
@@ -166,10 +171,22 @@ def run(make: Callable[[int], Ask], share: float, seconds: float) -> Outcome:
         error=errors[0][0] if errors else "",
         starved=sum(now - each > STARVED for each in load.begun.values()),
         stuck=stuck,
+        sockets=sockets,
         seconds=took,
         cpu=cpu,
         p99=load.slowest(0.01, took),
     )
+
+
+def _open_sockets() -> int:
+    """How many this process has."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
+        except OSError:
+            pass  # that of the listing itself
+    return found
 
 
 def main(name: str, share: str, seconds: str) -> None:

@@ -69,8 +69,25 @@ def worker_head(worker: dict[str, Any]) -> str:
         why = escape(str(worker["error"]))
         return f'{text}<p class="silent"><b class="tag bad">silent</b> {why}</p>'
     if not worker["pools"]:
-        return f"{text}<p>It has no pool that is open.</p>"
-    return text
+        text += "<p>It has no pool that is open.</p>"
+    return text + "".join(_table("Caps shared with other processes", _fleet_rows(worker)))
+
+
+def _fleet_rows(worker: dict[str, Any]) -> list[list[Any]]:
+    fleets = worker.get("fleets") or ()
+    names = ("name", "cap", "share", "used", "needs", "wants", "members")
+    return [
+        [*names, "store"],
+        *(
+            [
+                *(each[name] for name in names),
+                "answers"
+                if each["lost_for"] is None
+                else f"lost for {seconds(each['lost_for'])}: {each['last_error']}",
+            ]
+            for each in fleets
+        ),
+    ]
 
 
 def worker_tail() -> str:

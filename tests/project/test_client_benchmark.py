@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gevent
+import gevent.socket
 import pytest
 from gevent.event import Event
 
@@ -76,3 +77,19 @@ def test_a_pool_that_serves_nobody_any_more_is_stuck() -> None:
     outcome = loaded(ask, seconds=STUCK + 0.1)
     assert outcome.stuck
     assert outcome.right == 0
+
+
+def test_a_pool_that_opens_more_than_it_may_has_a_fault() -> None:
+    sockets: list[gevent.socket.socket] = []
+
+    def ask(token: str, seconds: float) -> str:
+        if len(sockets) < 30:
+            sockets.append(gevent.socket.socket())
+        gevent.sleep(0.01)
+        return token
+
+    outcome = loaded(ask)
+    for sock in sockets:
+        sock.close()
+    assert outcome.sockets >= 30
+    assert f"{outcome.sockets} connections" in outcome.fault
