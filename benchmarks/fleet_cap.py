@@ -41,7 +41,7 @@ class Process:
     members: int = 1
     lease_ends: float = -math.inf  # of true time, as its own clock has it
     next_at: float = 0.0
-    early_at: float = 0.0
+    asked_at: float = -math.inf
     soon: float = 0.2
     told: int = 0  # what the store counts it with, by its last report
     paused_until: float = -math.inf
@@ -55,6 +55,10 @@ class Process:
             self.wanted.popleft()
         usual = statistics.median([each for _, each in self.wanted]) if self.wanted else 0
         return min(cap, max(FLOOR, math.ceil(1.25 * self.demand), math.ceil(usual)))
+
+    @property
+    def soonest(self) -> float:
+        return max(0.2, self.members / 1000)
 
     def paused(self, now: float) -> bool:
         return now < self.paused_until
@@ -141,10 +145,9 @@ class Fleet:
             process.open += max(1, math.ceil((wanted - process.open) * TICK / TO_OPEN))
             process.open = min(process.open, wanted)
         short = process.demand > process.open >= process.has
-        early = now >= process.early_at and (
-            max(process.open, process.has) < process.told
-            or (short and now >= process.early_at - 0.2 + process.soon)
-        )
+        waited = now - process.asked_at
+        has_less = max(process.open, process.has) < process.told
+        early = (has_less and waited >= process.soonest) or (short and waited >= process.soon)
         if now >= process.next_at or early:
             self._renew(process, short)
 
@@ -152,7 +155,7 @@ class Fleet:
         now = self.now
         every = min(max(1.0, process.members / 250), LEASE / 4)
         process.next_at = now + every * self.random.uniform(0.9, 1.1)
-        process.early_at = now + 0.2
+        process.asked_at = now
         if now < process.cut_off_until:
             return
         self.seen.renewals += 1
@@ -175,7 +178,7 @@ class Fleet:
         share, self.records = grant(self.records, report, now, learns_until=self.learns_until)
         rarest = max(0.5, process.members / 250)
         helped = not short or share != process.has
-        process.soon = 0.2 if helped else min(2 * process.soon, rarest)
+        process.soon = process.soonest if helped else min(2 * process.soon, rarest)
         process.told = max(process.open, process.has)
         process.has, process.answered = share, True
         process.members = sum(now < each.expires for each in self.records.values())

@@ -14,13 +14,15 @@ COMMANDS = {
     "top": "observe.top",
     "check": "observe.check",
     "dump": "observe.dump",
+    "fleet": "fleet.terminal",
 }
 USAGE = """usage: python -m geventpool COMMAND [--help]
 
   demo    show a pool under load, and through an outage of its server
   top     watch the pools of a service, by its status page
   check   see what it is like to connect to a server from here
-  dump    see who holds what in a running process, and where it is"""
+  dump    see who holds what in a running process, and where it is
+  fleet   see which processes share a cap on connections, and how"""
 
 
 def main(argv: Sequence[str] | None = None, **options: Any) -> int:

@@ -5,7 +5,7 @@ first, which decides who gets how much; ``limit.py`` has the greenlet that renew
 file of its own, imported only by who uses it.
 """
 
-from geventpool.fleet.limit import FleetLimit
+from geventpool.fleet.limit import FleetLimit, FleetStats
 from geventpool.fleet.stores import MemoryStore, Store
 
-__all__ = ["FleetLimit", "MemoryStore", "Store"]
+__all__ = ["FleetLimit", "FleetStats", "MemoryStore", "Store"]

@@ -12,6 +12,7 @@ import socket
 import statistics
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from time import monotonic
 from typing import Literal, get_args
 
@@ -24,7 +25,7 @@ from geventpool.fleet.stores import Store
 from geventpool.pools import Limit
 from geventpool.pools.extension import check_seconds, check_whole
 
-__all__ = ["FleetLimit", "OnLoss", "release_all"]
+__all__ = ["FleetLimit", "FleetStats", "OnLoss", "fleets", "release_all"]
 
 OnLoss = Literal["floor", "keep", "stop"]
 
@@ -38,6 +39,23 @@ _SLOWLY = 30.0  # seconds of which the median is what is wanted, if less is want
 
 _log = logging.getLogger("geventpool.fleet")
 _all: weakref.WeakSet[FleetLimit] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class FleetStats:
+    """What a process knows of a cap: its *share* of it, what is *used* of that, what its callers
+    *need*, what it *wants* by its last report, how many *members* there are by the last answer,
+    for how many seconds the store has not answered, or None, and why."""
+
+    name: str
+    cap: int
+    share: int
+    used: int
+    needs: int
+    wants: int
+    members: int
+    lost_for: float | None
+    last_error: BaseException | None
 
 
 class FleetLimit(Limit):
@@ -118,7 +136,8 @@ class FleetLimit(Limit):
         self._ceiling = math.inf  # by what the server has said,
         self._ceiling_until = -math.inf  # until then
         self._was_full = False  # since the last answer
-        self._told = 0  # with how many the store counts it, by the last report
+        self._told = 0  # with how many the store counts it, by the last report ...
+        self._asked_for = 0  # ... and how many it wants by that
         self._numbers = itertools.count(1)
         self._asking = Semaphore()  # reports are sent one after the other, as they are numbered
         self._wanted: deque[tuple[float, int]] = deque()
@@ -160,6 +179,21 @@ class FleetLimit(Limit):
         usual = statistics.median([each for _, each in self._wanted]) if self._wanted else 0
         return min(self.cap, max(self.floor, wanted, math.ceil(usual)))
 
+    def stats(self) -> FleetStats:
+        """What is known of the cap in this process.  Does not block; from any thread."""
+        lost_at = self.lost_at
+        return FleetStats(
+            name=str(self.name),
+            cap=self.cap,
+            share=int(self._maximum),
+            used=self.used,
+            needs=self.needs,
+            wants=self._asked_for,
+            members=self.members,
+            lost_for=None if lost_at is None else monotonic() - lost_at,
+            last_error=self.last_error,
+        )
+
     def renew(self) -> Grant:
         """Ask the store now, and use its answer; the greenlet of the limit does so each second.
 
@@ -189,7 +223,7 @@ class FleetLimit(Limit):
             generation=self.generation,
             number=next(self._numbers),
         )
-        self._told = max(report.used, report.has)
+        self._told, self._asked_for = max(report.used, report.has), wants
         answer = self.store.renew(report)
         if self.closed:
             self.store.release(report.name, report.id)
@@ -261,6 +295,10 @@ class FleetLimit(Limit):
         return min(max(_EVERY, self.members / _PER_SECOND), self.lease / 4)
 
     @property
+    def _soonest(self) -> float:
+        return max(_SOONEST, self.members / _PER_SECOND / 4)
+
+    @property
     def _rarest(self) -> float:
         """Seconds between two renewals of a process that is short of a cap that is full."""
         return max(_EVERY / 2, self.members / _PER_SECOND)
@@ -287,7 +325,7 @@ def _keep_renewing(reference: weakref.ref[FleetLimit]) -> None:
         limit._renew_and_say()
         # Many that are short of a full cap must not keep the store busy with that.
         in_vain = short and limit._maximum == enforced
-        soon = min(2 * soon, limit._rarest) if in_vain else _SOONEST
+        soon = min(2 * soon, limit._rarest) if in_vain else limit._soonest
         every = limit._every
         del limit
         began = monotonic()
@@ -298,9 +336,17 @@ def _keep_renewing(reference: weakref.ref[FleetLimit]) -> None:
             if limit is None or limit.closed:
                 return
             limit._look_at_lease()
-            if limit._has_less or (limit._is_short and monotonic() >= began + soon):
+            waited = monotonic() - began
+            if (limit._has_less and waited >= limit._soonest) or (
+                limit._is_short and waited >= soon
+            ):
                 break  # tell the store that less is used, or ask for more
             del limit
+
+
+def fleets() -> list[FleetLimit]:
+    """Those of this process that are not closed, by their names."""
+    return sorted((each for each in list(_all) if not each.closed), key=lambda each: str(each.name))
 
 
 def release_all() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from importlib.resources import files
 from typing import Any
 
 import redis
 
-from geventpool.fleet.share import Grant, Report
+from geventpool.fleet.share import Grant, Record, Report
 
 __all__ = ["RedisStore"]
 
@@ -54,6 +55,21 @@ class RedisStore:
             ],
         )
         return Grant(int(share), int(members), _text(epoch))
+
+    def records(self, name: str) -> tuple[float, dict[str, Record]]:
+        """The store's time and what it knows of each process, by its id: to look at.
+
+        Two round trips.  Raises what redis-py raises.
+        """
+        seconds, microseconds = self.client.time()
+        fields = self.client.hgetall(self.prefix + name)
+        records = {}
+        for key, text in fields.items():
+            if _text(key).startswith("p:"):
+                found = json.loads(text)
+                id = found.pop("id")
+                records[id] = Record(**found)
+        return seconds + microseconds / 1e6, records
 
     def release(self, name: str, id: str) -> None:
         """See Store: one round trip.  Raises what redis-py raises."""

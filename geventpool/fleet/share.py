@@ -93,6 +93,8 @@ def max_min(claims: Sequence[Claim], whole: int) -> dict[str, int]:
     given = {each.id: 0 for each in claims}
     if whole <= 0:
         return given
+    if sum(each.wants for each in claims) <= whole:
+        return {each.id: each.wants for each in claims}
     level = _water_level(claims, whole)
     ranked = []
     for each in claims:

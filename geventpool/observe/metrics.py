@@ -58,6 +58,14 @@ _GAUGES = (
     ("longest_held_seconds", "for how long a connection is held by now", "longest_held", max),
     ("hub_lag_seconds", "how late a timer was, at worst in the last minute", "hub_lag", max),
 )
+#: (the figure of a fleet, what it is)
+_FLEET = (
+    ("cap", "connections that all processes of a cap may have together", max),
+    ("share", "connections that this process may have of a shared cap", _sum),
+    ("used", "connections that this process has open under a shared cap", _sum),
+    ("needs", "callers that hold or wait for a connection under a shared cap", _sum),
+    ("members", "processes that share a cap, as the store said last", max),
+)
 _COUNTERS = (
     ("checkouts_total", "connections given to callers", "acquired"),
     ("checkins_total", "connections that came back fit for use", "released"),
@@ -163,6 +171,14 @@ class _Families:
             text = "uses of a server that last just now"
             self.add("server_outstanding", "gauge", text, each["outstanding"], own)
 
+    def add_fleet(self, fleet: Mapping[str, Any], process: _Labels) -> None:
+        """A cap that the process shares with others."""
+        labels = {"fleet": fleet["name"], **process}
+        for figure, text, combine in _FLEET:
+            self.add(f"fleet_{figure}", "gauge", text, fleet[figure], labels, combine=combine)
+        text = "1: the store of a cap over many processes answers"
+        self.add("fleet_store_up", "gauge", text, fleet["lost_for"] is None, labels, "", min)
+
 
 def families(workers: Sequence[Mapping[str, Any]], *, pid: bool = True) -> list[Family]:
     """What the snapshots of *workers* say; *pid*: with the label that tells them apart.
@@ -178,6 +194,8 @@ def families(workers: Sequence[Mapping[str, Any]], *, pid: bool = True) -> list[
             found.add("worker_up", "gauge", text, answered, process)
         for pool in worker["pools"] or ():
             found.add_pool(pool, process)
+        for fleet in worker.get("fleets") or ():
+            found.add_fleet(fleet, process)
     return list(found.found.values())
 
 

@@ -10,13 +10,13 @@ from urllib.parse import urlencode
 
 from geventpool.observe.charts import chart
 from geventpool.observe.history import MINUTES, SECONDS
-from geventpool.observe.trouble import BAD, WARNING, WELL, troubles
+from geventpool.observe.trouble import BAD, WELL, troubles
 
 __all__ = ["number", "pool_row", "seconds", "status_line", "worker_head", "worker_tail"]
 
 _MOST_HOLDERS, _MOST_PLACES = 50, 100
 _IN_THE_ROW = ("in_use", "idle", "waiting")
-_WORDS = {WELL: "all well", WARNING: "look at it", BAD: "trouble"}
+_ALL_WELL = "all well"
 _CHARTS = (("in_use", "in use"), ("waiting", "waiting"), ("wait", "wait"))
 
 
@@ -69,8 +69,25 @@ def worker_head(worker: dict[str, Any]) -> str:
         why = escape(str(worker["error"]))
         return f'{text}<p class="silent"><b class="tag bad">silent</b> {why}</p>'
     if not worker["pools"]:
-        return f"{text}<p>It has no pool that is open.</p>"
-    return text
+        text += "<p>It has no pool that is open.</p>"
+    return text + "".join(_table("Caps shared with other processes", _fleet_rows(worker)))
+
+
+def _fleet_rows(worker: dict[str, Any]) -> list[list[Any]]:
+    fleets = worker.get("fleets") or ()
+    names = ("name", "cap", "share", "used", "needs", "wants", "members")
+    return [
+        [*names, "store"],
+        *(
+            [
+                *(each[name] for name in names),
+                "answers"
+                if each["lost_for"] is None
+                else f"lost for {seconds(each['lost_for'])}: {each['last_error']}",
+            ]
+            for each in fleets
+        ),
+    ]
 
 
 def worker_tail() -> str:
@@ -79,23 +96,38 @@ def worker_tail() -> str:
 
 def pool_row(pool: dict[str, Any], opened: Collection[str]) -> str:
     """The row of a pool; *opened* are the keys of those whose inside is shown."""
-    stats, key = pool["stats"], pool["key"]
-    found = troubles(pool)
+    key, found = pool["key"], troubles(pool)
     level = found[0].level if found else WELL
-    tags = [(each.level, each.word) for each in found] or [(WELL, _WORDS[WELL])]
+    tags = [(each.level, each.word) for each in found] or [(WELL, _ALL_WELL)]
     shown = "".join(f'<b class="tag {each}">{escape(word)}</b>' for each, word in tags)
     history = pool.get("history") or {"minute": {}, "hour": {}}
-    minute = history["minute"]
-    served, wait = (_last(minute, name) for name in ("served", "wait"))
+    is_open = key in opened
+    inside = _inside(pool, found, history) if is_open else _closed(key, opened)
+    return (
+        f'<details class="pool {level}" data-key="{escape(key)}"{" open" if is_open else ""}>'
+        f'<summary><span class="who"><b class="name">{escape(pool["name"])}</b>'
+        f' <i class="kind">{escape(pool["kind"])}</i></span><span class="tags">{shown}</span>'
+        f'<span class="figures">{_row_figures(pool["stats"], history["minute"])}</span>'
+        f'<span class="charts">{_row_charts(pool["stats"], history["minute"])}</span></summary>'
+        f'<div class="inside">{inside}</div></details>'
+    )
+
+
+def _row_figures(stats: dict[str, Any], minute: dict[str, Any]) -> str:
     most = "" if stats["maximum"] is None else f"of {number(stats['maximum'])} "
     figures = (
         (number(stats["in_use"]), f"{most}in use"),
         (number(stats["idle"]), "idle"),
         (number(stats["waiting"]), "waiting"),
-        (seconds(wait), "wait"),
-        (f"{served:,.0f}", "a second"),
+        (seconds(_last(minute, "wait")), "wait"),
+        (f"{_last(minute, 'served'):,.0f}", "a second"),
     )
-    cells = "".join(f'<span class="figure"><b>{a}</b> <i>{b}</i></span>' for a, b in figures)
+    return "".join(
+        f'<span class="figure"><b>{value}</b> <i>{called}</i></span>' for value, called in figures
+    )
+
+
+def _row_charts(stats: dict[str, Any], minute: dict[str, Any]) -> str:
     use = chart(
         f"the last minute: {_span(minute, 'in_use')} in use, {_span(minute, 'waiting')} waiting",
         ("use", minute.get("in_use", ())),
@@ -109,15 +141,7 @@ def pool_row(pool: dict[str, Any], opened: Collection[str]) -> str:
         places=SECONDS,
         top=0.001,
     )
-    is_open = key in opened
-    inside = _inside(pool, found, history) if is_open else _closed(key, opened)
-    return (
-        f'<details class="pool {level}" data-key="{escape(key)}"{" open" if is_open else ""}>'
-        f'<summary><span class="who"><b class="name">{escape(pool["name"])}</b>'
-        f' <i class="kind">{escape(pool["kind"])}</i></span><span class="tags">{shown}</span>'
-        f'<span class="figures">{cells}</span><span class="charts">{use}{waits}</span></summary>'
-        f'<div class="inside">{inside}</div></details>'
-    )
+    return use + waits
 
 
 def _last(minute: dict[str, Any], name: str) -> float:
@@ -254,7 +278,7 @@ def _clock(when: float) -> str:
 
 def _durations(stats: dict[str, Any]) -> list[str]:
     rows = [
-        [_words(name), each["count"], seconds(_mean(each)), seconds(each["max"])]
+        [_as_words(name), each["count"], seconds(_mean(each)), seconds(each["max"])]
         for name, each in stats.items()
         if isinstance(each, dict) and {"count", "sum", "max"} <= each.keys()
     ]
@@ -274,13 +298,13 @@ def _figures(stats: dict[str, Any]) -> Iterator[str]:
         or (isinstance(value, (int, float)) and not isinstance(value, bool))
     }
     cells = "".join(
-        f"<div><dt>{escape(_words(name))}</dt><dd>{number(value)}</dd></div>"
+        f"<div><dt>{escape(_as_words(name))}</dt><dd>{number(value)}</dd></div>"
         for name, value in plain.items()
     )
     yield f'<h3>Figures</h3><dl class="all">{cells}</dl>'
 
 
-def _words(name: str) -> str:
+def _as_words(name: str) -> str:
     return name.replace("_", " ")
 
 

@@ -18,6 +18,7 @@ as an object of its numbers::
 
     {"count": 3, "sum": 0.5, "max": 0.4, "histogram": {"bounds": [0.0001, ...], "counts": [0, ...]}}
 
+*fleets* are the caps that this process shares with others, with the fields of FleetStats.
 What has no bound is None, as JSON has no infinity.  *key* is the pool's for as long as it lives,
 and no other's.  *holders* is empty where they were not asked for.  If it is asked for, there is
 *history*: see ``history.py``.
@@ -28,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -64,7 +66,13 @@ def snapshot(
             shown[-1]["history"] = record.shown()
         if pause is not None:
             pause()
-    return {"pid": os.getpid(), "time": time.time(), "pools": shown}
+    return {"pid": os.getpid(), "time": time.time(), "pools": shown, "fleets": _fleets()}
+
+
+def _fleets() -> list[dict[str, Any]]:
+    module: Any = sys.modules.get("geventpool.fleet.limit")  # if there is any, it is imported
+    found = [] if module is None else [_plain(each.stats()) for each in module.fleets()]
+    return [{**each, "name": without_secrets(each["name"])} for each in found]
 
 
 def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:

@@ -14,8 +14,11 @@ import pytest
 
 from geventpool import ConnectionPool, NotInUse, PoolTimeout, SocketFactory, Verdict
 from geventpool.fleet import FleetLimit, MemoryStore
-from geventpool.fleet.limit import release_all
+from geventpool.fleet.limit import fleets, release_all
 from geventpool.fleet.share import Grant, Report
+from geventpool.observe import snapshot
+from geventpool.observe.metrics import families
+from geventpool.observe.rendering import worker_head
 from geventpool.testing import EchoServer, FakeClock
 from support.child import FORKS, Child
 from support.waiting import until
@@ -318,3 +321,44 @@ def test_what_is_wrong_is_said_by_its_name(store: Store, wrong: dict[str, Any], 
     settings: dict[str, Any] = {"cap": 10, "store": store, "name": "db", **wrong}
     with pytest.raises((TypeError, ValueError), match=text):
         FleetLimit(settings.pop("cap"), **settings)
+
+
+def test_what_a_process_knows_of_its_caps_is_in_its_snapshot(
+    server: EchoServer, store: Store
+) -> None:
+    with Process(server, store) as process:
+        process.pool.release(process.pool.acquire())
+        store.away = True
+        until(lambda: process.limit.lost_at is not None)
+        (found,) = [each for each in snapshot()["fleets"] if each["lost_for"] is not None]
+    assert found.pop("lost_for") >= 0
+    assert found == {
+        "name": "db",
+        "cap": 10,
+        "share": process.limit.maximum,
+        "used": 1,
+        "needs": 0,
+        "wants": found["wants"],
+        "members": 1,
+        "last_error": "Away: no route to the store",
+    }
+    assert process.limit not in fleets()
+
+
+def test_the_metrics_and_the_page_have_a_cap_that_is_shared(
+    server: EchoServer, store: Store
+) -> None:
+    with Process(server, store) as process:
+        process.pool.release(process.pool.acquire())
+        process.limit.renew()
+        seen = snapshot()
+        seen["fleets"] = [each for each in seen["fleets"] if each["used"]]
+    metrics = {family.name: [each[2] for each in family.samples()] for family in families([seen])}
+    assert metrics["geventpool_fleet_cap"] == [10]
+    assert metrics["geventpool_fleet_used"] == [1]
+    assert metrics["geventpool_fleet_members"] == [1]
+    assert metrics["geventpool_fleet_store_up"] == [1]
+    head = worker_head(seen)
+    assert "Caps shared with other processes" in head
+    assert "<td>db</td>" in head
+    assert "answers" in head

@@ -105,11 +105,43 @@ def test_too_small_for_what_is_asked_callers_are_sent_away(echo_server: EchoServ
 
     with ConnectionPool(1, connect=SocketFactory(echo_server.address), name="db") as pool:
         get("/")  # from now on it remembers
-        until(lambda: pools_shown(history="1")["db"]["key"])
+        until(lambda: pools_shown(history="1")["db"]["history"]["minute"]["in_use"])
         using = [gevent.spawn(use) for _ in range(8)]
         gevent.joinall(using, raise_error=True)
         assert pool.stats().timed_out >= 6
         until(lambda: any(word.endswith("sent away") for word in words("db")))
+
+
+def test_waiting_for_what_is_being_opened_is_told_from_waiting_for_what_is_held() -> None:
+    def connect() -> object:
+        opening.wait()
+        return object()
+
+    def use() -> None:
+        pool.release(pool.acquire())
+
+    opening = gevent.event.Event()
+    with ConnectionPool(2, connect=connect, name="db") as pool:
+        waiting = gevent.spawn(use)
+        until(lambda: pool.stats().waiting)
+        assert words("db") == {"waiting"}
+        assert pools_shown()["db"]["stats"]["connecting"] >= 1
+        opening.set()
+        waiting.get()
+
+
+def test_one_that_holds_one_and_waits_for_a_second_stands_at_the_second_get(maker: Maker) -> None:
+    def takes_two() -> None:
+        with pool.get(), pytest.raises(PoolTimeout), pool.get(timeout=0.3):
+            pass
+
+    with ConnectionPool(1, connect=maker, name="db") as pool:
+        pool.fill()
+        takes = gevent.spawn(takes_two)
+        until(lambda: pool.stats().waiting)
+        (holder,) = pools_shown()["db"]["holders"]
+        takes.get()
+    assert "pool.get(timeout=0.3)" in holder["stack"]
 
 
 # Wrong answers
@@ -136,7 +168,7 @@ def test_a_silent_timeout_within_the_with_closes_the_connection(echo_server: Ech
 
 def test_an_error_that_leaves_the_with_closes_the_connection(echo_server: EchoServer) -> None:
     with ConnectionPool(1, connect=SocketFactory(echo_server.address), name="db") as pool:
-        with pytest.raises(gevent.Timeout), gevent.Timeout(0.01), pool.get() as sock:
+        with pytest.raises(gevent.Timeout), pool.get() as sock, gevent.Timeout(0.01):
             sock.recv(1)
         until(lambda: closed("db", "an exception left its with block") == 1)
 
@@ -157,6 +189,41 @@ def test_a_server_that_hangs_up_on_what_is_idle_is_seen_to() -> None:
             assert pool.stats().dialed >= 2
     finally:
         server.stop()
+
+
+class Picky(ConnectionPool[Any]):
+    """One whose connections are never well."""
+
+    def _keepalive(self, conn: Any) -> None:
+        raise ConnectionError("no answer")
+
+    def _is_alive(self, conn: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"max_lifetime": 0.02}, "max_lifetime reached"),
+        ({"min_size": 0, "idle_timeout": 0.02}, "idle_timeout reached"),
+        ({"max_uses": 1}, "max_uses reached"),
+    ],
+)
+def test_what_the_pool_was_told_to_close_is_counted_as_that(
+    maker: Maker, settings: dict[str, Any], reason: str
+) -> None:
+    with ConnectionPool(1, connect=maker, name="db", **settings) as pool:
+        pool.release(pool.acquire())
+        until(lambda: closed("db", reason) >= 1)
+
+
+def test_what_does_not_answer_any_more_is_counted_as_that(maker: Maker) -> None:
+    with Picky(1, connect=maker, name="db", keepalive=0.02):
+        until(lambda: closed("db", "keepalive failed") >= 1)
+    with Picky(1, connect=maker, name="db") as pool:
+        pool.fill()
+        in_vain(pool)
+        until(lambda: closed("db", "found dead at hand-out") >= 1)
 
 
 # Slow
