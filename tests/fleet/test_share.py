@@ -102,6 +102,15 @@ def test_what_is_needed_comes_before_what_others_would_like_to_spare() -> None:
     assert share == 6
 
 
+def test_a_report_that_was_given_up_and_comes_late_frees_nothing() -> None:
+    late = report("a", 1)
+    share, records = grant({}, report("a", 10), 0.0)
+    assert share == 10
+    assert grant(records, late, 1.0) == (10, records)
+    share, records = grant(records, report("b", 10), 1.0)
+    assert share == 0
+
+
 class Worker:
     """A process, as far as the protocol goes."""
 
