@@ -320,27 +320,25 @@ def play(scene: Scene, count: int, *, seed: int, shifts: int = 2) -> tuple[Fleet
 
 def fleet_cap(quick: bool) -> list[Row]:
     """The rows of the table: for each scene the cap, the use of it, and fairness."""
-    rows = []
-    for count in (100,) if quick else (100, 1000):
-        for scene in SCENES:
-            fleet, unfair = play(scene, count, seed=count)
-            seen, cap = fleet.seen, fleet.cap
-            name = f"fleet of {count:,}, {scene.what}"
-            most = seen.most_over + cap - seen.floors_over
-            rows += [
-                Row(f"{name}: open | cap", f"{most}", f"{cap}", most / cap, 1.0),
-                Row(
-                    f"{name}: used two renewals after a shift | needed or cap",
-                    f"{min(seen.used):.3f}",
-                    "1",
-                    min(seen.used),
-                    0.95,
-                    at_least=True,
-                ),
-                Row(f"{name}: off from max-min | one connection", f"{unfair}", "1", unfair, 1.0),
-            ]
-        rows.append(_against_static(count))
+    rows = [row for scene in SCENES for row in _judge(scene, 100, shifts=2)]
+    rows += [_against_static(100), _against_semaphore(100)]
+    if not quick:
+        rows += [row for scene in SCENES for row in _judge(scene, 1000, shifts=1)]
     return rows
+
+
+def _judge(scene: Scene, count: int, *, shifts: int) -> list[Row]:
+    fleet, unfair = play(scene, count, seed=count, shifts=shifts)
+    seen, cap = fleet.seen, fleet.cap
+    name = f"fleet of {count:,}, {scene.what}"
+    most = seen.most_over + cap - seen.floors_over
+    used = min(seen.used)
+    what = f"{name}: used two renewals after a shift | needed or cap"
+    return [
+        Row(f"{name}: open | cap", f"{most}", f"{cap}", most / cap, 1.0),
+        Row(what, f"{used:.3f}", "1", used, 0.95, at_least=True),
+        Row(f"{name}: off from max-min | one connection", f"{unfair}", "1", unfair, 1.0),
+    ]
 
 
 def _against_static(count: int) -> Row:
@@ -354,3 +352,18 @@ def _against_static(count: int) -> Row:
     static = sum(min(fleet.cap // count, each.demand) for each in hot)
     what = f"fleet of {count:,}: connections of hot processes | static split"
     return Row(what, f"{leased}", f"{static}", leased / static, 3.0, at_least=True)
+
+
+def _against_semaphore(count: int) -> Row:
+    """How often the store is asked, and would be for a permit for each use: to get it, and to give
+    it back."""
+    fleet = Fleet(count, 3 * count, seed=count)
+    shift(fleet)
+    fleet.run(LEASE + 5)
+    asked = fleet.seen.renewals
+    shift(fleet)
+    fleet.run(10.0)
+    leased = (fleet.seen.renewals - asked) / 10.0
+    permits = 2 * sum(min(each.open, each.demand) for each in fleet.processes) / IS_HELD
+    what = f"fleet of {count:,}, uses of {IS_HELD} s: store calls a second | a semaphore"
+    return Row(what, f"{leased:.0f}", f"{permits:.0f}", leased / permits, 0.5)

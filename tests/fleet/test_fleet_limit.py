@@ -331,14 +331,15 @@ def test_what_a_process_knows_of_its_caps_is_in_its_snapshot(
         store.away = True
         until(lambda: process.limit.lost_at is not None)
         (found,) = [each for each in snapshot()["fleets"] if each["lost_for"] is not None]
+        share = process.limit.maximum
     assert found.pop("lost_for") >= 0
+    assert found.pop("wants") >= 1
     assert found == {
         "name": "db",
         "cap": 10,
-        "share": process.limit.maximum,
+        "share": share,
         "used": 1,
         "needs": 0,
-        "wants": found["wants"],
         "members": 1,
         "last_error": "Away: no route to the store",
     }

@@ -22,14 +22,20 @@ from support import ROOT
 # The demo with a pool that keeps every connection, whatever has left its `with`.
 CARELESS = """
 import sys
+from contextlib import contextmanager
 from geventpool.__main__ import main
 from geventpool.demo import Demo
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
 class Careless(ConnectionPool):
-    def _breaks_connection(self, exc):
-        return False
+    @contextmanager
+    def get(self):
+        conn = self.acquire()
+        try:
+            yield conn
+        finally:
+            self._checkin(self._hold_of(conn), conn)
     def _make_probe(self, conn, ask):
         return None
 
