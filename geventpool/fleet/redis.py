@@ -8,10 +8,11 @@ from importlib.resources import files
 from typing import Any
 
 import redis
+from redis import RedisError
 
 from geventpool.fleet.share import Grant, Record, Report
 
-__all__ = ["RedisStore"]
+__all__ = ["RedisError", "RedisStore"]
 
 _SCRIPT = files(__package__).joinpath("renew.lua").read_text(encoding="utf-8")
 

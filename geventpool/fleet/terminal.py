@@ -26,14 +26,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("name", help="of the FleetLimit")
     options = parser.parse_args(words)
     try:
-        import redis
-
-        from geventpool.fleet.redis import RedisStore
+        from geventpool.fleet.redis import RedisError, RedisStore
     except ImportError:
         parser.error("needs redis-py: pip install geventpool[redis]")
     try:
         now, records = RedisStore(options.url).records(options.name)
-    except (redis.RedisError, ValueError) as error:
+    except (RedisError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     if not records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,12 +12,12 @@ import psycopg2
 import pytest
 import redis
 
-from support.fleets import RealFleet
+from support.fleets import RealFleet, RealProcess
 from support.own_servers import OwnRedis
 from support.waiting import until
 
 # One fleet serves several tests.
-pytestmark = [pytest.mark.slow, pytest.mark.may_leak]
+pytestmark = [pytest.mark.slow, pytest.mark.may_leak, pytest.mark.timeout(300)]
 
 CAP, PROCESSES, HUBS = 24, 6, 2
 LEASE = 3.0
@@ -61,6 +62,12 @@ def all_is_well(fleet: RealFleet, *, beyond: int = 0) -> None:
     fleet.most = 0
 
 
+def flip(processes: list[RealProcess]) -> None:
+    """Have these begin to work, or end it."""
+    for each in processes:
+        each.signal(signal.SIGUSR1)
+
+
 def killed_and_replaced(fleet: RealFleet) -> None:
     fleet.kill(fleet.processes[0])
     # For some leases a floor is kept for each hub that went without a word.
@@ -85,6 +92,26 @@ class TestOnRedis:
     @pytest.fixture(autouse=True)
     def begin(self, on_redis: tuple[RealFleet, Store]) -> None:
         self.fleet, self.store = on_redis
+
+    def test_a_load_that_moves_finds_its_connections_and_the_cap_holds(self) -> None:
+        busy, idle = self.fleet.processes[1::2], self.fleet.processes[::2]
+        flip(idle)
+        gevent.sleep(LEASE)
+        for _ in range(3):
+            self.until_shared_by(busy)
+            flip(self.fleet.processes)
+            busy, idle = idle, busy
+        self.until_shared_by(busy)
+        flip(idle)
+        all_is_well(self.fleet)
+
+    def until_shared_by(self, processes: list[RealProcess]) -> None:
+        """Wait until these have all but the floors of the others."""
+        until(
+            lambda: sum(sum(each.said["shares"]) for each in processes) >= CAP - PROCESSES,
+            "the shares of the busy ones",
+            BUSY,
+        )
 
     def test_one_that_is_killed_leaves_its_share_to_the_others(self) -> None:
         killed_and_replaced(self.fleet)

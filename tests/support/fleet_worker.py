@@ -1,7 +1,8 @@
 """A process of a fleet: pools of several hubs that keep a real PostgreSQL busy under one cap.
 
 Run as a program, with its settings as JSON; prints what has become of the requests so far, ten
-times a second, one JSON object a line; ends when its standard input does.
+times a second, one JSON object a line; ends when its standard input does.  SIGUSR1 ends its work,
+or has it begin again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ monkey.patch_all()
 
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -32,6 +34,16 @@ class Counts:
         self.done = self.in_vain = 0
         self.errors: list[str] = []
         self.limit: Any = None
+
+
+class Work:
+    """Whether there is any."""
+
+    is_there = True
+
+
+def flip() -> None:
+    Work.is_there = not Work.is_there
 
 
 def store_of(settings: dict[str, Any]) -> Any:
@@ -59,6 +71,9 @@ def run_hub(settings: dict[str, Any], counts: Counts) -> None:
 
     def work() -> None:
         while True:
+            if not Work.is_there:
+                gevent.sleep(0.02)
+                continue
             try:
                 with pool.get() as conn:
                     conn.cursor().execute("select pg_sleep(%s)", (settings["needs"],))
@@ -75,6 +90,7 @@ def run_hub(settings: dict[str, Any], counts: Counts) -> None:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
+    gevent.signal_handler(signal.SIGUSR1, flip)
     hubs = [Counts() for _ in range(settings["hubs"])]
     for counts in hubs[1:]:
         start_thread(run_hub, (settings, counts))
