@@ -30,10 +30,12 @@ _ONCE = Retry(NoBackoff(), 0)
 
 #: What leaves a connection in a state that its next user must not find it in.
 _STATEFUL = {
-    *("MULTI", "SELECT", "AUTH", "HELLO", "MONITOR", "READONLY", "READWRITE"),
-    *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"),
-    *("CLIENT REPLY", "CLIENT TRACKING", "CLIENT SETNAME", "CLIENT NO-EVICT", "CLIENT NO-TOUCH"),
+    *("SELECT", "AUTH", "HELLO", "RESET", "READONLY", "READWRITE"),
+    *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC", "REPLCONF"),
+    *("CLIENT REPLY", "CLIENT TRACKING", "CLIENT CACHING", "CLIENT SETNAME", "CLIENT SETINFO"),
+    *("CLIENT NO-EVICT", "CLIENT NO-TOUCH", "SCRIPT DEBUG"),
 }
+_WITH_SUBCOMMANDS = {name.split()[0] for name in _STATEFUL if " " in name}
 
 
 class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: ignore[misc]
@@ -56,8 +58,9 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
     Nothing needs to be patched, but for what sleeps in redis-py: locks, and retries with a
     back-off.  The *retry* of the arguments is for commands: a dial is tried once, as the pool has
     its own back-off.  A connection is closed on return if replies lie unread on it or in its
-    parser, pushes of RESP3 included, if redis-py has disconnected it, or connected it anew, or if
-    MULTI, SELECT, SUBSCRIBE and the like were sent on it.
+    parser, pushes of RESP3 included, if redis-py has disconnected it, or connected it anew, if
+    SELECT, AUTH, CLIENT SETNAME, SUBSCRIBE, RESET and the like were sent on it, alone or in a
+    pipeline, or if a MULTI or WATCH has not come to its end.
 
     Redis Enterprise's notifications of maintenance are off, unless *maint_notifications_config*
     is given: with them each connection keeps the pool alive, which must be closed then.
@@ -146,12 +149,13 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
             conn.disconnect()
             raise
         real.retry = retry
-        real.has_state = False
+        real.forget()
         return conn
 
     def _socket(self, conn: Any) -> Any:
         real = _real(conn)
-        return None if real.has_state or _has_unread(real._parser) else real._sock
+        dirty = real.has_state or real.unfinished or _has_unread(real._parser)
+        return None if dirty else real._sock
 
     def _keepalive(self, conn: Any) -> None:
         conn.send_command("PING", check_health=False)
@@ -234,21 +238,48 @@ class _Sockets:
 
 class _GeventConnection:
     """What is different in a connection: where its socket comes from, and that it is noted when a
-    command is sent on it that leaves it in a state of its own."""
+    command is sent on it that leaves it in a state of its own.
+
+    Every command goes by one of three methods: pipelines are packed first, and sent as bytes."""
 
     _sockets: _Sockets
+    #: Whether something was sent that only a new connection undoes.
     has_state = False
+    #: What was sent and waits for its end: WATCH, MULTI, ASKING.
+    unfinished: frozenset[str] = frozenset()
 
     def _connect(self) -> Any:
         return self._sockets.open(self)
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        command = str(args[0]).upper()
-        if command == "CLIENT":
-            command = f"CLIENT {args[1]}".upper()
-        if command in _STATEFUL:
-            self.has_state = True
+        self._note(args)
         super().send_command(*args, **kwargs)  # type: ignore[misc]
+
+    def pack_command(self, *args: Any) -> Any:
+        self._note(args)
+        return super().pack_command(*args)  # type: ignore[misc]
+
+    def pack_commands(self, commands: Any) -> Any:
+        commands = list(commands)
+        for args in commands:
+            self._note(args)
+        return super().pack_commands(commands)  # type: ignore[misc]
+
+    def forget(self) -> None:
+        """What was sent so far belongs to the dial."""
+        self.has_state, self.unfinished = False, frozenset()
+
+    def _note(self, args: Any) -> None:
+        words = _words(args)
+        self.unfinished -= {"ASKING"}  # it is for one command
+        if " ".join(words) in _STATEFUL:
+            self.has_state = True
+        elif words[:1] in (["WATCH"], ["MULTI"], ["ASKING"]):
+            self.unfinished |= {words[0]}
+        elif words == ["UNWATCH"]:
+            self.unfinished -= {"WATCH"}
+        elif words in (["EXEC"], ["DISCARD"]) and "MULTI" in self.unfinished:
+            self.unfinished = frozenset()
 
 
 @functools.cache
@@ -282,6 +313,24 @@ def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _real(conn: Any) -> Any:
     """What is wrapped if there is a cache at the client."""
     return getattr(conn, "_conn", conn)
+
+
+def _words(args: Any) -> list[str]:
+    """A command's name, and its subcommand if it has such: what redis-py makes of *args*."""
+    words: list[str] = []
+    for place, each in enumerate(args):
+        text = (each if isinstance(each, str) else _decoded(each)).upper()
+        words += [text] if place else text.split()
+        if words and words[0] not in _WITH_SUBCOMMANDS:
+            return words[:1]
+        if len(words) > 1:
+            break
+    return words[:2]
+
+
+def _decoded(part: Any) -> str:
+    is_bytes = isinstance(part, (bytes, bytearray, memoryview))
+    return bytes(part).decode("latin-1") if is_bytes else str(part)
 
 
 def _hang_up(conn: Any) -> None:

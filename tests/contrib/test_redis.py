@@ -147,6 +147,124 @@ def test_what_it_is_given_back_and_never_gave_does_it_no_harm(make: MakePool) ->
     assert (pool.stats().in_use, other.stats().in_use) == (0, 0)
 
 
+Send = Callable[[Any], object]
+
+
+def execute(*args: Any) -> Send:
+    return lambda client: client.execute_command(*args)
+
+
+def in_a_pipeline(*commands: Any, transaction: bool = False) -> Send:
+    def send(client: Any) -> object:
+        pipeline = client.pipeline(transaction=transaction)
+        for args in commands:
+            pipeline.execute_command(*args)
+        return pipeline.execute(raise_on_error=False)
+
+    return send
+
+
+def of_its_own(*args: Any) -> Send:
+    """Packed by the user, as for ``send_packed_command``."""
+
+    def send(client: Any) -> object:
+        with client.client() as single:
+            conn = single.connection
+            conn.send_packed_command(conn.pack_command(*args))
+            return conn.read_response()
+
+    return send
+
+
+def subscribe(client: Any) -> object:
+    with client.client() as single:
+        single.connection.send_packed_command(single.connection.pack_commands([SUBSCRIBE]))
+        return single.connection.read_response(push_request=True)
+
+
+def watch_and_exec(client: Any) -> None:
+    with client.client() as single:
+        single.execute_command("WATCH", "geventpool:watched")
+        with pytest.raises(redis.ResponseError, match="EXEC without MULTI"):
+            single.execute_command("EXEC")
+
+
+SUBSCRIBE = ("subscribe", "geventpool:channel")
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        pytest.param(execute("SELECT", 3), id="SELECT"),
+        pytest.param(execute(b"SELECT", 3), id="bytes"),
+        pytest.param(execute("select 3"), id="one string"),
+        pytest.param(execute(b"select 3"), id="one string of bytes"),
+        pytest.param(execute("", "SELECT", 3), id="an empty string first"),
+        pytest.param(in_a_pipeline(("SELECT", 3)), id="a pipeline"),
+        pytest.param(in_a_pipeline(("SELECT", 3), transaction=True), id="a transaction"),
+        pytest.param(of_its_own("SELECT", 3), id="packed by hand"),
+        pytest.param(in_a_pipeline(("AUTH", "default", "any")), id="AUTH"),
+        pytest.param(in_a_pipeline(("HELLO", 3)), id="HELLO"),
+        pytest.param(lambda client: client.reset(), id="RESET"),
+        pytest.param(lambda client: client.client_setname("me"), id="client_setname"),
+        pytest.param(in_a_pipeline(("CLIENT SETNAME", "me")), id="SETNAME in a pipeline"),
+        pytest.param(in_a_pipeline((b"client", b"setname", "me")), id="SETNAME of bytes"),
+        pytest.param(in_a_pipeline(("CLIENT", "NO-EVICT", "on")), id="NO-EVICT"),
+        pytest.param(execute("WATCH", "geventpool:watched"), id="WATCH"),
+        pytest.param(watch_and_exec, id="WATCH, and no MULTI"),
+        pytest.param(in_a_pipeline(("MULTI",), ("PING",)), id="MULTI in a pipeline"),
+        pytest.param(in_a_pipeline(("EXEC",), ("MULTI",)), id="MULTI after EXEC"),
+        pytest.param(subscribe, id="SUBSCRIBE"),
+    ],
+)
+def test_what_leaves_a_state_costs_the_connection_however_it_is_sent(
+    make: MakePool, send: Send
+) -> None:
+    pool = make()
+    client = client_of(pool)
+    before = client.client_id()
+
+    send(client)
+
+    after = client.client_info()
+    assert after["id"] != before
+    assert (after["db"], after["name"], after["multi"], after["sub"]) == (0, "", -1, 0)
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        pytest.param(in_a_pipeline(("SET", "geventpool:key", "SELECT")), id="a pipeline"),
+        pytest.param(in_a_pipeline(("PING",), transaction=True), id="a transaction"),
+        pytest.param(in_a_pipeline(("WATCH", "key"), ("MULTI",), ("EXEC",)), id="WATCH to EXEC"),
+        pytest.param(in_a_pipeline(("MULTI",), ("DISCARD",)), id="DISCARD"),
+        pytest.param(in_a_pipeline(("WATCH", "key"), (b"unwatch",)), id="UNWATCH"),
+        pytest.param(in_a_pipeline(("ASKING",), ("GET", "geventpool:key")), id="ASKING"),
+        pytest.param(lambda client: client.client_list(), id="CLIENT LIST"),
+        pytest.param(execute("CLIENT", "GETNAME"), id="CLIENT GETNAME"),
+        pytest.param(lambda client: client.script_exists("0" * 40), id="SCRIPT EXISTS"),
+        pytest.param(lambda client: client.lock("geventpool:lock", 1).locked(), id="a lock"),
+    ],
+)
+def test_what_leaves_no_state_leaves_the_connection(make: MakePool, send: Send) -> None:
+    client = client_of(make(db=2, client_name="geventpool-test"))
+    before = client.client_id()
+    send(client)
+    assert client.client_id() == before
+
+
+def test_a_cache_at_the_client_hides_no_state(make: MakePool) -> None:
+    with Caching() as server:
+        host, port = server.address
+        pool = make(url=f"redis://{host}:{port}", protocol=3, cache_config=CacheConfig())
+        client = client_of(pool)
+        for send in (execute("SELECT", 3), in_a_pipeline(("SELECT", 3))):
+            before = closed(pool)
+            send(client)
+            until(lambda before=before: closed(pool) == before + 1)
+        pool.close()
+
+
 def test_a_client_of_one_connection_gives_it_back(make: MakePool) -> None:
     pool = make()
     with redis.Redis(connection_pool=pool, single_connection_client=True) as client:
