@@ -158,6 +158,11 @@ class _Connection(ldap3.Connection):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.strategy._open_socket = self._adopt
 
+    def __repr__(self) -> str:
+        # Errors of the pool show it, and ldap3's own has the password in it.
+        state = "bound" if self.bound else "not bound"
+        return f"<ldap3.Connection, user {self.user!r}, {state}>"
+
     def _adopt(self, *ignored: Any, **ignored_too: Any) -> None:
         """Take it, once: a connection that was closed stays so."""
         sock, self._pool_sock = self._pool_sock, None

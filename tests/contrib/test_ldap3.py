@@ -15,7 +15,7 @@ from ldap3.core.exceptions import (
     LDAPSocketReceiveError,
 )
 
-from geventpool import PoolTimeout, Verdict
+from geventpool import NotInUse, PoolTimeout, Verdict
 from geventpool.contrib.ldap3 import Ldap3Pool
 from support.adapters.small import Ldap3
 from support.certificates import Certificates
@@ -57,6 +57,16 @@ def test_the_password_may_be_asked_for_at_each_dial(server: Any) -> None:
     with pool_of(server, password=password) as pool:
         pool.fill()
     assert len(asked) == 1
+
+
+def test_no_error_of_the_pool_shows_the_password(server: Any) -> None:
+    with pool_of(server, sasl_credentials="right") as pool:
+        with pool.get() as conn:
+            pass
+        with pytest.raises(NotInUse) as raised:
+            pool.release(conn)
+    assert USER in str(raised.value)
+    assert "right" not in f"{raised.value} {raised.value!r} {conn} {conn!r}"
 
 
 def test_what_is_not_found_says_nothing_of_the_connection(server: Any) -> None:
