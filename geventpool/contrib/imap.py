@@ -16,6 +16,9 @@ __all__ = ["ImapPool"]
 
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 
+#: What only a new connection undoes.
+_STATEFUL = {"LOGIN", "AUTHENTICATE", "PROXYAUTH", "STARTTLS", "ENABLE", "UNAUTHENTICATE"}
+
 #: By response code, RFC 5530.
 _VERDICTS = {
     "[AUTHENTICATIONFAILED]": Verdict.FATAL,
@@ -43,8 +46,8 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
     - *settings*: those of ConnectionPool.
 
     Sockets are opened by SocketFactory; nothing needs to be patched.  On return the mailbox is
-    unselected, and nothing is expunged, as ``close()``, a command of IMAP, would.  *conn* is closed
-    by LOGOUT.
+    unselected, and nothing is expunged, as ``close()``, a command of IMAP, would.  A connection on
+    which its user has logged in as somebody else is closed instead.  *conn* is closed by LOGOUT.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
                 password = self._password() if callable(self._password) else self._password
                 conn.login(self._user or "", password)
             conn.learn_capabilities()
+            conn.has_state = False
         except BaseException:
             conn.hang_up()
             raise
@@ -109,6 +113,8 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
             raise conn.abort("given back with a reply that was not read")
         if conn.utf8_enabled or conn.state not in ("AUTH", "SELECTED"):
             raise conn.abort(f"given back in state {conn.state}, or with UTF8 enabled")
+        if conn.has_state:
+            raise conn.abort("given back after a log-in or ENABLE")
         # What was read for this user is none of the next one's.
         conn.untagged_responses.clear()
         if conn.state == "SELECTED":
@@ -150,6 +156,7 @@ class _Connection(imaplib.IMAP4):
     sock: Any = None
     file: Any = None
     has_unselect = False
+    has_state = False
 
     def __init__(self, connect_socket: SocketFactory) -> None:
         self._connect_socket = connect_socket
@@ -163,6 +170,11 @@ class _Connection(imaplib.IMAP4):
         self.host, self.port = "", 0
         self.sock = self._connect_socket()
         self.file = self.sock.makefile("rb")
+
+    def _command(self, name: str, *args: Any) -> Any:
+        if name.upper() in _STATEFUL:
+            self.has_state = True
+        return super()._command(name, *args)  # type: ignore[misc]
 
     def learn_capabilities(self) -> None:
         """There may be more of them after the log-in."""

@@ -19,6 +19,7 @@ _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "
 
 _GOODBYE = 421  # the server closes the connection, whatever was asked for
 _NO_CODE = -1  # what it said is no reply
+_STATEFUL = ("AUTH", "STARTTLS", "XCLIENT")  # only a new connection undoes them
 _NOT_LET_IN = (530, 534, 535, 538)  # RFC 4954: of the credentials, or of how they were given
 
 
@@ -38,8 +39,9 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
     - *settings*: those of ConnectionPool.
 
     Sockets are opened by SocketFactory; nothing needs to be patched.  On return a mail that was
-    begun is given up by RSET; a connection with a reply still due is closed instead.  A refused
-    recipient or sender says nothing against the connection; the reply 421 does.
+    begun is given up by RSET; a connection with a reply still due is closed instead, and one on
+    which its user has logged in, or begun TLS.  A refused recipient or sender says nothing against
+    the connection; the reply 421 does.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
             if self._user is not None:
                 password = self._password() if callable(self._password) else self._password
                 conn.login(self._user, password)
+            conn.has_state = False
         except BaseException:
             conn.close()
             raise
@@ -103,6 +106,8 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
         # The pool has looked; but a reply that is due may be on its way yet.
         if conn.due:
             raise smtplib.SMTPServerDisconnected("given back with a reply that was not read")
+        if conn.has_state:
+            raise smtplib.SMTPServerDisconnected("given back after a log-in or STARTTLS")
         if conn.in_mail:
             _expect(conn.rset(), 250)
             conn.in_mail = False
@@ -135,7 +140,7 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
 
 
 class _Connection(smtplib.SMTP):
-    """One that counts the replies that are due, and knows whether a mail was begun."""
+    """One that counts the replies that are due, and knows whether a mail was begun, or a log-in."""
 
     def __init__(self, connect_socket: SocketFactory, local_hostname: str) -> None:
         super().__init__(local_hostname=local_hostname)
@@ -144,6 +149,7 @@ class _Connection(smtplib.SMTP):
         self._host = connect_socket.server_hostname or ""
         self.due = 1  # the greeting
         self.in_mail = False
+        self.has_state = False
 
     def _get_socket(self, *ignored: Any) -> Any:
         return self._connect_socket()
@@ -152,6 +158,8 @@ class _Connection(smtplib.SMTP):
         self.due += 1
         if cmd[:4].lower() == "mail":
             self.in_mail = True
+        if cmd.upper().split()[:1] in ([name] for name in _STATEFUL):
+            self.has_state = True
         super().putcmd(cmd, args)
 
     def getreply(self) -> tuple[int, bytes]:

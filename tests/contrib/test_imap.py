@@ -72,6 +72,29 @@ def test_enabled_utf8_cannot_be_taken_back_so_the_connection_is_closed() -> None
             assert other is not conn
 
 
+@pytest.mark.parametrize("command", ["PROXYAUTH", "LOGIN", "authenticate", "ENABLE"])
+def test_a_log_in_by_its_user_costs_the_connection(command: str) -> None:
+    pool = ImapPool(shared(OwnImap), 1, user="anna", password="right", timeout=5)
+    with pool:
+        with pool.get() as conn:
+            conn.state = "AUTH" if command in ("PROXYAUTH", "ENABLE") else "NONAUTH"
+            assert conn.xatom(command, "bob", '"right"')[0] == "OK"
+            conn.state = "AUTH"
+        with pool.get() as other:
+            assert other is not conn
+            assert other.noop()[0] == "OK"
+        with pool.get() as again:
+            assert again is other
+
+
+def test_proxyauth_costs_the_connection(server: Any) -> None:
+    with pool_of(server) as pool:
+        with pytest.raises(imaplib.IMAP4.error), pool.get() as conn:
+            conn.proxyauth("bob")  # which this server does not know
+        with pool.get() as other:
+            assert other is not conn
+
+
 def test_a_wrong_password_is_fatal(server: Any) -> None:
     with pool_of(server, password="wrong", timeout=10) as pool:
         with pytest.raises(imaplib.IMAP4.error) as raised, pool.get():

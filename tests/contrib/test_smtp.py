@@ -12,6 +12,7 @@ import pytest
 
 from geventpool import PoolTimeout, Verdict
 from geventpool.contrib.smtp import SmtpPool
+from geventpool.sockets import StartTLS
 from support.certificates import Certificates
 from support.small_servers import OwnSmtp
 
@@ -98,6 +99,40 @@ def test_it_logs_in_and_a_wrong_password_is_fatal(server: Any) -> None:
     with pool_of(server, password="wrong", **login) as pool:
         with pytest.raises(smtplib.SMTPAuthenticationError), pool.get():
             pass
+
+
+@pytest.mark.parametrize("by", ["login", "AUTH", "auth in one"])
+def test_a_log_in_by_its_user_costs_the_connection(server: Any, by: str) -> None:
+    with pool_of(server, starttls="unverified", server_hostname="localhost") as pool:
+        with pool.get() as conn:
+            if by == "login":
+                assert conn.login("anna", "right")[0] == 235
+            elif by == "AUTH":
+                assert conn.docmd("AUTH", "PLAIN AGFubmEAcmlnaHQ=")[0] == 235
+            else:
+                assert conn.docmd("auth PLAIN AGFubmEAcmlnaHQ=")[0] == 235
+        with pool.get() as other:
+            assert other is not conn
+            assert other.login("bob", "right")[0] == 235  # once only, says RFC 4954
+
+
+def test_tls_that_its_user_began_costs_the_connection(server: Any) -> None:
+    with pool_of(server) as pool:
+        with pool.get() as conn:
+            conn.starttls(context=StartTLS("unverified", server.address, "localhost"))
+            assert conn.noop()[0] == 250
+        with pool.get() as other:
+            assert other is not conn
+            assert not isinstance(other.sock, gevent.ssl.SSLSocket)
+
+
+def test_what_the_pool_logged_in_goes_round(server: Any) -> None:
+    login = {"user": "anna", "password": "right", "starttls": "unverified"}
+    with pool_of(server, server_hostname="localhost", **login) as pool:
+        with pool.get() as conn:
+            conn.sendmail("anna@example.org", ["bob@example.org"], MAIL)
+        with pool.get() as again:
+            assert again is conn
 
 
 def test_by_starttls_the_certificate_is_verified(server: Any, certificates: Certificates) -> None:
