@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
@@ -108,7 +108,8 @@ class HttpPool(ConnectionPool[HttpConnection]):
 
     - *base_url*: ``http://host:port/prefix`` or ``https://…``; *prefix* goes before every path of
       ``request``.
-    - *headers*: sent with every ``request``, unless that has its own.
+    - *headers*: sent with every ``request``, unless that has its own of the same name, whatever
+      the case of letters.
     - *tls*: for https, True (verified), an SSLContext, or "unverified", as in SocketFactory.
     - *read_timeout*: how long to wait for anything from the server, in seconds.
     - *max_body*: the longest body that ``request`` reads, in bytes.
@@ -136,14 +137,10 @@ class HttpPool(ConnectionPool[HttpConnection]):
         if unknown := set(settings) - _SETTINGS:
             raise TypeError(f"HttpPool has no argument {', '.join(sorted(unknown))}")
         check_whole("max_body", max_body, least=1)
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
-            raise ValueError(f"base_url must be http(s)://host[:port][/prefix], not {base_url!r}")
-        if url.query or url.fragment:
-            raise ValueError(f"base_url {base_url!r} must end with its path")
+        url, port = _split(base_url)
         secure = url.scheme == "https"
         self._make = _HttpsConnection if secure else HttpConnection
-        self._address = url.hostname, url.port or self._make.default_port
+        self._address = url.hostname or "", port or self._make.default_port
         self._prefix = url.path.rstrip("/")
         self._headers = dict(headers or {})
         self._max_body = max_body
@@ -177,7 +174,7 @@ class HttpPool(ConnectionPool[HttpConnection]):
 
         Raises the errors of ``acquire``, OSError, http.client.HTTPException or ResponseTooLarge.
         """
-        headers = {**self._headers, **(headers or {})}
+        headers = self._with_its_own(headers or {})
         again = method in _IDEMPOTENT and (body is None or isinstance(body, (bytes, str)))
         began = monotonic()
         while True:
@@ -192,6 +189,11 @@ class HttpPool(ConnectionPool[HttpConnection]):
             again = False
             limit = self.timeout if timeout is DEFAULT else timeout
             timeout = None if limit is None else max(limit - (monotonic() - began), 0.0)
+
+    def _with_its_own(self, headers: Mapping[str, str]) -> dict[str, str]:
+        given = {name.lower() for name in headers}
+        ours = {name: text for name, text in self._headers.items() if name.lower() not in given}
+        return {**ours, **headers}
 
     # Hooks
 
@@ -211,3 +213,22 @@ class HttpPool(ConnectionPool[HttpConnection]):
         if isinstance(error, http.client.HTTPException):
             return Verdict.BROKEN
         return super()._classify_error(error)
+
+
+def _split(base_url: str) -> tuple[SplitResult, int | None]:
+    """Its parts, and its port.  What is wrong with it is said without it: it may hold a password,
+    and a slash in that makes a port of what comes before."""
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url must be a string, not a {type(base_url).__name__}")
+    try:
+        url = urlsplit(base_url)
+        port = url.port
+    except ValueError:
+        raise ValueError("base_url must have a host, and a port from 0 to 65535, if any") from None
+    if "@" in url.netloc:
+        raise ValueError("base_url must not hold a user and password: give them in headers")
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("base_url must be http(s)://host[:port][/prefix]")
+    if url.query or url.fragment:
+        raise ValueError("base_url must end with its path: it has a query or a fragment")
+    return url, port

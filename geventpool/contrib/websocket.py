@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import ssl
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from websocket import ABNF, WebSocket, WebSocketBadStatusException, WebSocketException
 
@@ -51,16 +51,14 @@ class WebSocketPool(ConnectionPool[WebSocket]):
     ) -> None:
         settings = {name: arguments.pop(name) for name in _SETTINGS & set(arguments)}
         settings.setdefault("keepalive", 10.0)
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise ValueError(f"url must be ws://… or wss://…, not {url!r}")
+        parts, port = _split(url)
         self._url = url
         self._arguments = arguments
         of_object = inspect.signature(WebSocket).parameters
         self._of_object = {name: arguments.pop(name) for name in set(of_object) & set(arguments)}
         secure = parts.scheme == "wss"
         self._connect_socket = SocketFactory(
-            (parts.hostname, parts.port or _PORTS[parts.scheme]) if target is None else target,
+            (parts.hostname, port or _PORTS[parts.scheme]) if target is None else target,
             tls=tls if secure else False,
             server_hostname=parts.hostname if secure else None,
             connect_timeout=settings.setdefault("connect_timeout", 10.0),
@@ -111,3 +109,20 @@ class WebSocketPool(ConnectionPool[WebSocket]):
         if isinstance(error, WebSocketException):
             return Verdict.BROKEN
         return super()._classify_error(error)
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    """Its parts, and its port.  What is wrong with it is said without it: it may hold a password,
+    or a token."""
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a string, not a {type(url).__name__}")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("url must have a host, and a port from 0 to 65535, if any") from None
+    if "@" in parts.netloc:
+        raise ValueError("url must not hold a user and password: give them in header")
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("url must be ws://… or wss://…")
+    return parts, port

@@ -31,7 +31,9 @@ class RedisStore:
         if isinstance(client, str):
             client = redis.Redis.from_url(client, socket_timeout=5.0, socket_connect_timeout=5.0)
         if not callable(getattr(client, "register_script", None)):
-            raise TypeError(f"client must be a URL or a client of redis-py, not {client!r}")
+            # Without its repr, which may show a password.
+            kind = type(client).__name__
+            raise TypeError(f"client must be a URL or a client of redis-py, not a {kind}")
         self.client = client
         self.prefix = prefix
         self._renew = client.register_script(_SCRIPT)

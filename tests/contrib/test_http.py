@@ -305,6 +305,43 @@ def test_what_an_error_says(make: MakePool, error: Exception, verdict: Verdict) 
 
 @pytest.mark.parametrize(
     "url",
+    [
+        "https://user:hunter2@example.org",
+        "https://user:hunter2/x@example.org",
+        "https://user:#hunter2@example.org",
+        "user:hunter2@example.org",
+        "https://[user:hunter2@example.org",
+        "https://example.org/?key=hunter2",
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url must") as raised:
+        HttpPool(url)
+    assert "hunter2" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None or raised.value.__suppress_context__
+
+
+def test_a_url_that_is_no_string_is_said_by_its_type() -> None:
+    with pytest.raises(TypeError, match="base_url must be a string, not a bytes"):
+        HttpPool(b"https://user:hunter2@example.org")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
+def test_a_header_of_a_request_replaces_the_pool_s_in_any_case(make: MakePool, name: str) -> None:
+    with Server(ok(), ok()) as server:
+        pool = make(server, headers={"Authorization": "of the pool", "X-Other": "kept"})
+        pool.request("GET", "/", headers={name: "of the request"})
+        pool.request("GET", "/")
+        own, next_one = (request.lower() for request in server.requests)
+        assert own.count(b"authorization:") == 1
+        assert b"authorization: of the request\r\n" in own
+        assert b"x-other: kept\r\n" in own
+        assert b"authorization: of the pool\r\n" in next_one
+
+
+@pytest.mark.parametrize(
+    "url",
     ["example.org", "ftp://example.org", "http://", "http://me:secret@example.org", "http://a?b=c"],
 )
 def test_a_url_that_is_none_is_said_at_once(url: str) -> None:

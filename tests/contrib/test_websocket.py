@@ -72,6 +72,21 @@ def test_the_certificate_is_that_of_the_host_in_the_url(certificates: Certificat
                 assert again is ws
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@example.org/",
+        "ws://user:hunter2@example.org/",
+        "ws://user:hunter2/x@example.org",
+        "example.org?token=hunter2",
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="url must") as raised:
+        WebSocketPool(url)
+    assert "hunter2" not in str(raised.value)
+
+
 @pytest.mark.parametrize("url", ["http://example.org/", "ws:///", "example.org"])
 def test_bad_urls_are_named(url: str) -> None:
     with pytest.raises(ValueError, match="url must be"):
