@@ -21,6 +21,7 @@ from geventpool.sockets import SocketFactory
 
 __all__ = ["GeventAdapter", "GeventPoolManager"]
 
+_IDLE = "Idle"  # of http.client: no request was begun whose answer has not come
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 
 
@@ -35,7 +36,7 @@ class GeventAdapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]
     that a server that is away is an error at once.  A request waits for a connection as ``acquire``
     does, in the order of arrival; if none comes free, ``urllib3.exceptions.EmptyPoolError`` is
     raised.  Redirects, retries (*max_retries*), cookies and streams are those of requests; a
-    connection is back once the body was read, or closed.
+    connection is back once the body was read, or closed; with a body read by half it is closed.
 
     It is for the sessions of one thread, as every pool.  By way of a proxy, pools are urllib3's.
     Raises RuntimeError if gevent has not patched the program, as requests would block.
@@ -118,7 +119,10 @@ class _Engine(ConnectionPool[Any]):
         return conn
 
     def _socket(self, conn: Any) -> Any:
-        return conn.sock
+        # Both are private to http.client, which has no other way to say it.
+        response, state = conn._HTTPConnection__response, conn._HTTPConnection__state
+        read = response is None or response.isclosed()
+        return conn.sock if read and state == _IDLE else None
 
 
 class _Queue:

@@ -107,6 +107,32 @@ def test_a_stream_has_its_connection_until_it_was_read_or_closed(
 
 
 @where_patched
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_answer_read_by_half_reaches_no_other_request(method: str) -> None:
+    class Server(EchoServer):
+        def serve(self, sock: Any) -> None:
+            while request := sock.recv(65536):
+                asked.append(request.split()[0].decode())
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+    asked: list[str] = []
+    with Server() as server, requests.Session() as session:
+        session.mount("http://", GeventAdapter(1, timeout=5))
+        host, port = server.address
+        url = f"http://{host}:{port}"
+        half = session.get(url, stream=True)
+        assert half.raw.read(2) == b"he"
+        half.raw.release_conn()
+        assert pool_of(url).stats().in_use == 0
+
+        assert session.request(method, url).text == "hello"
+        assert asked == ["GET", method]
+        assert server.opened == 2
+        assert session.request(method, url).text == "hello"
+        assert server.opened == 2
+
+
+@where_patched
 def test_one_that_was_dropped_gives_it_back(session: requests.Session, url: str) -> None:
     answer = session.get(f"{url}/large", stream=True)
     assert pool_of(url).stats().in_use == 1
