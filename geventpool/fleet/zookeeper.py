@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from typing import Any
+from urllib.parse import quote
 
 import gevent
 from kazoo.client import KazooClient
@@ -21,7 +22,7 @@ class ZooKeeperStore:
 
     *client* says where it is, as ``"zk1:2181,zk2:2181"``, or is a client of kazoo, with its
     SequentialGeventHandler, that is started and stopped by you.  *prefix* is the path of the node
-    below which each cap has its own.
+    below which each cap has its own, in ``caps``, and its clock, in ``clocks``.
 
     Where processes fork, make it after the fork: a client of kazoo does not survive one.
 
@@ -37,7 +38,7 @@ class ZooKeeperStore:
         if not isinstance(getattr(client, "handler", None), SequentialGeventHandler):
             raise TypeError(
                 "client must be a text of hosts, or a client of kazoo with its"
-                f" SequentialGeventHandler, not {client!r}"
+                f" SequentialGeventHandler, not a {type(client).__name__}"
             )
         self.client = client
         self.prefix = prefix.rstrip("/")
@@ -45,8 +46,8 @@ class ZooKeeperStore:
     def renew(self, report: Report) -> Grant:
         """See Store.  Raises what kazoo raises."""
         self._start()
-        path = self._path(report.name)
-        now = self._now(path)
+        path = self._path("caps", report.name)
+        now = self._now(report.name)
         while True:
             found, version = self._read(path)
             document = found or Document(now + report.lease)
@@ -57,7 +58,7 @@ class ZooKeeperStore:
     def release(self, name: str, id: str) -> None:
         """See Store.  Raises what kazoo raises."""
         self._start()
-        path = self._path(name)
+        path = self._path("caps", name)
         while True:
             found, version = self._read(path)
             if found is None or id not in found.records:
@@ -75,12 +76,13 @@ class ZooKeeperStore:
         if self._is_own and not self.client.connected:
             self.client.start(timeout=5.0)
 
-    def _path(self, name: str) -> str:
-        return f"{self.prefix}/{name.replace('/', '%2F')}"
+    def _path(self, folder: str, name: str) -> str:
+        # ZooKeeper takes no node of the name "." or "..".
+        return f"{self.prefix}/{folder}/{quote(name, safe='').replace('.', '%2E')}"
 
-    def _now(self, path: str) -> float:
+    def _now(self, name: str) -> float:
         """The store's time, a little ago: that of a write to a node of its own."""
-        clock = f"{path}.clock"
+        clock = self._path("clocks", name)
         try:
             stat = self.client.set(clock, b"")
         except NoNodeError:

@@ -229,3 +229,26 @@ def test_all_stores_decide_the_same(request: pytest.FixtureRequest) -> None:
     finally:
         redis.client.close()
         postgres.pool.close()
+
+
+@pytest.mark.slow
+def test_caps_of_similar_names_are_none_of_each_other_s_in_zookeeper(
+    zookeeper: OwnServer,
+) -> None:
+    store = zookeeper_store(zookeeper)
+    start = uuid.uuid4().hex
+    names = [f"{start}{end}" for end in ("", ".clock", "/b", "%2Fb", "/", " b", "é")]
+    for number, name in enumerate((*names, ".", "..")):
+        store.renew(Report(name, 10, f"of {number}", 0, 0, wants=0, needs=0, floor=1, lease=LONG))
+    for number, name in enumerate((*names, ".", "..")):
+        found, _ = store._read(store._path("caps", name))
+        assert found is not None
+        assert set(found.records) == {f"of {number}"}
+    store.close()
+
+
+def test_a_client_that_is_none_is_not_shown() -> None:
+    from geventpool.fleet.redis import RedisStore
+
+    with pytest.raises(TypeError, match="client must be .*, not a tuple$"):
+        RedisStore(("user", "hunter2"))
