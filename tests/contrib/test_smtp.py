@@ -121,6 +121,8 @@ def test_tls_that_its_user_began_costs_the_connection(server: Any) -> None:
         with pool.get() as conn:
             conn.starttls(context=StartTLS("unverified", server.address, "localhost"))
             assert conn.noop()[0] == 250
+            with pytest.raises(smtplib.SMTPServerDisconnected, match="STARTTLS"):
+                pool._reset_connection(conn)
         with pool.get() as other:
             assert other is not conn
             assert not isinstance(other.sock, gevent.ssl.SSLSocket)
