@@ -36,6 +36,10 @@ _STATEFUL = {
     *("CLIENT NO-EVICT", "CLIENT NO-TOUCH", "SCRIPT DEBUG"),
 }
 _WITH_SUBCOMMANDS = {name.split()[0] for name in _STATEFUL if " " in name}
+#: What may begin or end a state.
+_NOTED = {name.split()[0] for name in _STATEFUL} | {
+    *("WATCH", "UNWATCH", "MULTI", "EXEC", "DISCARD", "ASKING"),
+}
 
 
 class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: ignore[misc]
@@ -271,7 +275,10 @@ class _GeventConnection:
 
     def _note(self, args: Any) -> None:
         words = _words(args)
-        self.unfinished -= {"ASKING"}  # it is for one command
+        if self.unfinished:
+            self.unfinished -= {"ASKING"}  # it is for one command
+        if not words or words[0] not in _NOTED:
+            return  # most are none of them, and a pipeline has many
         if " ".join(words) in _STATEFUL:
             self.has_state = True
         elif words[:1] in (["WATCH"], ["MULTI"], ["ASKING"]):

@@ -21,6 +21,7 @@ import redis
 from gevent import monkey
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.cache import CacheConfig
+from redis.cluster import LoadBalancingStrategy
 from redis.retry import Retry
 
 from geventpool import PoolClosed, PoolTimeout, Verdict
@@ -572,6 +573,32 @@ def test_a_cluster_has_a_pool_for_each_node() -> None:
         until(lambda: pool.stats().idle == 3)
         cluster.set("key", "value")
         assert cluster.get("key") == b"value"
+        cluster.close()
+        pool.close()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_reads_from_replicas_keeps_its_connections() -> None:
+    with OwnRedis("--cluster-enabled", "yes") as server:
+        host, port = server.address
+        with redis.Redis(host, port) as node:
+            node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            until(lambda: node.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        cluster = redis.RedisCluster.from_url(
+            f"redis://{host}:{port}",
+            load_balancing_strategy=LoadBalancingStrategy.ROUND_ROBIN,  # READONLY at each dial
+            connection_pool_class=functools.partial(GeventConnectionPool, size=1, timeout=5),
+        )
+        (node,) = cluster.get_nodes()
+        pool = node.redis_connection.connection_pool
+        cluster.set("key", "value")
+        before = closed(pool)
+        for _ in range(3):
+            assert cluster.get("key") == b"value"
+            assert node.redis_connection.client_info()["flags"] == "r"
+        assert closed(pool) == before
+        cluster.readonly(target_nodes=[node])
+        until(lambda: closed(pool) == before + 1)
         cluster.close()
         pool.close()
 
