@@ -2,6 +2,7 @@
 
 REDIS_URL names the Redis where the shares are; without it, it is that of this machine.  A worker
 is busy for some seconds, then the next ones are; one is killed.  Ends by itself.
+Needs ``pip install geventpool[redis]``.
 """
 
 import os

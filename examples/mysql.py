@@ -1,6 +1,8 @@
 """A pool of MySQL or MariaDB connections, in a program that is not patched.
 
-MYSQL_HOST and MYSQL_PORT name the server; without them, it is that of this machine.
+MYSQL_HOST and MYSQL_PORT name the server; without them, it is that of this machine.  The user is
+root, without a password.
+Needs ``pip install geventpool[pymysql]``.
 """
 
 import os

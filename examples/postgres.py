@@ -1,6 +1,7 @@
 """A pool of PostgreSQL connections: transactions, a query given up, a server that hangs up.
 
 DATABASE_URL names the server; without it, it is that of this machine.
+Needs ``pip install geventpool[psycopg]``.
 """
 
 from gevent import monkey

@@ -1,6 +1,7 @@
 """Redis as a cache: a command given up, a transaction, news, and a server that ends a session.
 
 REDIS_URL names the server; without it, it is that of this machine.
+Needs ``pip install geventpool[redis]``.
 """
 
 from gevent import monkey

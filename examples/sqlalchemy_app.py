@@ -1,6 +1,7 @@
 """SQLAlchemy's ORM on a GeventPool.
 
 DATABASE_URL names the server; without it, it is that of this machine.
+Needs ``pip install geventpool[sqlalchemy,psycopg]``.
 """
 
 from gevent import monkey

@@ -34,7 +34,7 @@ class Deadline(gevent.Timeout):
     it is left: close what ``start_new`` returned.
 
     What is done meanwhile in that greenlet takes what is left of it, a moment less (a hundredth of
-    its length, 5 ms at most), if that is less than its own time limit:
+    its length, 2 to 5 ms; a tenth if that is less), if that is less than its own time limit:
 
     - ``get()``, ``acquire()`` and the rest of a pool's verbs that lend a connection, *check_after*
       included.  A pool hands nothing to a caller that has less left than nine in ten uses of its
@@ -62,7 +62,8 @@ class Deadline(gevent.Timeout):
                 raise TypeError(f"seconds must be a number or None, not {seconds!r}")
             if math.isnan(seconds):
                 raise ValueError(f"seconds must be a number or None, not {seconds!r}")
-            seconds = max(seconds, 0)
+            # What never ends has no timer: libuv's could not be set to that.
+            seconds = None if seconds == math.inf else max(seconds, 0)
         super().__init__(seconds, exception, ref, priority, _one_shot)  # type: ignore[call-arg]
         self._under: tuple[Any, Bound] | None = None  # which greenlet is under it, until when
 

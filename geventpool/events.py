@@ -332,8 +332,7 @@ class PoolStats:
     waiting_max: int = 0  # the most callers that ever stood in line, for one endpoint
     #: Seconds for which one of the connections in use is held by now.
     longest_held: float = field(default=0.0, compare=False)
-    #: Nothing is open and dials fail, or callers are sent away for that; where there are several
-    #: endpoints, none of them is well.
+    #: Nothing is open, and dials fail; where there are several endpoints, none of them is well.
     down: bool = False
     #: By how many seconds a timer of the pool's hub was late, at worst in the last minute or so.
     hub_lag: float = field(default=0.0, compare=False)

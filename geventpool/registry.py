@@ -37,8 +37,8 @@ def pools() -> tuple[Any, ...]:
 
     Each has a ``name`` and ``stats()``.  Does not block, and may be called from any thread.
     """
-    found = sorted(_known.items(), key=lambda item: item[0])
-    return tuple(pool for _, pool in found if not pool.closed)
+    found = [reference() for reference in _known.valuerefs()]  # a copy, made by one C call
+    return tuple(pool for pool in found if pool is not None and not pool.closed)
 
 
 class CallablePackage(ModuleType):

@@ -175,10 +175,11 @@ def test_one_that_nobody_has_closed_is_forgotten_with_its_greenlet() -> None:
 
 
 def test_what_is_bound_gives_up_a_moment_before() -> None:
-    with Deadline(0.1):
-        assert deadlines.nearest(gevent.getcurrent()).at - deadlines.ends_at(  # type: ignore[union-attr]
-            gevent.getcurrent()
-        ) == pytest.approx(0.001)
+    me = gevent.getcurrent()
+    for length, moment in ((0.01, 0.001), (0.1, 0.002), (0.3, 0.003), (10, 0.005)):
+        with Deadline(length):
+            strikes_at = deadlines.active[me][0].at
+            assert strikes_at - deadlines.ends_at(me) == pytest.approx(moment)
 
 
 def test_half_of_its_length_is_enough_whatever_is_needed() -> None:

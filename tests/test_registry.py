@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import geventpool
 import geventpool.pools
-from geventpool import ConnectionManager, ConnectionPool, EndpointPool
+from geventpool import ConnectionManager, ConnectionPool, EndpointPool, registry
 from geventpool.testing import EchoServer
 from support.objects import Conn, Maker
 from support.waiting import until
@@ -86,3 +87,29 @@ def test_the_pools_of_other_threads_are_known_too() -> None:
 def test_the_name_is_the_package_of_the_pools_as_well() -> None:
     assert geventpool.pools.ConnectionPool is ConnectionPool
     assert callable(geventpool.pools.extension.PoolExtension)
+
+
+def test_another_thread_may_ask_while_pools_come_and_go() -> None:
+    done = threading.Event()
+    asked: list[int] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            asked.append(len(geventpool.pools()))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(300):
+            registry.register(Open())
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert asked
+
+
+class Open:
+    closed = False

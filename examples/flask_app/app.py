@@ -56,10 +56,14 @@ def hello(name):
         return {"error": str(error)}, 504
 
 
+LONGEST = 10.0  # seconds
+
+
 def time_limit():
     """Who asks may say in a header how long it will wait: nothing is done for nobody."""
     kind = gevent.Timeout if os.environ.get("LIMIT") == "timeout" else Deadline
-    return kind(request.headers.get("X-Timeout", 10.0, float))
+    seconds = request.headers.get("X-Timeout", LONGEST, float)
+    return kind(min(seconds, LONGEST) if seconds > 0 else LONGEST)  # (nan is not more than 0)
 
 
 def greet(name, seconds):

@@ -79,6 +79,8 @@ class DeadlockWatch:
     def _all_wait(self, limit: Limit, waiting: dict[Any, Waiter]) -> _Holders:
         """Where those wait that hold the connections of *limit*; empty if one of them is not sure
         to wait on, or a connection is on its way."""
+        if limit.may_rise or any(b.own is limit and b.ceiling.on for b in limit._buckets):
+            return []  # there may be more places in a moment
         found: _Holders = []
         sure, soon = True, monotonic() + _BRIEF
         for slot in _slots_of(limit):
@@ -102,8 +104,9 @@ class DeadlockWatch:
 
 
 def _slots_of(limit: Limit) -> Iterable[ConnectionSlot]:
-    buckets: Iterable[Any] = limit._buckets
-    return (slot for bucket in buckets for slot in bucket.slots)
+    # Copies: a finalizer may begin a dial while they are looked at.
+    buckets: list[Any] = list(limit._buckets)
+    return [slot for bucket in buckets for slot in list(bucket.slots)]
 
 
 def _within(holders: _Holders, buckets: dict[Bucket, Any]) -> bool:

@@ -142,11 +142,11 @@ def where_acquired(slot: ConnectionSlot) -> str | None:
 
 def outermost_first(stack: Stack) -> str:
     """A stack as text, in the order of a traceback, from the first frame that is not of this
-    package."""
+    package, nor of gevent below it (``PURE_PYTHON``)."""
     frames: list[traceback.FrameSummary] = []
     pairs: Iterator[Any] = iter(stack)
     for code, instruction in zip(pairs, pairs, strict=True):
-        if not frames and code.co_filename.startswith(_PACKAGE):
+        if not frames and code.co_filename.startswith((_PACKAGE, _GEVENT)):
             continue
         line = _line_at(code, instruction)
         frames.append(traceback.FrameSummary(code.co_filename, line, code.co_name))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gevent import getcurrent
@@ -96,7 +98,9 @@ class Notifier:
         elif owner.log.isEnabledFor(level):
             log_safely(owner.log, level, "pool %r: " + text, owner.name, *args, exc_info=exc_info)
 
-    def _notify_now(self, item: tuple[PoolHooks, str, Any]) -> None:
+    def _notify_now(self, item: tuple[PoolHooks, str, Any]) -> Callable[[], object] | None:
+        """Log it, in order; what is returned is called with others going on meanwhile, as a
+        listener may wait."""
         owner, what, event = item
         if what == "log":
             level, text, args, exc_info = event
@@ -134,7 +138,7 @@ class Notifier:
             text = "%sback after %.1f s, %d failed dials, and %d callers sent away"
             counts = event.seconds, event.dials, event.refused
             self.log(owner, logging.INFO, text, _where(event), *counts)
-        self.notify(owner, what, event)
+        return partial(self.notify, owner, what, event) if what in owner.listening else None
 
     def _log_held_long(self, owner: PoolHooks, event: events.ConnectionHeldLong) -> None:
         now_at = f"\nIt is now at\n{event.stack}" if event.stack else ""

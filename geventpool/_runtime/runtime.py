@@ -371,8 +371,14 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 @in_child
 def _in_child(forked: Fork) -> None:
+    trouble: Exception | None = None
     for runtime in list(_runtimes):
-        fork.let_go(runtime, forked)
+        try:
+            fork.let_go(runtime, forked)
+        except Exception as error:  # of a thread's that is gone, say: no reason to leave the others
+            trouble = error
+    if trouble is not None:
+        raise trouble  # Python tells of it
 
 
 @in_parent

@@ -239,8 +239,10 @@ class PoolBucket(Bucket):
 
     @property
     def down(self) -> bool:
-        """Whether nothing is open and dials fail, or callers are sent away for that."""
-        return self.outage.on or (self.failing and not self.open and self.last_error is not None)
+        """Whether nothing is open, and dials fail."""
+        if self.open:
+            return False
+        return self.outage.on or (self.failing and self.last_error is not None)
 
     @property
     def turned_away(self) -> int:

@@ -214,6 +214,7 @@ class Timers:
     def look(self, bucket: PoolBucket, at: float, call: Callable[[PoolBucket], object]) -> None:
         """Call *call* at that time, if it is not called before by what was asked for already."""
         if bucket.look_timer is not None:
+            bucket.look_timer.ref = True
             return
 
         def over() -> None:
@@ -223,7 +224,10 @@ class Timers:
         bucket.look_timer = Timer(self._loop, at, over)
 
     def stop(self, bucket: PoolBucket) -> None:
-        """End the wait for the end of its back-off."""
+        """End the wait for the end of its back-off, and look at its line no more."""
+        if bucket.look_timer is not None:
+            bucket.look_timer.stop()
+            bucket.look_timer = None
         if bucket.retry_timer is not None:
             bucket.retry_timer.stop()
             bucket.retry_timer = None

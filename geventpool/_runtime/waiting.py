@@ -81,6 +81,8 @@ class WaitingLine:
             raise
         if not self._scheduler.with_waiters:
             deadlines.relax()
+            if bucket.look_timer is not None:
+                bucket.look_timer.ref = False  # it is of no use now: let the program end
         slot: ConnectionSlot | None = waiter.slot
         if slot is None or bucket.closed:
             self._raise(owner, waiter, began, timeout)

@@ -77,6 +77,9 @@ class DialOutcomes:
         outage.look_who_asks(bool(bucket.waiters), bucket.transient, now)
         if not (bucket.connecting or bucket.coming) and now >= bucket.retry_at:
             self._probe(bucket, now)
+            if bucket.open and bucket.own.full and not bucket.connecting:
+                self._end(bucket, now)  # all that it may have is open: no dial would ever end it
+                return
         if bucket.waiters and (error := self._error(bucket, now)) is not None:
             self._count(bucket, len(bucket.waiters))
             for waiter in list(bucket.waiters):

@@ -82,6 +82,11 @@ class Limit:
         greenlet that dials.  May lower ``maximum``; must not switch."""
         return True
 
+    @property
+    def may_rise(self) -> bool:
+        """Whether ``maximum`` may be raised soon, by itself."""
+        return False
+
     def server_full(self) -> None:
         """A dial that is counted here was told that the server takes no more connections.  May
         lower ``maximum``; must not switch."""

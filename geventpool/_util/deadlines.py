@@ -14,6 +14,7 @@ __all__ = ["Bound", "active", "begin", "end", "ends_at", "nearest", "useless_aft
 #: Seconds before a Deadline strikes, at most, at which what is bound by it gives up, so that the
 #: caller gets an error that says more than the Deadline does.
 _MOMENT = 0.005
+_TICK = 0.002  # but as many at least, if a tenth of it is as much: some loops count milliseconds
 
 
 class Bound(NamedTuple):
@@ -63,7 +64,8 @@ def useless_after(greenlet: Any, needed: float) -> float:
         return math.inf
     at, length = bound
     if needed < _MOMENT:
-        needed = max(needed, min(_MOMENT, length / 100))
+        moment = max(length / 100, min(_TICK, length / 10))
+        needed = max(needed, min(_MOMENT, moment))
     return at - min(needed, length / 2)
 
 

@@ -150,6 +150,11 @@ class FleetLimit(Limit):
         self._look_at_lease()
         return self.used <= self._maximum
 
+    @property
+    def may_rise(self) -> bool:
+        """Whether the share may grow: it is not the whole cap."""
+        return self._maximum < self.cap
+
     def server_full(self) -> None:
         """The server's own limit was reached: others have more open than was agreed.  Half of the
         share will do for a lease; it is halved once, however many dials were refused, until the

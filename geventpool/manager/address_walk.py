@@ -172,7 +172,10 @@ class AddressWalk:
             failed = error
             if progress := self.pool.factory(endpoint).progress():
                 error.args = (f"{error}; {progress}",)
-            if turn.seconds < min(_IMPATIENT, self._most):
+            now = monotonic()
+            # Refused before its time: a Deadline leaves it too little for a use.
+            refused = now < turn.ends_at - 0.001 and now - attempt.began < _IMPATIENT
+            if refused or turn.seconds < min(_IMPATIENT, self._most):
                 blamed = False
             elif not turn.decides_nothing:
                 self.pool.leave_dial(endpoint, None)

@@ -185,7 +185,8 @@ class ConnectionManager:
 
         The timeout of the socket is *read_timeout* seconds (None: that of the name's ConnectInfo).
 
-        Blocks for at most *timeout* seconds.  Raises an OSError: NameNotFound; OutOfSockets, with
+        Blocks for at most *timeout* seconds.  Raises PoolOverloaded with *overload*, and else an
+        OSError: NameNotFound; OutOfSockets, with
         the name of the limit; the one address's own error, or MultiConnectFailure with those of
         all; MarkedDownError where that was done by hand.  Nothing half-open stays behind.
         """

@@ -18,7 +18,10 @@ _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: What a proxy tells of the client.  Anybody can write it, so it is never a reason to let one in;
 #: but who is local needs no proxy, so that it is there is a reason to keep one out.
-_OF_A_PROXY = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_OF_A_PROXY = (
+    *("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA", "HTTP_X_CLIENT_IP"),
+    *("HTTP_CF_CONNECTING_IP", "HTTP_TRUE_CLIENT_IP", "HTTP_X_REQUEST_ID"),
+)
 
 
 def access_check(allow: Allow) -> Check:
@@ -57,11 +60,11 @@ def _is_local(environ: Environ) -> bool:
     client = _ip(environ.get("REMOTE_ADDR"))
     if client is None or not client.is_loopback:
         return False
-    if any(name in environ for name in _OF_A_PROXY):
+    if any(name.startswith(_OF_A_PROXY) for name in environ):
         return False
     host = environ.get("HTTP_HOST", "localhost")
     name = host.rpartition("]")[0].lstrip("[") if "]" in host else host.partition(":")[0]
-    address = _ip(name)
+    address = None if "%" in name else _ip(name)
     return name.lower() == "localhost" or (address is not None and address.is_loopback)
 
 

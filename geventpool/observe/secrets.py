@@ -7,13 +7,18 @@ import re
 __all__ = ["without_secrets"]
 
 _HIDDEN = "***"
-#: ``scheme://user:password@host``
-_IN_URL = re.compile(r"(?<=://)[^/\s'\"@]*:[^\s'\"@]*(?=@)")
-#: ``password=...``, ``'password': '...'``, ``"token": "..."``, quoted or not
+#: ``scheme://user:password@host``, up to the last @, as clients read it; a user may be a token.
+_IN_URL = re.compile(r"""(?<=://) (?: [^/\s"]* | [^/\s"@:]*:[^\s"]* ) (?=@)""", re.VERBOSE)
+#: ``password=...``, ``'password': b'...'``, ``token=Secret('...')``, ``Authorization: Bearer ...``
 _NAMED = re.compile(
-    r"""(?ix) (?P<name> \b\w* (?:password|passwd|pwd|secret|token|api_?key|credential)\w* ['"]? )
+    r"""(?ix)
+        (?P<name> (?: \b\w*
+            (?: pass(?!ed\b|es\b|ing\b) | pwd | secret | token | api_?key | credential )
+            \w* | \bauth(?:orization)?\b ) ['"]? )
         (?P<is> \s*[=:]\s* )
-        (?: (?P<quote>['"]) (?:\\.|(?!(?P=quote)).)* (?P=quote) | [^\s,;&)}\]'"]+ )"""
+        (?: (?:\w+\()* [bfru]{0,2} (?P<quote>['"]) (?:\\.|(?!(?P=quote)).)* (?P=quote)
+            | (?:bearer|basic|token)\s+\S+
+            | \S+ )"""
 )
 
 

@@ -68,8 +68,9 @@ class StatusPage:
     ``["127.0.0.0/8", "10.1.0.0/16"]``, with which the address of who connects is compared (no
     header is believed: who comes through a proxy is the proxy), or a function that is given the
     WSGI environ, and may ask who is logged in.  None: who connects from this machine, asks for
-    localhost or a loopback address, and shows no trace of a proxy.  Others get 403.  Behind a Unix
-    socket nobody is known to be local: a function has to say.
+    localhost or a loopback address, and shows no trace of a proxy (one here that leaves none, as
+    nginx's plain ``proxy_pass``, lets everybody in).  Others get 403.  Behind a Unix socket nobody
+    is known to be local: a function has to say.
 
     *timeout*: after so many seconds a worker that does not answer is shown as silent.
 

@@ -67,7 +67,7 @@ def run_directory() -> Path:
     named, runtime = os.environ.get("GEVENTPOOL_RUN_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     if named:
         directory = Path(named)
-    elif runtime and os.path.isdir(runtime):
+    elif runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
         directory = Path(runtime, "geventpool")
     else:
         directory = Path(tempfile.gettempdir(), f"geventpool-{os.getuid()}")

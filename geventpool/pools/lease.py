@@ -274,9 +274,14 @@ class LocalLease(Lease[C]):
             if lease._leases.get(slot.bucket.key) is shared:
                 del lease._leases[slot.bucket.key]
             if shared.suspect or exc is not None:
-                if exc is None or verdict_on_use(self._pool, exc) is Verdict.FINE:
-                    exc = shared.cut_by or exc
-                lease._give_back(exc, suspect=True)
+                cut_by, shared.cut_by = shared.cut_by, None
+                try:
+                    if cut_by is not None and (
+                        exc is None or verdict_on_use(self._pool, exc) is Verdict.FINE
+                    ):
+                        exc = cut_by
+                finally:  # a handler of the log may have been killed
+                    lease._give_back(exc, suspect=True)
             else:
                 Lease.__exit__(lease, None, None, None)
         elif exc is not None:

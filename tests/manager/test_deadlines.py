@@ -56,3 +56,26 @@ def test_a_resolver_that_says_nothing_takes_no_longer(manage: Any) -> None:
     with pytest.raises(OSError, match="not resolved after"), Deadline(0.1):
         manager.get_connection("pay")
     assert time.monotonic() - began < 1
+
+
+def test_a_server_is_not_blamed_for_callers_that_come_too_late(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    manager = manage({"pay": group(server)})
+    uses = [gevent.spawn(_use, manager, 0.12) for _ in range(12)]
+    gevent.joinall(uses, raise_error=True)
+
+    def late() -> None:
+        with pytest.raises(OSError), Deadline(0.2):
+            gevent.sleep(0.1)  # less is left than a use takes
+            manager.get_connection("pay")
+
+    gevent.joinall([gevent.spawn(late) for _ in range(12)], raise_error=True)
+
+    (model,) = manager.servers.values()
+    assert model.down_until is None
+    _use(manager, 0)
+
+
+def _use(manager: Any, seconds: float) -> None:
+    with manager.connection("pay"):
+        gevent.sleep(seconds)

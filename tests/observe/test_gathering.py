@@ -120,3 +120,18 @@ def test_who_needs_no_holders_gets_none(run_folder: Path) -> None:
         for pool in process["pools"]
     ]
     assert held == [1, 0]
+
+
+def test_a_run_time_folder_of_another_user_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As of a master that root has started: its workers are another user's."""
+    monkeypatch.delenv("GEVENTPOOL_RUN_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert worker_socket.run_directory() == tmp_path / "geventpool"
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(PermissionError):  # as only its owner may make it; but it was tried there
+        worker_socket.run_directory()
+    assert (tmp_path / f"geventpool-{other}").is_dir()

@@ -45,7 +45,10 @@ def test_what_a_client_says_of_its_address_is_not_believed() -> None:
     assert get("/", REMOTE_ADDR="192.0.2.7", **claim).status == 403
 
 
-@pytest.mark.parametrize("header", ["X_FORWARDED_FOR", "FORWARDED", "X_REAL_IP", "VIA"])
+@pytest.mark.parametrize(
+    "header",
+    ["X_FORWARDED_FOR", "X_FORWARDED_PROTO", "FORWARDED", "X_REAL_IP", "VIA", "X_REQUEST_ID"],
+)
 def test_who_comes_by_way_of_a_proxy_is_not_local(header: str) -> None:
     assert get("/", **{f"HTTP_{header}": "192.0.2.7"}).status == 403
 

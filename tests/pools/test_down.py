@@ -73,7 +73,9 @@ def test_an_outage_is_told_to_all_in_line_and_to_who_comes(make_pool: MakePool, 
 
 def test_who_does_not_wait_is_told_that_too(make_pool: MakePool, maker: Maker):
     maker.error = REFUSED
-    with make_pool(3, connect=maker, down_after=0.05, backoff=SOON) as pool:
+    # (In the instant at which the next dial is due, a caller is the one that it is for.)
+    slow = Backoff(first=30.0, longest=30.0)
+    with make_pool(3, connect=maker, down_after=0.05, backoff=slow) as pool:
         told(pool)
         assert isinstance(told(pool, timeout=0)[0], PoolDown)
 

@@ -21,6 +21,7 @@ from geventpool import (
     PoolListener,
     PoolTimeout,
     Reason,
+    Verdict,
 )
 from support.objects import Maker
 from support.waiting import until
@@ -406,3 +407,53 @@ def test_a_listener_is_told_as_of_any_caller_that_waited_in_vain() -> None:
         pool.acquire()
     assert told == [caught.value]
     assert pool.stats().closed[Reason.ERROR] == 0
+
+
+def test_a_server_that_is_full_for_a_moment_makes_no_deadlock() -> None:
+    class Full(OSError):
+        pass
+
+    class Pool(ConnectionPool[Any]):
+        room = 2
+
+        def _new_connection(self) -> Any:
+            if self.room <= 0:
+                raise Full("too many clients")
+            self.room -= 1
+            return Maker()()
+
+        def _classify_error(self, error: Exception) -> Verdict:
+            return Verdict.SERVER_FULL if isinstance(error, Full) else Verdict.BROKEN
+
+    def takes_two() -> None:
+        with pool.get():
+            started.append(1)
+            until(lambda: len(started) == 2)
+            with pool.get():
+                pass
+
+    started: list[int] = []
+    with Pool(10, min_size=0, timeout=PATIENCE) as pool:
+        both = [gevent.spawn(takes_two) for _ in range(2)]
+        until(lambda: pool.stats().waiting == 2)
+        gevent.sleep(0.1)  # a look at the holders comes after 10 ms
+        pool.room = 5
+        gevent.joinall(both, raise_error=True)
+
+
+def test_a_limit_that_may_rise_by_itself_makes_no_deadlock() -> None:
+    class Lease(Limit):
+        may_rise = True
+
+    limit = Lease(1)
+
+    def takes_two() -> None:
+        with pool.get(), pool.get():
+            pass
+
+    with ConnectionPool(5, min_size=0, connect=Maker(), limits=[limit], timeout=PATIENCE) as pool:
+        caller = gevent.spawn(takes_two)
+        until(lambda: pool.stats().waiting == 1)
+        gevent.sleep(0.1)
+        limit.maximum = 2
+        caller.get(timeout=PATIENCE)

@@ -14,6 +14,7 @@ from gevent.event import Event
 
 from geventpool import Backoff, ConnectionPool, PoolTimeout
 from geventpool._runtime.timers import Timer
+from support import LIBUV
 from support.objects import Maker
 
 BUSY = 0.3  # longer than any of the times below
@@ -174,4 +175,4 @@ def test_a_dial_a_check_and_a_close_of_a_program_that_computes_have_their_whole_
             verb()
 
     assert len(took) == 3
-    assert min(took) >= 0.2
+    assert min(took) >= (0.199 if LIBUV else 0.2)  # gevent's own Timeout: in whole milliseconds
