@@ -457,6 +457,20 @@ def test_a_unix_socket_needs_no_patching_either(tls_server: OwnMariaDb) -> None:
             assert conn._sock.family == socket.AF_UNIX
 
 
+@pytest.mark.slow
+def test_over_a_unix_socket_a_statement_is_ended_too(tls_server: OwnMariaDb) -> None:
+    path = str(tls_server.folder / "socket")
+    with tls_pool(tls_server, unix_socket=path, ssl_disabled=True, autocommit=True) as pool:
+        conn = pool.acquire()
+        with gevent.Timeout(0.05, False):
+            one(conn, "select sleep(30)")
+        with pytest.raises(pymysql.InterfaceError, match="closed the connection itself"):
+            pool._salvage_connection(conn, None)
+        with pool.get() as other:
+            until(lambda: running(other, conn.thread_id()) is None)
+        pool.discard(conn)
+
+
 # What errors say
 
 
