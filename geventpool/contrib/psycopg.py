@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import psycopg
 from gevent import get_hub, monkey
@@ -33,6 +32,7 @@ _ATTRIBUTES = (
     *("row_factory", "cursor_factory", "server_cursor_factory"),
 )
 _attributes_of = attrgetter(*_ATTRIBUTES)
+_AS_OPENED = "_geventpool_as_opened"  # where they, and the handlers, are kept: in the connection
 
 #: SQLSTATE, or its class.
 _VERDICTS = {
@@ -69,12 +69,14 @@ class PsycopgPool(ConnectionPool[Connection]):
       rollback; both must leave it without an open transaction.  *check*: called with one before it
       is handed out, and as its keepalive; give *check_after* to leave out those just used.  Any
       exception of theirs closes the connection.
-    - *discard_all*: DISCARD ALL on return, so that no SET, temporary table, LISTEN, advisory lock
-      or prepared statement reaches the next user; *configure* is called again after it.
+    - *discard_all*: DISCARD ALL on return, so that no SET, temporary table, LISTEN, notification,
+      advisory lock or prepared statement reaches the next user; *configure* is called again after
+      it.
     - *settings*: those of ConnectionPool.
 
     On return an open or failed transaction is rolled back, and what was set of ``autocommit``,
-    ``isolation_level``, ``row_factory`` and the like is set back.  After a Timeout or a kill the
+    ``isolation_level``, ``row_factory`` and the like is set back, and the handlers of notices and
+    notifications are again those that *configure* has left.  After a Timeout or a kill the
     statement is cancelled at the server, by the pool, and the connection rolled back.
 
     Raises RuntimeError where psycopg would block the hub: it must be imported in a program that
@@ -107,7 +109,6 @@ class PsycopgPool(ConnectionPool[Connection]):
         self._reset = reset
         self._check = check
         self._discard_all = discard_all
-        self._as_opened: WeakKeyDictionary[Connection, Any] = WeakKeyDictionary()
         if check is not None:
             settings.setdefault("check_after", 0.0)
         super().__init__(size, **settings)
@@ -134,12 +135,15 @@ class PsycopgPool(ConnectionPool[Connection]):
     # Hooks
 
     def _new_connection(self) -> Connection:
-        conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
+        conninfo = self._conninfo
+        if callable(conninfo):
+            conninfo = conninfo()
+            _check_conninfo(conninfo)  # as libpq's error would show a password
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
         conn = self._connection_class.connect(conninfo, **kwargs)
         try:
             self._call(self._configure, conn)
-            self._as_opened[conn] = _attributes_of(conn)
+            vars(conn)[_AS_OPENED] = _attributes_of(conn), _handlers_of(conn)
         except BaseException:
             conn.close()
             raise
@@ -159,9 +163,12 @@ class PsycopgPool(ConnectionPool[Connection]):
     def _reset_connection(self, conn: Connection) -> None:
         if conn.pgconn.pipeline_status != PipelineStatus.OFF:
             raise psycopg.InterfaceError("given back in the middle of a pipeline")
+        if getattr(conn, "_notifies_backlog", ()) is None:  # its generator has the lock
+            raise psycopg.InterfaceError("given back in the middle of notifies()")
         if conn.pgconn.transaction_status != _IDLE:
             conn.rollback()
-        as_opened = self._as_opened[conn]
+        as_opened, handlers = vars(conn)[_AS_OPENED]
+        _set_handlers(conn, handlers)
         if _attributes_of(conn) != as_opened:
             for name, value in zip(_ATTRIBUTES, as_opened, strict=True):
                 setattr(conn, name, value)
@@ -169,7 +176,10 @@ class PsycopgPool(ConnectionPool[Connection]):
             conn.autocommit = True  # it may not run in a transaction
             conn.execute("discard all", prepare=False)
             conn.autocommit = as_opened[0]
+            if backlog := getattr(conn, "_notifies_backlog", None):
+                backlog.clear()
             self._call(self._configure, conn)
+            _set_handlers(conn, handlers)  # else each call of configure may add one
         self._call(self._reset, conn)
 
     def _salvage_connection(self, conn: Connection, error: BaseException | None) -> None:
@@ -194,6 +204,14 @@ class PsycopgPool(ConnectionPool[Connection]):
                 f"pool {self.name!r}: {function!r} left the connection in a transaction:"
                 f" {status.name}, not IDLE"
             )
+
+
+def _handlers_of(conn: Connection) -> tuple[list[Any], list[Any]]:
+    return conn._notice_handlers[:], conn._notify_handlers[:]
+
+
+def _set_handlers(conn: Connection, handlers: tuple[list[Any], list[Any]]) -> None:
+    conn._notice_handlers[:], conn._notify_handlers[:] = handlers
 
 
 def verdict_of(error: psycopg.Error) -> Verdict:
@@ -265,11 +283,11 @@ def _drain(conn: Connection) -> None:
 
 def _check_conninfo(conninfo: object) -> None:
     if not isinstance(conninfo, str):
-        raise TypeError(f"conninfo must be a string, or a callable, not {conninfo!r}")
+        raise TypeError(f"conninfo must be a string, or a callable, not {type(conninfo).__name__}")
     try:
         conninfo_to_dict(conninfo)
-    except psycopg.ProgrammingError as error:
-        raise ValueError(f"conninfo: {error}") from None
+    except psycopg.ProgrammingError:  # its text may have the password
+        raise ValueError("conninfo is no connection string") from None
 
 
 def ensure_cooperative() -> None:

@@ -57,17 +57,20 @@ class Psycopg2Pool(ConnectionPool[Any]):
       rollback; both must leave it without an open transaction.  *check*: called with one before it
       is handed out, and as its keepalive; give *check_after* to leave out those just used.  Any
       exception of theirs closes the connection.
-    - *discard_all*: DISCARD ALL on return, so that no SET, temporary table, LISTEN, advisory lock
-      or prepared statement reaches the next user; *configure* is called again after it.
+    - *discard_all*: DISCARD ALL on return, so that no SET, temporary table, LISTEN, notification,
+      advisory lock or prepared statement reaches the next user; *configure* is called again after
+      it.
     - *settings*: those of ConnectionPool.
 
     The first pool installs psycogreen's wait callback for all of psycopg2, unless there is a
-    callback already; nothing needs to be patched.  Names of hosts are looked up by gevent.
+    callback already; nothing needs to be patched.  Names of hosts that the DSN or *kwargs* have are
+    looked up by gevent; one that leads nowhere is left out if another leads somewhere.  What only
+    PGHOST or a service file names libpq looks up itself, which stops the hub meanwhile.
 
     On return an open or failed transaction is rolled back, and what was set of ``autocommit``,
-    ``isolation_level``, ``cursor_factory`` and the like is set back.  A Timeout or a kill during a
-    statement closes the connection: psycopg2 does so itself, and the statement goes on at the
-    server, unless that has ``client_connection_check_interval`` set.
+    ``isolation_level``, ``cursor_factory``, ``notices`` and the like is set back.  A Timeout or a
+    kill during a statement closes the connection: psycopg2 does so itself, and the statement goes
+    on at the server, unless that has ``client_connection_check_interval`` set.
     """
 
     def __init__(
@@ -116,7 +119,10 @@ class Psycopg2Pool(ConnectionPool[Any]):
     # Hooks
 
     def _new_connection(self) -> Any:
-        dsn = self._dsn() if callable(self._dsn) else self._dsn
+        dsn = self._dsn
+        if callable(dsn):
+            dsn = dsn()
+            _check_dsn(dsn)  # as libpq's error would show a password
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
         dsn = _resolved(dsn, kwargs)
         try:
@@ -126,7 +132,7 @@ class Psycopg2Pool(ConnectionPool[Any]):
             raise error.with_traceback(None) from None
         try:
             self._call(self._configure, conn)
-            self._as_opened[conn] = _attributes_of(conn)
+            self._as_opened[conn] = _attributes_of(conn), conn.notices, conn.notifies
         except BaseException:
             conn.close()
             raise
@@ -145,13 +151,15 @@ class Psycopg2Pool(ConnectionPool[Any]):
 
     def _reset_connection(self, conn: Any) -> None:
         _roll_back(conn)
-        as_opened = self._as_opened[conn]
+        as_opened, notices, notifies = self._as_opened[conn]
+        conn.notices, conn.notifies = notices, notifies
         if _attributes_of(conn) != as_opened:
             _set_attributes(conn, as_opened)
         if self._discard_all:
             conn.autocommit = True  # it may not run in a transaction
             _execute(conn, "discard all")
             _set_attributes(conn, as_opened)
+            conn.notices, conn.notifies = [], []
             self._call(self._configure, conn)
         self._call(self._reset, conn)
 
@@ -199,11 +207,11 @@ def verdict_of(error: Any) -> Verdict:
 
 def _check_dsn(dsn: object) -> None:
     if not isinstance(dsn, str):
-        raise TypeError(f"dsn must be a string, or a callable, not {dsn!r}")
+        raise TypeError(f"dsn must be a string, or a callable, not {type(dsn).__name__}")
     try:
         extensions.parse_dsn(dsn)
-    except psycopg2.ProgrammingError as error:
-        raise ValueError(f"dsn: {error}") from None
+    except psycopg2.ProgrammingError:  # its text may have the password
+        raise ValueError("dsn is no connection string") from None
 
 
 def _execute(conn: Any, statement: str) -> None:
@@ -241,11 +249,18 @@ def _resolved(dsn: str, kwargs: Mapping[str, Any]) -> str:
         return str(extensions.make_dsn(**parameters))
     ports = parameters.get("port", "").split(",")
     ports = ports * len(hosts) if len(ports) == 1 else ports
-    found = [
-        (host, address, port)
-        for host, port in zip(hosts, ports, strict=True)
-        for address in _addresses(host)
-    ]
+    found: list[tuple[str, str, str]] = []
+    failed: OSError | None = None
+    for host, port in zip(hosts, ports, strict=True):
+        try:
+            found += [(host, address, port) for address in _addresses(host)]
+        except OSError as error:  # libpq goes on with the next, too
+            failed = failed or error
+    if failed is not None and not found:
+        try:
+            raise failed
+        finally:
+            del failed  # else the two hold each other
     for name, values in zip(("host", "hostaddr", "port"), zip(*found, strict=True), strict=True):
         parameters[name] = ",".join(values)
     return str(extensions.make_dsn(**parameters))

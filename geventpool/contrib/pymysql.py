@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 
 import pymysql
 from gevent.ssl import SSLSocket
-from pymysql.constants import CR, ER, SERVER_STATUS
+from pymysql.constants import CLIENT, CR, ER, SERVER_STATUS
+from pymysql.cursors import Cursor
 
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
@@ -39,6 +41,13 @@ _FAREWELLS = {
     1927,  # ER_CONNECTION_KILLED, of MariaDB
     4031,  # ER_CLIENT_INTERACTION_TIMEOUT, of MySQL
 }
+#: What may select another database: a USE, after any comments, and an EXECUTE, whose may be one.
+_MAY_MOVE = re.compile(
+    rb"(?:\A|;)"
+    rb"(?:\s|/\*M?!\d*|/\*(?!M?!)[^*]*(?:\*(?!/)[^*]*)*\*/|\*/|--[^\n]*\n|#[^\n]*\n)*"
+    rb"(?:use|execute)\b",
+    re.IGNORECASE,
+)
 
 
 class PyMySQLPool(ConnectionPool[Any]):
@@ -59,9 +68,15 @@ class PyMySQLPool(ConnectionPool[Any]):
     patched.  There is one SSLContext for all dials.
 
     On return a transaction is rolled back: with ``autocommit=True`` only if the server says that
-    there is one, which saves a round trip each time; and what was set of ``autocommit`` and the
-    database is set back.  After a Timeout or a kill the statement is killed at the server, over a
-    connection of its own; PyMySQL has closed its connection by then if it waited for a reply.
+    there is one, which saves a round trip each time; and what was set of ``autocommit``,
+    ``cursorclass``, ``encoders``, ``decoders``, the character set and the database is set back to
+    what it was after *configure*.  A connection that had no database and has one is closed, as none
+    can be deselected: give *database* if you select others.
+
+    After a Timeout or a kill the statement is killed at the server, over a connection of its own;
+    PyMySQL has closed its connection by then if it waited for a reply.  It is killed only if the
+    server that is reached has that session, by its id and our port: behind a balancer, a proxy or a
+    NAT it may go on, and the connection is closed.
     """
 
     def __init__(
@@ -112,12 +127,13 @@ class PyMySQLPool(ConnectionPool[Any]):
 
     def _new_connection(self) -> Any:
         conn = self._dial()
-        if self._configure is not None:
-            try:
+        try:
+            if self._configure is not None:
                 self._configure(conn)
-            except BaseException:
-                conn.close()
-                raise
+            conn.note_as_opened()
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
     def _socket(self, conn: Any) -> Any:
@@ -132,18 +148,15 @@ class PyMySQLPool(ConnectionPool[Any]):
     def _reset_connection(self, conn: Any) -> None:
         if (result := conn._result) is not None and result.unbuffered_active:
             raise pymysql.InterfaceError("given back with a result that is read by half")
-        template = self._template
         if self._reset_session:
             self._make_new(conn)
             return
         # An error says nothing of the transaction: without autocommit it may have begun one.
         if conn.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS or not conn.get_autocommit():
             conn.rollback()
-        wanted = template.autocommit_mode
-        if wanted is not None and wanted != conn.get_autocommit():
-            conn.autocommit(wanted)
-        if template.db is not None and conn.selected not in (None, template.db):
-            conn.select_db(template.db)
+        conn.set_back()
+        if conn.moved:
+            conn.go_home()
 
     def _close_connection(self, conn: Any) -> None:
         if conn._result is not None:
@@ -175,6 +188,7 @@ class PyMySQLPool(ConnectionPool[Any]):
 
     def _dial(self) -> Any:
         conn = copy.copy(self._template)
+        conn.encoders, conn.decoders = dict(conn.encoders), dict(conn.decoders)
         password = self._password() if callable(self._password) else self._password
         if password:
             conn.password = password.encode("latin1") if isinstance(password, str) else password
@@ -186,6 +200,7 @@ class PyMySQLPool(ConnectionPool[Any]):
         template = self._template
         conn._execute_command(_COM_RESET_CONNECTION, b"")
         conn._read_ok_packet()
+        conn.set_back()
         conn.set_character_set(template.charset, template.collation)
         if template.sql_mode is not None:
             conn.query(f"set sql_mode={conn.escape(template.sql_mode)}")
@@ -193,15 +208,19 @@ class PyMySQLPool(ConnectionPool[Any]):
             conn.query(template.init_command)
         if template.autocommit_mode is not None:
             conn.autocommit(template.autocommit_mode)
-        if template.db is not None:  # a server may have kept another
-            conn.select_db(template.db)
+        if conn.moved or conn.home is not None:  # a server may have kept another
+            conn.go_home()
         if self._configure is not None:
             self._configure(conn)
+        conn.moved = False
 
     def _kill(self, how: str, conn: Any) -> None:
-        """End what the session of *conn* does, or the session."""
+        """End what the session of *conn* does, or the session; raises if it is at another server,
+        where its id may be that of anybody's."""
         other = self._dial()
         try:
+            if conn.own_port is not None and not other.has_session(conn):
+                raise pymysql.InterfaceError("it is not at the server that was reached")
             other.query(f"{how} {conn.thread_id()}")
         finally:
             other.close()
@@ -221,13 +240,79 @@ def verdict_of(error: Any) -> Verdict:
 
 class _Connection(pymysql.connections.Connection):  # type: ignore[misc]
     """One that is closed when a statement was sent by half, as PyMySQL's is by half a reply; and
-    that knows which database was selected."""
+    that knows how it was as it was opened."""
 
-    selected: str | None = None  # by select_db; None: still that of the dial
+    own_port: int | None = None  # of our end; None: a Unix socket
+    home: str | None = None  # the database as opened
+    moved = False  # another may have been selected
+    encoders: dict[Any, Any]
+    decoders: dict[Any, Any]
+    _as_opened: tuple[Any, ...]
+
+    def connect(self, sock: Any = None) -> None:
+        super().connect(sock)
+        name = self._sock.getsockname()
+        self.own_port = name[1] if isinstance(name, tuple) else None
 
     def select_db(self, db: str) -> None:
+        self.moved = True
         super().select_db(db)
-        self.selected = db
+
+    def query(self, sql: Any, unbuffered: bool = False) -> Any:
+        if isinstance(sql, str):
+            sql = sql.encode(self.encoding)
+        # Only where one may have several statements it can be in the middle.
+        several = self.client_flag & CLIENT.MULTI_STATEMENTS
+        if (_MAY_MOVE.search if several else _MAY_MOVE.match)(sql):
+            self.moved = True
+        return super().query(sql, unbuffered)
+
+    def note_as_opened(self) -> None:
+        self._as_opened = (
+            *(self.cursorclass, dict(self.encoders), dict(self.decoders), self.use_unicode),
+            *(self.charset, self.collation, self.get_autocommit()),
+        )
+        self.home = self._database() if self.moved else self.db
+        self.moved = False
+
+    def set_back(self) -> None:
+        """Set back what was set through this object; the database apart."""
+        cursorclass, encoders, decoders, use_unicode, charset, collation, autocommit = (
+            self._as_opened
+        )
+        self.cursorclass, self.use_unicode = cursorclass, use_unicode
+        if self.encoders != encoders:
+            self.encoders = dict(encoders)
+        if self.decoders != decoders:
+            self.decoders = dict(decoders)
+        if (self.charset, self.collation) != (charset, collation):
+            self.set_character_set(charset, collation)
+        if self.get_autocommit() != autocommit:
+            self.autocommit(autocommit)
+
+    def go_home(self) -> None:
+        """Select the database as opened."""
+        if self.home is not None:
+            self.select_db(self.home)
+        elif (other := self._database()) is not None:
+            raise pymysql.InterfaceError(
+                f"given back with the database {other!r}, and it was opened with none"
+            )
+        self.moved = False
+
+    def has_session(self, conn: Any) -> bool:
+        """Whether the server that this one is at is that of *conn*."""
+        with self.cursor(Cursor) as cursor:
+            found = cursor.execute(
+                "select 1 from information_schema.processlist where id = %s and host like %s",
+                (conn.thread_id(), f"%:{conn.own_port}"),
+            )
+        return bool(found)
+
+    def _database(self) -> Any:
+        with self.cursor(Cursor) as cursor:
+            cursor.execute("select database()")
+            return cursor.fetchone()[0]
 
     def _write_bytes(self, data: bytes) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -253,8 +254,8 @@ def test_the_keepalive_asks_the_server_and_leaves_no_transaction(make: MakePool)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"conninfo": "host"}, 'conninfo: missing "="'),
-        ({"conninfo": 5}, "conninfo must be a string, or a callable, not 5"),
+        ({"conninfo": "host"}, "conninfo is no connection string"),
+        ({"conninfo": 5}, "conninfo must be a string, or a callable, not int"),
         ({"configure": 1}, "configure must be callable"),
         ({"reset": "x"}, "reset must be callable"),
         ({"check": ()}, "check must be callable"),
@@ -267,7 +268,69 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> N
         PsycopgPool(**{"conninfo": "", "size": 1, **arguments})
 
 
+@cooperative
+@pytest.mark.parametrize("given", [b"user=me password=hunter2", "user=me password=my hunter2"])
+def test_what_is_said_of_a_wrong_argument_has_no_password(make: MakePool, given: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        PsycopgPool(given, 1)
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+    pool = make(lambda: given, fail_fast=True)
+    with pytest.raises((TypeError, ValueError)) as raised:
+        pool.acquire()
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
 # The state of a session
+
+
+@cooperative
+def test_discard_all_leaves_no_notification_for_the_next_user(make: MakePool) -> None:
+    pool = make(discard_all=True, kwargs={"autocommit": True})
+    with pool.get() as conn:
+        conn.execute(f"listen {TABLE}")
+        conn.execute(f"notify {TABLE}, 'of another'")
+        conn.execute("select 1")
+    with pool.get() as again:
+        assert again is conn
+        assert list(again.notifies(timeout=0)) == []
+
+
+@cooperative
+@pytest.mark.parametrize("discard_all", [False, True])
+def test_the_handlers_of_a_user_go_with_it_and_those_of_configure_stay(
+    make: MakePool, discard_all: bool
+) -> None:
+    heard: list[str] = []
+
+    def configure(conn: Any) -> None:
+        conn.add_notice_handler(lambda diag: heard.append(diag.message_primary))
+
+    pool = make(discard_all=discard_all, configure=configure, kwargs={"autocommit": True})
+    with pool.get() as conn:
+        conn.add_notice_handler(lambda diag: heard.append("of another"))
+        conn.add_notify_handler(lambda notify: heard.append("of another"))
+    for _ in range(2):
+        with pool.get() as again:
+            assert again is conn
+            again.execute(f"listen {TABLE}")
+            again.execute(f"notify {TABLE}")
+            again.execute("do $$ begin raise notice 'mine'; end $$")
+    assert heard == ["mine", "mine"]
+
+
+@cooperative
+def test_a_return_in_the_middle_of_notifies_fails_and_waits_for_nothing(make: MakePool) -> None:
+    pool = make(discard_all=True, kwargs={"autocommit": True})
+    conn = pool.acquire()
+    conn.execute(f"listen {TABLE}")
+    conn.execute(f"notify {TABLE}")
+    half = conn.notifies()
+    next(half)
+    with gevent.Timeout(2), pytest.raises(psycopg.InterfaceError, match=r"of notifies\(\)"):
+        pool._reset_connection(conn)
+    pool.discard(conn)
+    half.close()
 
 
 @cooperative

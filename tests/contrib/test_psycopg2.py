@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -186,6 +188,16 @@ def test_a_name_that_leads_nowhere_is_a_failed_dial(make: MakePool) -> None:
         pool.acquire()
 
 
+@pytest.mark.parametrize("hosts", ["db1.invalid,127.0.0.1", "127.0.0.1,db1.invalid"])
+def test_a_name_that_leads_nowhere_does_not_stand_in_the_way_of_another(
+    make: MakePool, hosts: str
+) -> None:
+    host, port = require_server("postgres")
+    pool = make(dsn(host=hosts.replace("127.0.0.1", host), port=f"{port},{port}"), fail_fast=True)
+    with pool.get() as conn:
+        assert one(conn, "select 42") == 42
+
+
 # Transactions
 
 
@@ -296,8 +308,8 @@ def test_after_discard_all_a_session_is_as_new_and_configured_again(make: MakePo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dsn": "host"}, 'dsn: .*missing "="'),
-        ({"dsn": 5}, "dsn must be a string, or a callable, not 5"),
+        ({"dsn": "host"}, "dsn is no connection string"),
+        ({"dsn": 5}, "dsn must be a string, or a callable, not int"),
         ({"configure": 1}, "configure must be callable"),
         ({"reset": "x"}, "reset must be callable"),
         ({"check": ()}, "check must be callable"),
@@ -307,6 +319,58 @@ def test_after_discard_all_a_session_is_as_new_and_configured_again(make: MakePo
 def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         Psycopg2Pool(**{"dsn": "", "size": 1, **arguments})
+
+
+@pytest.mark.parametrize("given", [b"user=me password=hunter2", "user=me password=my hunter2"])
+def test_what_is_said_of_a_wrong_argument_has_no_password(make: MakePool, given: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        Psycopg2Pool(given, 1)
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+    pool = make(lambda: given, fail_fast=True)
+    with pytest.raises((TypeError, ValueError)) as raised:
+        pool.acquire()
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
+# The state of a session
+
+
+def test_discard_all_leaves_no_notification_or_notice_for_the_next_user(make: MakePool) -> None:
+    pool = make(discard_all=True)
+    for _ in range(2):
+        with pool.connection() as conn:
+            assert (conn.notifies, conn.notices) == ([], [])
+            execute(conn, f"listen {TABLE}")
+            execute(conn, f"notify {TABLE}")
+            execute(conn, "do $$ begin raise notice 'of another'; end $$")
+            conn.commit()
+            assert conn.notifies
+            assert conn.notices
+    assert pool.stats().opened == 1
+
+
+@pytest.mark.parametrize("discard_all", [False, True])
+def test_what_takes_the_notices_for_a_user_goes_with_it_and_that_of_configure_stays(
+    make: MakePool, discard_all: bool
+) -> None:
+    configured: deque[str] = deque()
+    others: deque[str] = deque()
+
+    def configure(conn: Any) -> None:
+        conn.notices = configured
+
+    pool = make(discard_all=discard_all, configure=configure)
+    with pool.get() as conn:
+        conn.notices = conn.notifies = others
+    for _ in range(2):
+        with pool.connection() as again:
+            assert again is conn
+            execute(again, f"listen {TABLE}")
+            execute(again, f"notify {TABLE}")
+            execute(again, "do $$ begin raise notice 'mine'; end $$")
+    assert [each.strip() for each in configured] == ["NOTICE:  mine"] * 2
+    assert not others
 
 
 # What errors say

@@ -14,6 +14,7 @@ import gevent.socket
 import gevent.ssl
 import pymysql
 import pytest
+from pymysql.constants import CLIENT, FIELD_TYPE
 
 from geventpool import ConnectError, Verdict
 from geventpool.contrib.pymysql import PyMySQLPool
@@ -97,6 +98,92 @@ def test_autocommit_and_the_database_are_as_they_were_asked_for(make: MakePool) 
         assert one(conn, "select @@autocommit") == 1
         assert one(conn, "select database()") == "mysql"
     assert pool.stats().opened == 1
+
+
+@pytest.mark.parametrize("reset_session", [False, True])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "use information_schema",
+        "USE`information_schema`",
+        "/* why * not */ -- so\n # and so\n /*!40000 use information_schema */",
+        "execute immediate 'use information_schema'",
+        b"use information_schema",
+    ],
+)
+def test_after_a_use_the_next_user_is_in_the_database_that_was_asked_for(
+    make: MakePool, statement: Any, reset_session: bool
+) -> None:
+    pool = make(database="mysql", reset_session=reset_session)
+    for _ in range(2):
+        with pool.get() as conn:
+            assert one(conn, "select database()") == "mysql"
+            conn.query(statement)
+            assert one(conn, "select database()") == "information_schema"
+    assert pool.stats().opened == 1
+
+
+def test_so_it_is_after_one_among_several_statements(make: MakePool) -> None:
+    pool = make(database="mysql", client_flag=CLIENT.MULTI_STATEMENTS)
+    with pool.get() as conn, conn.cursor() as cursor:
+        cursor.execute("select 1; use information_schema")
+        while cursor.nextset():
+            pass
+    with pool.get() as again:
+        assert again is conn
+        assert one(again, "select database()") == "mysql"
+
+
+@pytest.mark.parametrize("reset_session", [False, True])
+def test_one_that_had_no_database_and_has_one_is_closed(
+    make: MakePool, reset_session: bool
+) -> None:
+    pool = make(reset_session=reset_session)
+    with pool.get() as conn:
+        one(conn, "execute immediate 'select 1'")  # selects none
+    with pool.get() as again:
+        assert again is conn
+        one(again, "use mysql")
+    with pool.get() as other:
+        assert other is not conn
+        assert one(other, "select database()") is None
+
+
+def test_the_database_and_autocommit_of_configure_are_set_back_to(make: MakePool) -> None:
+    def configure(conn: Any) -> None:
+        one(conn, "use mysql")
+        conn.autocommit(True)
+
+    pool = make(configure=configure)
+    for _ in range(2):
+        with pool.get() as conn:
+            assert one(conn, "select database()") == "mysql"
+            assert one(conn, "select @@autocommit") == 1
+            conn.select_db("information_schema")
+    assert pool.stats().opened == 1
+
+
+@pytest.mark.parametrize("reset_session", [False, True])
+def test_what_a_user_set_of_the_client_is_set_back(make: MakePool, reset_session: bool) -> None:
+    pool = make(2, database="mysql", reset_session=reset_session)
+    with pool.get() as conn, pool.get() as other:
+        first = conn.charset, conn.encoding, one(conn, "select @@character_set_client")
+        conn.cursorclass = pymysql.cursors.DictCursor
+        conn.encoders[str] = lambda value, mapping=None: "'changed'"
+        conn.decoders[FIELD_TYPE.LONGLONG] = lambda value: "changed"
+        conn.use_unicode = False
+        conn.set_character_set("latin1")
+        assert one(other, "select %s", 42) == 42  # they share nothing
+        assert str not in other.encoders or other.encoders[str] is not conn.encoders[str]
+        assert other.decoders[FIELD_TYPE.LONGLONG] is int
+    with pool.get() as one_of_them, pool.get() as the_other:
+        assert {one_of_them, the_other} == {conn, other}
+        assert type(conn.cursor()) is pymysql.cursors.Cursor
+        assert conn.use_unicode
+        assert conn.encoders == other.encoders
+        assert conn.decoders == other.decoders
+        now = conn.charset, conn.encoding, one(conn, "select @@character_set_client")
+        assert now == first
 
 
 def test_a_result_that_was_read_by_half_is_not_read_to_its_end(make: MakePool) -> None:
@@ -201,6 +288,35 @@ def test_a_statement_that_was_given_up_is_ended_at_the_server(make: MakePool) ->
             pool._salvage_connection(conn, None)
         until(lambda: running(other, conn.thread_id()) is None)
     pool.discard(conn)
+
+
+def test_a_session_of_another_server_is_never_killed_for_its_id(make: MakePool) -> None:
+    pool, others = make(), make(autocommit=True)
+    with others.get() as stranger:
+        conn = pool.acquire()
+        with gevent.Timeout(0.05, False):
+            one(conn, "select sleep(0.1)")
+        assert not conn.open
+        # As it is if the pool reaches another server for the KILL, where the id is a stranger's.
+        conn.server_thread_id = stranger.server_thread_id
+        with pytest.raises(pymysql.InterfaceError, match="not at the server that was reached"):
+            pool._salvage_connection(conn, None)
+        pool.discard(conn)
+        assert one(stranger, "select 42") == 42
+
+
+def test_through_a_proxy_what_cannot_be_ended_costs_the_connection(make: MakePool) -> None:
+    with ChaosProxy(require_server("mariadb")) as proxy:
+        pool = make(host=proxy.address[0], port=proxy.address[1])
+        conn = pool.acquire()
+        cursor = conn.cursor(pymysql.cursors.SSCursor)
+        cursor.execute("select seq from mysql.seq_1_to_100000000")
+        with pytest.raises(pymysql.InterfaceError, match="not at the server that was reached"):
+            pool._salvage_connection(conn, None)
+        pool.discard(conn)
+        with pool.get() as other:
+            assert one(other, "select 42") == 42
+        pool.close()
 
 
 def test_a_result_that_was_read_by_half_is_ended_and_the_connection_goes_on(
@@ -339,6 +455,20 @@ def test_a_unix_socket_needs_no_patching_either(tls_server: OwnMariaDb) -> None:
         gevent.joinall(queries, raise_error=True)
         with pool.get() as conn:
             assert conn._sock.family == socket.AF_UNIX
+
+
+@pytest.mark.slow
+def test_over_a_unix_socket_a_statement_is_ended_too(tls_server: OwnMariaDb) -> None:
+    path = str(tls_server.folder / "socket")
+    with tls_pool(tls_server, unix_socket=path, ssl_disabled=True, autocommit=True) as pool:
+        conn = pool.acquire()
+        with gevent.Timeout(0.05, False):
+            one(conn, "select sleep(30)")
+        with pytest.raises(pymysql.InterfaceError, match="closed the connection itself"):
+            pool._salvage_connection(conn, None)
+        with pool.get() as other:
+            until(lambda: running(other, conn.thread_id()) is None)
+        pool.discard(conn)
 
 
 # What errors say
