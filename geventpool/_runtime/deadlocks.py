@@ -9,7 +9,7 @@ moment later, for all that have come by then.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import monotonic, perf_counter
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
 from geventpool._runtime.introspection import holder_of, stack_of
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["DeadlockWatch"]
 
 _SOON = 0.01  # seconds from a caller's coming to the look
-_SHARE = 0.01  # of the time, at most, is spent on looking
+_SHARE = 0.01  # of the time, at most, is spent on looking,
+_LATEST = 0.5  # but a look comes after so many seconds at the latest
 _BRIEF = 0.5  # seconds: a wait that lasts no longer, at most, is over by itself soon enough
 _NESTED = "nested"  # in the set of what a pool has warned of
 
@@ -55,9 +56,9 @@ class DeadlockWatch:
     def _look(self) -> None:
         """(In the hub: nothing here may switch, nor log.)"""
         self.idle = True
-        began = perf_counter()
+        began = thread_time()
         stuck = self._stuck(list(self._scheduler.with_waiters))
-        self._pause = max(_SOON, (perf_counter() - began) / _SHARE)
+        self._pause = min(max(_SOON, (thread_time() - began) / _SHARE), _LATEST)
         if stuck:
             youngest = max(stuck, key=_by_ticket)
             self._scheduler.refuse(youngest, PoolDeadlock(), monotonic())
