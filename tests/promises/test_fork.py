@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -21,6 +22,8 @@ from gevent import monkey
 from gevent.event import Event
 
 from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
+from geventpool._runtime import fork as forking
+from geventpool._runtime import runtime as runtimes
 from support import LIBUV, ROOT, TESTS
 from support.child import FORKS, Child, close_now, raw_fork
 from support.servers import Driver, Pulse, ask
@@ -862,3 +865,24 @@ def test_pools_left_by_threads_that_have_ended_keep_no_child_from_its_own(
     assert not set(in_child) & set(before)
     for sock in opened:
         close_now(sock._sock.detach())  # close() would ask a hub that is gone
+
+
+@FORKS
+def test_what_goes_wrong_with_the_pools_of_one_thread_keeps_no_child_from_its_own(
+    server: tuple[str, int], fork: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = forking.let_go
+    with ConnectionPool(2, connect=SocketFactory(server)) as pool:
+        before = all_of(pool)
+        own = pool._runtime
+        gone = SimpleNamespace(hub=object(), dead=True, ident=0)
+        monkeypatch.setattr(runtimes, "_runtimes", [gone, own])
+
+        def let_own_go(runtime: Any, forked: Any) -> None:
+            if runtime is not own:
+                raise RuntimeError("its loop is gone")
+            let_go(runtime, forked)
+
+        monkeypatch.setattr(forking, "let_go", let_own_go)
+        in_child = Child(fork, lambda: all_of(pool)).result()
+    assert not set(in_child) & set(before)
