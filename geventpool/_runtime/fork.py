@@ -99,7 +99,8 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     for bucket in buckets:
         _forget(runtime, bucket)
     leave_behind(strays)
-    runtime.hub_lag.forget()
+    if get_ident() == runtime.ident:  # of another thread, the loop may have been at its timers
+        runtime.hub_lag.forget()
     runtime.loop.run_callback(runtime.revive)
 
 
