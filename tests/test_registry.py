@@ -10,6 +10,7 @@ import geventpool.pools
 from geventpool import ConnectionManager, ConnectionPool, EndpointPool, registry
 from geventpool.testing import EchoServer
 from support.objects import Conn, Maker
+from support.threads import Thread
 from support.waiting import until
 
 
@@ -90,25 +91,24 @@ def test_the_name_is_the_package_of_the_pools_as_well() -> None:
 
 
 def test_another_thread_may_ask_while_pools_come_and_go() -> None:
-    done = threading.Event()
-    asked: list[int] = []
+    done: list[bool] = []
 
-    def ask() -> None:
-        while not done.is_set():
-            asked.append(len(geventpool.pools()))
+    def ask() -> int:
+        asked = 0
+        while not done:
+            asked += bool(geventpool.pools() is not None)
+        return asked
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    thread = threading.Thread(target=ask)
-    thread.start()
     try:
+        thread = Thread(ask)
         for _ in range(300):
             registry.register(Open())
     finally:
-        done.set()
-        thread.join()
+        done.append(True)
         sys.setswitchinterval(interval)
-    assert asked
+    assert thread.result() > 0
 
 
 class Open:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from geventpool.observe import metrics_text, snapshot
 from support import ROOT
 from support.objects import Maker
 from support.servers import require_program
-from support.waiting import until
+from support.waiting import block, until
 
 RULES = ROOT / "docs" / "alerts.yml"
 SOON = Backoff(first=0.01, longest=0.01)
@@ -64,7 +63,7 @@ def held_long(pool: Pool, maker: Maker) -> Iterator[None]:
 @contextmanager
 def computing(pool: Pool, maker: Maker) -> Iterator[None]:
     """A greenlet computes for a second, and lets nobody run."""
-    time.sleep(1.2)
+    block(1.2)
     gevent.sleep(0.01)
     yield
 

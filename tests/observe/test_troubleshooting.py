@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from geventpool.testing import EchoServer, closed_port
 from support import ROOT
 from support.objects import Maker
 from support.status_page import get, pools_shown
-from support.waiting import until, until_readable
+from support.waiting import block, until, until_readable
 
 pytestmark = pytest.mark.usefixtures("run_folder")
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -260,7 +259,7 @@ def test_a_greenlet_that_computes_is_told_from_a_slow_server(maker: Maker) -> No
     with ConnectionPool(1, connect=maker, name="db") as pool:
         pool.fill()
         gevent.sleep(0.6)  # the lag is looked at twice a second
-        time.sleep(1.2)  # computes
+        block(1.2)  # computes
         gevent.sleep(0)
         shown = pools_shown(history="1")["db"]
         assert shown["stats"]["hub_lag"] >= 0.5

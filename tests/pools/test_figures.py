@@ -14,7 +14,7 @@ from geventpool.stats import BOUNDS, Duration, Histogram
 from geventpool.testing import FakeClock
 from support.child import FORKS, Child
 from support.objects import Maker
-from support.waiting import until
+from support.waiting import block, until
 
 SOON = Backoff(first=0.01, longest=0.01)
 
@@ -139,7 +139,7 @@ def test_a_greenlet_that_computes_shows_as_lag_of_the_hub(maker: Maker) -> None:
         pool.fill()
         pool._runtime.hub_lag.forget()  # what other tests have done
         until(lambda: pool.stats().hub_lag > 0.0)  # it looks twice a second
-        time.sleep(1.0)  # as one that computes: gevent has not patched it here
+        block(1.0)
         gevent.sleep(0.01)
         assert 0.4 <= pool.stats().hub_lag < 5.0
 
@@ -149,7 +149,7 @@ def test_a_hub_that_does_not_run_at_all_shows_too(maker: Maker) -> None:
     with ConnectionPool(1, connect=maker) as pool:
         pool.fill()
         pool._runtime.hub_lag.forget()  # what other tests have done
-        time.sleep(1.0)
+        block(1.0)
         assert pool.stats().hub_lag >= 0.4
 
 
@@ -170,7 +170,7 @@ def test_a_child_begins_without_the_lag_and_the_outage_of_its_parent(
     with caplog.at_level(logging.INFO, "geventpool"):
         with ConnectionPool(1, connect=maker, backoff=SOON) as pool:
             until(lambda: pool.stats().dial_failed)
-            time.sleep(1.0)
+            block(1.0)
             lag, said = Child(fork, fill).result()
     assert lag < 0.4
     assert not said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,8 @@ from geventpool import (
 )
 from geventpool.observe.worker_socket import workers
 from geventpool.testing import EchoServer, closed_port
+from support.threads import Thread
+from support.waiting import until
 
 
 class Worker:
@@ -114,26 +115,23 @@ def test_the_master_closes_nothing_for_a_worker_that_it_did_not_find() -> None:
 
 
 def test_the_pools_of_other_threads_are_left_to_them() -> None:
-    made, done = threading.Event(), threading.Event()
-    found: list[Any] = []
+    made: list[Any] = []
+    done: list[bool] = []
 
-    def work() -> None:
+    def work() -> bool:
         with EchoServer() as server:
             with ConnectionPool(1, connect=SocketFactory(server.address)) as pool:
-                found.append(pool)
-                made.set()
-                while not done.wait(0):
+                made.append(pool)
+                while not done:
                     gevent.sleep(0.001)
-                found.append(pool.closed)
+                return pool.closed
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert made.wait(10)
+    thread = Thread(work)
+    until(lambda: made)
     gunicorn.post_worker_init(Worker())
     gunicorn.worker_exit(None, Worker())
-    done.set()
-    thread.join()
-    assert found[1] is False
+    done.append(True)
+    assert thread.result() is False
 
 
 def test_the_master_takes_the_gauges_of_a_dead_worker_out_of_the_metrics(

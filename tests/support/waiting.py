@@ -13,9 +13,10 @@ import gevent.socket
 import pytest
 from gevent import monkey
 
-__all__ = ["until", "until_readable"]
+__all__ = ["block", "until", "until_readable"]
 
 raw_select = monkey.get_original("select", "select")
+raw_sleep = monkey.get_original("time", "sleep")
 
 
 def until(
@@ -35,3 +36,8 @@ def until_readable(fd: int, seconds: float = 30.0) -> None:
     # On gevent's libuv loop wait_read() may return at once: for what was read just before.
     while not raw_select([fd], [], [], 0)[0]:
         gevent.socket.wait_read(fd, timeout=seconds)
+
+
+def block(seconds: float) -> None:
+    """Keep the hub from running, as a greenlet that computes does; in a patched program, too."""
+    raw_sleep(seconds)
