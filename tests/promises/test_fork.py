@@ -641,6 +641,7 @@ def test_the_pool_of_another_thread_notices_hang_ups_after_a_child_has_come_and_
             all_of(pool)
             filled.append(True)
             until(lambda: pool.stats().closed[Reason.PEER_CLOSED] == 3)
+        gevent.idle()  # no greenlet that is about to begin is left to a hub that is gone
 
     filled: list[bool] = []
     thread = Thread(in_thread)
