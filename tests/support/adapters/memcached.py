@@ -9,12 +9,12 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from gevent.select import select
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from support.contract import Adapter, Address
 from support.descriptors import clients_of
 from support.own_servers import OwnServer
+from support.waiting import until_readable
 
 __all__ = ["OwnMemcached", "Pymemcache"]
 
@@ -77,7 +77,7 @@ class Pymemcache(Adapter):
         assert state == "a reply not read"
         conn.set("stale", "not yours", expire=60)
         conn.sock.sendall(b"get stale\r\n")
-        return select([conn.sock], [], [], 5)
+        return until_readable(conn.sock.fileno())
 
     def remains(self, state: str, conn: Any) -> object:
         return conn.get("never")
