@@ -22,7 +22,7 @@ computed = []
 
 
 def square(number):
-    """From the cache if it is there; else computed, once, whoever else wants it meanwhile."""
+    """From the cache if it is there; else computed, once, however many want it meanwhile."""
     key = f"example:square:{number}"
     with cache.lock(f"{key}:lock", timeout=5, sleep=0.01):
         if (found := cache.get(key)) is None:

@@ -13,7 +13,7 @@ __all__ = ["draw"]
 
 _BIN = 0.5  # seconds
 
-# Colours that are told apart by whoever sees few of them (Okabe and Ito), and lines without any.
+# Colours that are told apart by those who see few of them (Okabe and Ito), and lines without any.
 _STYLES: dict[str, dict[str, Any]] = {
     PLAIN: {"color": "#D55E00", "linestyle": "-", "linewidth": 2.2},
     CODEL: {"color": "#0072B2", "linestyle": "-", "linewidth": 2.2},

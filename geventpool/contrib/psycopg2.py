@@ -220,7 +220,7 @@ def _execute(conn: Any, statement: str) -> None:
 
 
 def _roll_back(conn: Any) -> None:
-    """End a transaction, whoever began it; raises if *conn* is closed, or a statement is due."""
+    """End any transaction; raises if *conn* is closed, or a statement is due."""
     status = conn.info.transaction_status
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
         raise psycopg2.InterfaceError("given back while a statement of its user is under way")

@@ -46,8 +46,8 @@ class GeventPool(Pool):
     - *min_size*: so many connections are kept open, once the pool is used for the first time.
     - *pool_settings*: further settings of ConnectionPool, as ``{"keepalive": 30.0}``, which pings.
 
-    Connections are opened in the background, and whoever waits in line is served in the order it
-    came; one whose peer has hung up is never handed out, without a ping.  What is recycled or
+    Connections are opened in the background, and callers in line are served in the order in
+    which they came; one whose peer has hung up is never handed out, without a ping.  What is recycled or
     invalidated is replaced by a dial of the pool's, too; only what fails its ping, or the event
     ``checkout``, is connected anew by its user.
 

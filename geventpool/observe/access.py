@@ -1,4 +1,4 @@
-"""Who may look: by default whoever is on this machine, and came without a proxy."""
+"""Who may look: by default clients on this machine that came without a proxy."""
 
 from __future__ import annotations
 
