@@ -46,10 +46,10 @@ class GeventPool(Pool):
     - *min_size*: so many connections are kept open, once the pool is used for the first time.
     - *pool_settings*: further settings of ConnectionPool, as ``{"keepalive": 30.0}``, which pings.
 
-    Connections are opened in the background, and callers in line are served in the order in
-    which they came; one whose peer has hung up is never handed out, without a ping.  What is recycled or
-    invalidated is replaced by a dial of the pool's, too; only what fails its ping, or the event
-    ``checkout``, is connected anew by its user.
+    Connections are opened in the background, and callers in line are served in the order in which
+    they came; a connection whose peer has hung up is never handed out, without a ping.  What is
+    recycled or invalidated is replaced by a dial of the pool's, too; only what fails its ping, or
+    the event ``checkout``, is connected anew by its user.
 
     ``connect`` raises ``sqlalchemy.exc.TimeoutError`` if no connection came free in time; its
     ``__cause__`` is the PoolTimeout.  While nothing is open and dials fail it raises what the last

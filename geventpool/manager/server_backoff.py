@@ -21,8 +21,9 @@ _KEPT = 60.0  # seconds after which a failure is none in a row
 class DialFailures:
     """The failed dials to one server in a row, and connections that died unused.
 
-    *error* is what the last one raised.  Until *retry_at* none is to begin; then one, by the
-    caller that comes first, and the others when that has succeeded: *probing* is the endpoint that it is for.
+    *error* is what the last one raised.  Until *retry_at* none is to begin; then one, by the caller
+    that comes first, and the others when that has succeeded: *probing* is the endpoint that it is
+    for.
     """
 
     __slots__ = ("_count", "_failed_at", "_opened_at", "error", "probing", "retry_at")
