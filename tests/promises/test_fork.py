@@ -887,3 +887,20 @@ def test_what_goes_wrong_with_the_pools_of_one_thread_keeps_no_child_from_its_ow
         monkeypatch.setattr(forking, "let_go", let_own_go)
         in_child = Child(fork, lambda: all_of(pool)).result()
     assert not set(in_child) & set(before)
+
+
+@FORKS
+def test_what_gevent_raises_as_its_hub_begins_anew_keeps_no_child_from_its_own(
+    server: tuple[str, int], fork: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reinit = gevent.reinit
+
+    def reinit_and_raise(hub: Any) -> None:  # as it does of a worker thread's hub that is gone
+        reinit(hub)
+        raise RuntimeError("a thread's hub is gone")
+
+    with ConnectionPool(2, connect=SocketFactory(server)) as pool:
+        before = all_of(pool)
+        monkeypatch.setattr(forking.gevent, "reinit", reinit_and_raise)
+        in_child = Child(fork, lambda: all_of(pool)).result()
+    assert not set(in_child) & set(before)
