@@ -9,10 +9,10 @@ import math
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
+from geventpool._runtime import clock
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import AT_ONCE, IN_USE
 from geventpool._scheduler.waiter import Waiter
@@ -31,8 +31,6 @@ __all__ = [
     "PoolBucket",
     "hold_of",
     "is_held",
-    "is_quiet",
-    "is_quiet_again",
 ]
 
 
@@ -78,6 +76,22 @@ class ConnectionSlot(Slot):
         self.forked = False  # left behind by a fork: it is the parent's
         self.reported_since = AT_ONCE  # the *since* of the use that was reported to last long
 
+    def is_quiet(self) -> bool:
+        """Whether its probe, which it has, finds nothing.  What it finds is looked at more closely,
+        and so is one that fails: it may be a user's.  So is what no caller has used: a server's
+        greeting may lie unread on it, and stays there."""
+        try:
+            return self.uses > 0 and not self.why_unusable(self.conn)
+        except Exception:
+            return False
+
+    def is_quiet_again(self, conn: Any) -> bool:
+        """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
+        try:
+            return bool(self.fds) and not self.why_unusable(conn)
+        except Exception:
+            return False
+
 
 class Caller(Waiter):
     """A waiter, as its greenlet sees it."""
@@ -100,24 +114,6 @@ def is_held(hold: Hold) -> bool:
     """Whether that use still lasts."""
     slot, use = hold
     return slot.state is IN_USE and slot.uses == use
-
-
-def is_quiet(slot: ConnectionSlot) -> bool:
-    """Whether its probe, which it has, finds nothing.  What it finds is looked at more closely,
-    and so is one that fails: it may be a user's.  So is what no caller has used: a server's
-    greeting may lie unread on it, and stays there."""
-    try:
-        return slot.uses > 0 and not slot.why_unusable(slot.conn)
-    except Exception:
-        return False
-
-
-def is_quiet_again(slot: ConnectionSlot, conn: Any) -> bool:
-    """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
-    try:
-        return bool(slot.fds) and not slot.why_unusable(conn)
-    except Exception:
-        return False
 
 
 class FailingDials(NamedTuple):
@@ -167,10 +163,6 @@ class PoolBucket(Bucket):
     slot_type = ConnectionSlot
     slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
     _idle: deque[ConnectionSlot]  # type: ignore[assignment]
-
-    if TYPE_CHECKING:
-
-        def idle_slots(self) -> Iterator[ConnectionSlot]: ...
 
     def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name, **settings)
@@ -306,7 +298,7 @@ class PoolBucket(Bucket):
 
     def is_useless_to(self, greenlet: Any) -> bool:
         """Whether it is too late for *greenlet* to use a connection."""
-        return greenlet in active and self.useless_after(greenlet) <= monotonic()
+        return greenlet in active and self.useless_after(greenlet) <= clock.monotonic()
 
     def count_connect(self, seconds: float) -> None:
         """Book a dial that succeeded and took so long."""

@@ -25,7 +25,8 @@ from geventpool._util.errors import mark_of
 from geventpool.errors import Verdict
 from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason
 from geventpool.pools.extension import PoolExtension
-from geventpool.pools.lease import DEFAULT, SharedConnection
+from geventpool.pools.lease import DEFAULT
+from geventpool.pools.leases import SharedConnection
 from geventpool.pools.settings import PoolSettings
 from geventpool.pools.verdicts import discard, end_use, verdict_on_dial
 from geventpool.registry import CallablePackage, unnamed

@@ -1454,6 +1454,7 @@ def test_after_a_fork_every_slot_is_let_go_and_nothing_is_closed(world: World) -
 # What it costs
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_join_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1468,6 +1469,7 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1481,6 +1483,7 @@ def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1494,6 +1497,7 @@ def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
     def cost(number: int) -> int:
         world = World()
@@ -1510,6 +1514,7 @@ def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> None:
     def cost(number: int) -> int:
         world = World()
@@ -1526,6 +1531,7 @@ def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> 
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_reconcile_costs_the_same_however_many_other_pools_there_are() -> None:
     def cost(pools: int) -> int:
         world = World()
@@ -1542,6 +1548,7 @@ def test_to_reconcile_costs_the_same_however_many_other_pools_there_are() -> Non
     assert_flat(cost, 5)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_a_full_limit_with_many_pools_with_waiters_costs_no_more_than_their_number() -> None:
     def cost(pools: int) -> int:
         world = World()
@@ -1561,6 +1568,7 @@ def test_a_full_limit_with_many_pools_with_waiters_costs_no_more_than_their_numb
     assert many <= 15 * few, f"{few} steps for 10, {many} for 100"
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_a_slot_that_closes_in_the_middle_of_the_idle_costs_the_same_however_many() -> None:
     def cost(number: int) -> int:
         world = World()

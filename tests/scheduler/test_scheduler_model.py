@@ -35,6 +35,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from geventpool import COMPILED
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.scheduler import Scheduler
@@ -125,7 +126,8 @@ class Hub:
         assert self.damaged, what
 
     def start_dial(self, slot: Slot) -> None:
-        slot.__class__ = WatchedSlot
+        if not COMPILED:  # where a field of a slot is no property that could be watched
+            slot.__class__ = WatchedSlot
         bucket = slot.bucket
         assert slot.state is CONNECTING
         assert not bucket.closed
