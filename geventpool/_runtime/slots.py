@@ -18,14 +18,13 @@ from geventpool._scheduler.state import AT_ONCE, IN_USE
 from geventpool._scheduler.waiter import Waiter
 from geventpool._util.deadlines import active, useless_after
 from geventpool._util.errors import text_of
-from geventpool.events import Reason
+from geventpool.events import Reason, Refusal
 from geventpool.stats import BOUNDS
 
 __all__ = [
     "SHORTEST",
     "Caller",
     "ConnectionSlot",
-    "FailingDials",
     "Hold",
     "Look",
     "PoolBucket",
@@ -120,14 +119,6 @@ def is_quiet_again(slot: ConnectionSlot, conn: Any) -> bool:
         return False
 
 
-class FailingDials(NamedTuple):
-    """How things stood when dials began to fail."""
-
-    since: float
-    failed: int  # dials, by then
-    turned_away: int  # callers
-
-
 class Look(NamedTuple):
     """What the holders of a bucket's connections looked like a moment ago."""
 
@@ -139,7 +130,7 @@ class Look(NamedTuple):
 
 _COUNTERS = (
     *("use_sum", "wait_sum", "connect_sum", "held_long"),
-    *("lost_uses", "timed_out", "refused", "shed", "abandoned", "dialed", "checked"),
+    *("lost_uses", "abandoned", "dialed", "checked"),
     *("salvaged", "salvage_failed"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max", "waiting_max")
@@ -191,7 +182,6 @@ class PoolBucket(Bucket):
         self.check_failed_at = AT_ONCE  # at that time
         self.last_peer: str | None = None  # that hung up on an unused connection
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
-        self.failing_dials: FailingDials | None = None  # since the last that has succeeded
 
     def reset_counters(self) -> None:
         """Start to count from zero."""
@@ -202,7 +192,8 @@ class PoolBucket(Bucket):
         )
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
-        self.lost_uses = self.timed_out = self.refused = self.shed = self.abandoned = 0
+        self.lost_uses = self.abandoned = 0
+        self.refusals: Counter[Refusal] = Counter()  # callers that got no connection, by why
         self.use_long = 0.0  # a use that took longer is noted: see long_use
         self.uses_seen: int | None = None  # by that; None: nobody has asked for it yet
         self.dialed = self.checked = self.salvaged = self.salvage_failed = 0
@@ -220,6 +211,7 @@ class PoolBucket(Bucket):
             both = zip(getattr(self, name), getattr(other, name), strict=True)
             setattr(self, name, [mine + its for mine, its in both])
         if isinstance(other, PoolBucket):
+            self.refusals.update(other.refusals)
             self.errors = deque(sorted((*self.errors, *other.errors)), maxlen=_ERRORS)
 
     @property
@@ -243,11 +235,6 @@ class PoolBucket(Bucket):
         if self.open:
             return False
         return self.outage.on or (self.failing and self.last_error is not None)
-
-    @property
-    def turned_away(self) -> int:
-        """How many callers got no connection, whatever the reason."""
-        return self.timed_out + self.refused + self.refused_down + self.shed
 
     def note_failure(self, error: BaseException) -> None:
         """Keep *error*, as text, among the last few."""

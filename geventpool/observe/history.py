@@ -76,7 +76,7 @@ class Record:
 
 
 def _sent_away(stats: Any) -> int:
-    return int(stats.timed_out + stats.refused + stats.refused_down + stats.shed)
+    return sum(stats.refusals.values())
 
 
 def _worst(one: Sample, other: Sample) -> Sample:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from geventpool._runtime import refusals
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
@@ -153,6 +154,12 @@ class PoolExtension(Generic[C]):
             return None
         fd = slot.fds[0] if slot.fds else None
         return Facts(slot.bucket.endpoint, slot.uses, slot.idled, slot.close_reason, fd)
+
+    def _count_refusal(self, error: BaseException) -> None:
+        """Count, in ``stats()``, a caller that gets *error* and no connection: for what a pool is a
+        part of (``_is_managed``), as the pool itself does not then.  Does not switch."""
+        owner: Any = self
+        refusals.count(owner, owner._past, error)
 
     # The connections that are idle, and all together
 
