@@ -24,7 +24,8 @@ NOUNS = {
 }
 ROW_0 = {*NOUNS, "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
-PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}
+PUBLIC = {*NOUNS, "deadline", "retry", "local_socket"}
+PUBLIC |= {"sockets", "discovery", "pools", "manager"}
 
 
 class Row(NamedTuple):
@@ -40,7 +41,7 @@ class Row(NamedTuple):
 ROWS = (
     Row(ROW_0, may_import=ROW_0, never=GEVENT),
     Row({"_scheduler"}, may_import=ROW_0, never=GEVENT | {"time", "socket", "logging"}),
-    Row({"sockets", "discovery", "retry", "deadline"}, may_import=ROW_0),
+    Row({"sockets", "discovery", "retry", "deadline", "local_socket"}, may_import=ROW_0),
     Row({"_runtime"}, may_import={*ROW_0, "_scheduler"}),
     Row({"pools"}, may_import={*ROW_0, "_scheduler", "_runtime", "sockets"}),
     Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -71,7 +72,7 @@ class RealFleet:
         self.database = OwnPostgres(f"max_connections={cap + slack}")
         self.count = processes
         self.processes: list[RealProcess] = []
-        self.settings = {"cap": cap, "hubs": hubs, **settings}
+        self.settings = {"cap": cap, "hubs": hubs, "address": None, **settings}
         self.open = self.most = 0
         self._watcher: Any = None
 
@@ -106,8 +107,14 @@ class RealFleet:
         self.processes.remove(process)
 
     def until_open(self, least: int, seconds: float) -> None:
-        """Wait until so many are open."""
+        """Wait until so many are open, and print how long that took."""
+        began = time.monotonic()
         until(lambda: self.open >= least, f"{least} open connections, of {self.open}", seconds)
+        print(f"{least} were open after {time.monotonic() - began:.1f} s")
+
+    @property
+    def done(self) -> int:
+        return sum(process.said["done"] for process in self.processes)
 
     @property
     def errors(self) -> list[str]:
