@@ -27,9 +27,9 @@ from geventpool._util.errors import mark_of
 from geventpool.errors import Verdict
 from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason, Refusal
 from geventpool.pools.extension import PoolExtension
-from geventpool.pools.lease import DEFAULT, SharedConnection
+from geventpool.pools.lease import DEFAULT, SharedConnection, take_back
 from geventpool.pools.settings import PoolSettings
-from geventpool.pools.verdicts import discard, end_use, verdict_on_dial
+from geventpool.pools.verdicts import discard, verdict_on_dial
 from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
@@ -159,14 +159,7 @@ class BasePool(PoolExtension[C]):
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
         hold = self._desk.find(self, conn)
-        slot = hold[0]
-        if slot.state is CLOSED:
-            return
-        exc = _raised_in_use(slot)
-        if exc is None:
-            self._desk.checkin(self, hold, conn)
-        else:
-            end_use(self, hold, conn, exc)
+        take_back(self, hold, conn, _raised_in_use(hold[0]))
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.

@@ -15,7 +15,14 @@ from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
 from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
-from geventpool.pools.lease import DEFAULT, Lease, LocalLease, TrackedLease, TrackedLocalLease
+from geventpool.pools.lease import (
+    DEFAULT,
+    Lease,
+    LocalLease,
+    TrackedLease,
+    TrackedLocalLease,
+    lend,
+)
 from geventpool.pools.settings import PoolSettings
 from geventpool.registry import register
 
@@ -262,8 +269,9 @@ class ConnectionPool(BasePool[C]):
         ``_classify_error``), PoolClosed once ``close()`` was called, WrongHub in a foreign thread.
         Whatever is raised, the caller holds nothing and the pool has lost nothing.
         """
-        hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
-        return self._acquired(hold[0], conn)
+        if timeout is not DEFAULT:
+            check_seconds("timeout", timeout, zero=True)
+        return self._acquired(*lend(self, self._bucket, timeout))
 
     @overload
     def execute(

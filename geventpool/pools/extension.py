@@ -27,7 +27,7 @@ from geventpool._util.errors import copy_of, forget_frames
 from geventpool._util.forks import Fork, in_child
 from geventpool._util.log import log_safely
 from geventpool.events import PoolEvent, Reason
-from geventpool.pools.lease import DEFAULT
+from geventpool.pools.lease import DEFAULT, take_back
 from geventpool.pools.verdicts import end_use
 from geventpool.sockets import Probe
 
@@ -128,7 +128,9 @@ class PoolExtension(Generic[C]):
         by an exception, *conn* is not the caller's any more: it was closed, or is back.
         """
         owner: Any = self
-        if is_held(hold):
+        if not suspect:
+            take_back(owner, hold, conn)
+        elif is_held(hold):
             self._runtime.desk.checkin(owner, hold, conn, suspect)
 
     def _discard(

@@ -1,4 +1,5 @@
-"""A connection for a while: what ``get`` returns, and the fast path of every pool.
+"""A connection for a while: what ``get`` returns, what ``acquire`` and ``release`` are made of, and
+the fast path of every pool.
 
 The two moves between IDLE and IN_USE that are made here, in ``Lease.__enter__`` and
 ``Lease.__exit__``, are the only ones that the scheduler does not make itself.
@@ -46,6 +47,8 @@ __all__ = [
     "TrackedLease",
     "TrackedLocalLease",
     "assert_not_entered",
+    "lend",
+    "take_back",
 ]
 
 C = TypeVar("C")
@@ -161,7 +164,7 @@ class Lease(Generic[C]):
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == get_ident()
-                    and (not slot.looks_on_return or is_quiet_again(slot, self._conn))
+                    and (slot.why_unusable is None or is_quiet_again(slot, self._conn))
                 ):
                     used = now - slot.since
                     counts = bucket.use_counts
@@ -203,6 +206,26 @@ class Lease(Generic[C]):
             end_use(pool, hold, self._conn, exc)
         else:
             pool._desk.checkin(pool, hold, self._conn, suspect)
+
+
+def lend(pool: BasePool[C], bucket: PoolBucket, timeout: float | None) -> tuple[ConnectionSlot, C]:
+    """Enter a lease that no ``with`` will leave: what a caller gets that gives back by hand."""
+    make: type[Lease[C]] = TrackedLease if pool.track else Lease
+    lease = make()
+    lease._pool = pool
+    lease._bucket = bucket
+    lease._timeout = timeout
+    conn = lease.__enter__()
+    return lease._slot, conn
+
+
+def take_back(pool: BasePool[C], hold: Hold, conn: C, exc: BaseException | None = None) -> None:
+    """Leave a lease for a caller that gives back by hand, as *exc* would leave a ``with``."""
+    lease: Lease[C] = Lease()
+    lease._pool = pool
+    lease._slot, lease._use = hold
+    lease._conn = conn
+    lease.__exit__(None, exc, None)
 
 
 def assert_not_entered(lease: Lease[Any]) -> None:
