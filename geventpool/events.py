@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from geventpool.stats import Duration, Histogram
 
@@ -39,8 +39,13 @@ __all__ = [
     "PoolStats",
     "PoolWentDown",
     "Reason",
+    "Refusal",
     "ServerListObtained",
 ]
+
+
+#: Why a caller got no connection: see ``PoolStats.refusals``.
+Refusal: TypeAlias = Literal["timeout", "full", "down", "shed", "dial", "limit"]
 
 
 class Reason(str, enum.Enum):
@@ -163,9 +168,9 @@ class PoolWentDown(PoolEvent):
 
 @dataclass(frozen=True)
 class PoolIsBack(PoolEvent):
-    """A dial has succeeded, *seconds* after the first that failed; *dials* have failed and
-    *refused* callers were sent away meanwhile.  (An endpoint that has had no caller for a minute is
-    forgotten instead.)"""
+    """Callers wait again, *seconds* after the first dial that failed: one has succeeded.  *dials*
+    have failed and *refused* callers got no connection meanwhile.  (An endpoint that has had no
+    caller for a minute is forgotten instead.)"""
 
     seconds: float
     dials: int
@@ -312,7 +317,7 @@ class PoolStats:
     released: int  # ticks when a connection comes back fit for use
     timed_out: int  # ticks when a caller's timeout ends its wait
     refused: int  # ticks when max_waiting sends a caller away
-    refused_down: int  # ticks when one gets PoolDown, or a FATAL error of a dial before
+    refused_down: int  # ticks when one gets PoolDown, or the FATAL error of a dial before it came
     shed: int  # ticks when overload sends away a caller that has waited too long
     abandoned: int  # ticks when a waiting caller is killed or timed out from outside
     dialed: int  # ticks when a dial begins
@@ -338,19 +343,25 @@ class PoolStats:
     hub_lag: float = field(default=0.0, compare=False)
     #: More counters:
     held_long: int = 0  # ticks when a use has lasted for *leak_threshold*
+    refused_dial: int = 0  # ticks when a caller gets the error of a dial itself, as by *fail_fast*
+    refused_limit: int = 0  # ticks when one gets OutOfSockets
     #: The last few errors, the oldest first: (when, by time.time(); what), of dials, of checks and
     #: of connections that broke in use.
     errors: tuple[tuple[float, str], ...] = ()
 
     @property
-    def refusals(self) -> Mapping[str, int]:
+    def refusals(self) -> Mapping[Refusal, int]:
         """How many callers got no connection, by why: ``timeout``, ``full`` (*max_waiting*),
-        ``down`` (*down_after*, or a FATAL error), ``shed`` (*overload*)."""
+        ``down`` (*down_after*, a FATAL error, or servers that are marked down), ``shed``
+        (*overload*), ``dial`` (the error of a dial itself), ``limit`` (OutOfSockets).  Each is
+        counted once, by the error that it got."""
         return {
             "timeout": self.timed_out,
             "full": self.refused,
             "down": self.refused_down,
             "shed": self.shed,
+            "dial": self.refused_dial,
+            "limit": self.refused_limit,
         }
 
 

@@ -14,7 +14,7 @@ from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool.errors import NotInUse
 from geventpool.events import Reason
 
-__all__ = ["Carrier", "ConnectionIndex", "describe"]
+__all__ = ["Carrier", "ConnectionIndex", "describe", "has_out"]
 
 
 class Carrier(NamedTuple):
@@ -135,20 +135,15 @@ class ConnectionIndex:
 
     # Finding
 
-    def find(self, owner: PoolHooks, conn: Any) -> ConnectionSlot | None:
-        """The slot of *conn*, which a caller has, looked up in no time; None if it takes longer."""
-        slot = owner.slots_by_id.get(id(conn))
-        return slot if slot is not None and _has_out(slot, conn) else None
-
     def search(self, owner: PoolHooks, conn: Any) -> ConnectionSlot:
-        """The slot of *conn* after ``find`` was in vain; NotInUse if there is none.
+        """The slot of *conn* that stands not where ``slots_by_id`` says; NotInUse if there is none.
 
         The same object may stand in several slots, if _new_connection returns it twice; and a
         tuple may have been taken apart and put together again.
         """
         slots = [slot for bucket in owner._all_buckets() for slot in bucket.slots]
         for slot in (*slots, *owner.slots_by_id.values()):
-            if _has_out(slot, conn):
+            if has_out(slot, conn):
                 _forget_id(owner, slot)
                 slot.ident = id(conn)
                 owner.slots_by_id[slot.ident] = slot
@@ -160,7 +155,7 @@ class ConnectionIndex:
         )
 
 
-def _has_out(slot: ConnectionSlot, conn: Any) -> bool:
+def has_out(slot: ConnectionSlot, conn: Any) -> bool:
     """Whether a caller has *conn* of *slot*; perhaps since before a fork, as a copy."""
     if slot.state is IN_USE:
         return slot.conn is None and not slot.returning and slot.ref.is_for(conn)

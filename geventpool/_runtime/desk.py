@@ -13,7 +13,7 @@ from geventpool import events
 from geventpool._runtime import clock
 from geventpool._runtime.calls import call_bounded
 from geventpool._runtime.checker import Checker
-from geventpool._runtime.connections import ConnectionIndex
+from geventpool._runtime.connections import ConnectionIndex, has_out
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.inspector import Inspector
 from geventpool._runtime.introspection import callers_stack
@@ -289,11 +289,11 @@ class Desk:
 
         The slot is CLOSED if the caller has had it since before a fork: it is the parent's.
         """
-        slot = self._index.find(owner, conn)
-        if slot is None:
+        slot = owner.slots_by_id.get(id(conn))
+        if slot is None or not has_out(slot, conn):
             self._runtime.assert_own_thread(owner)
             slot = self._index.search(owner, conn)
-        return hold_of(slot)
+        return slot, slot.uses
 
     def _end(
         self, hold: Hold, conn: Any, reason: Reason, error: BaseException | None = None

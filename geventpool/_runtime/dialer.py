@@ -16,7 +16,8 @@ from geventpool._runtime.closer import Closer
 from geventpool._runtime.connections import Carrier, ConnectionIndex, describe
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
-from geventpool._runtime.slots import ConnectionSlot, FailingDials, PoolBucket
+from geventpool._runtime.outages import FailingDials
+from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import CONNECTING
 from geventpool._util.errors import forget_frames, text_of
@@ -34,7 +35,10 @@ _BLIND = (
     " (None: nothing does), or _is_alive(conn)"
 )
 
-_BACK = (
+# The two lines on an outage.
+_BEGINS = "%sa dial failed: %r (the next line on this comes when one succeeds)"
+_FATAL = "%sa dial failed, and callers are sent away until one succeeds: %r"
+_ENDS = (
     "%sdials succeed again, %.1f s after the first that failed; %d dials failed, and %d callers got"
     " no connection meanwhile"
 )
@@ -121,9 +125,6 @@ class Dialer:
         bucket, now = slot.bucket, monotonic()
         seconds = now - began
         bucket.count_connect(seconds)
-        over, bucket.failing_dials = bucket.failing_dials, None
-        if over is not None and (bucket.outage.on or bucket.fail_when_down):
-            over = None  # of which another line tells
         conn, carrier, trouble = found
         self._index.register(owner, slot, conn, carrier)
         self.workers.polling = 1  # this greenlet dials the next one itself
@@ -132,33 +133,37 @@ class Dialer:
         finally:
             self.workers.polling = 0
         self._runtime.changed(bucket)
+        over = owner.outages.ended(bucket.key)
+        if owner._is_managed:
+            over = None  # its manager tells of its servers
         hint = trouble is None and carrier.probe is None and owner._should_hint()
         if not (trouble or hint or over or owner.listening or bucket.recycled):
             return None
-        back = None if over is None else _figures_of(bucket, over, now)
-        return partial(self._say_opened, owner, bucket, found, seconds, hint, back)
+        return partial(self._say_opened, owner, bucket, found, began, now, hint, over)
 
     def _say_opened(
         self,
         owner: PoolHooks,
         bucket: PoolBucket,
         found: Opened,
-        seconds: float,
+        began: float,
+        now: float,
         hint: bool,
-        back: tuple[str, float, int, int] | None,
+        over: FailingDials | None,
     ) -> None:
         conn, _, trouble = found
         endpoint = bucket.endpoint
         old = bucket.recycled.popleft() if bucket.recycled else None
-        if back is not None:
-            self._notifier.log(owner, logging.INFO, _BACK, *back)
+        if over is not None:
+            figures = now - over.since, over.failed, over.turned_away
+            self._notifier.log(owner, logging.INFO, _ENDS, _where(bucket), *figures)
         if trouble is not None:
             text = f"{owner.socket_hook} raised %r"
             self._notifier.log(owner, logging.WARNING, text, trouble)
         if hint:
             self._notifier.log(owner, logging.WARNING, _BLIND, type(conn).__name__)
         if "connection_created" in owner.listening:
-            created = events.ConnectionCreated(owner, conn, seconds, endpoint=endpoint)
+            created = events.ConnectionCreated(owner, conn, now - began, endpoint=endpoint)
             self._notifier.notify(owner, "connection_created", created)
         if old is not None:
             recycled = events.ConnectionRecycled(owner, old, conn, endpoint=endpoint)
@@ -177,10 +182,7 @@ class Dialer:
         error = self._error_of(owner, bucket, failed)
         forget_frames(error)
         news = slot.state is CONNECTING and not bucket.closed
-        # Where no caller waits for the end of a back-off, each is told of the error itself.
-        first = bucket.failing_dials is None and not bucket.fail_when_down
-        if bucket.failing_dials is None:
-            bucket.failing_dials = FailingDials(now, bucket.dial_failed, bucket.turned_away)
+        first = news and owner.outages.dial_failed(bucket.key, now)
         if not meant:
             bucket.note_failure(error)
         verdict = Verdict.BROKEN
@@ -194,8 +196,12 @@ class Dialer:
         finally:
             self._scheduler.dial_failed(slot, error, monotonic(), verdict)
             self._runtime.changed(bucket)
-        first = first and verdict is not Verdict.FATAL  # of which another line tells
-        words = partial(self._say_failed, owner, bucket, error, trace, first) if news else None
+        words = None
+        if first and not owner._is_managed:
+            text = _FATAL if verdict is Verdict.FATAL else _BEGINS
+            words = partial(self._say_failed, owner, bucket, error, text, trace)
+        elif news and "connection_failed" in owner.listening:
+            words = partial(self._notify_failed, owner, bucket, error)
         if meant:
             if words is not None:
                 words()
@@ -224,21 +230,20 @@ class Dialer:
         return error
 
     def _say_failed(
-        self, owner: PoolHooks, bucket: PoolBucket, error: BaseException, trace: Any, first: bool
+        self, owner: PoolHooks, bucket: PoolBucket, error: BaseException, text: str, trace: Any
     ) -> None:
-        level = logging.WARNING if first else logging.DEBUG
         where = not isinstance(error, OSError) and (type(error), error, trace)
-        self._notifier.log(owner, level, "a dial failed: %r", error, exc_info=where)
+        self._notifier.log(owner, logging.WARNING, text, _where(bucket), error, exc_info=where)
+        self._notify_failed(owner, bucket, error)
+
+    def _notify_failed(self, owner: PoolHooks, bucket: PoolBucket, error: BaseException) -> None:
         if "connection_failed" in owner.listening:
             event = events.ConnectionFailed(owner, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_failed", event)
 
 
-def _figures_of(bucket: PoolBucket, over: FailingDials, now: float) -> tuple[str, float, int, int]:
-    """What is said of dials that have failed and succeed again."""
-    where = "" if bucket.endpoint is None else f"{bucket.endpoint}: "
-    failed, turned_away = bucket.dial_failed - over.failed, bucket.turned_away - over.turned_away
-    return where, now - over.since, failed, turned_away
+def _where(bucket: PoolBucket) -> str:
+    return "" if bucket.endpoint is None else f"{bucket.endpoint}: "
 
 
 def _may_dial(bucket: PoolBucket) -> bool:

@@ -132,7 +132,8 @@ def _forget(runtime: Runtime, bucket: PoolBucket) -> None:
     bucket.postpone(False)
     runtime.timers.stop(bucket)
     bucket.recycled.clear()
-    bucket.failing_dials = None
+    if owner is not None:
+        owner.outages.forget()
     runtime.forget_if_empty(bucket)
 
 

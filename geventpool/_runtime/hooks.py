@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from geventpool._runtime.outages import Outages
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool.errors import Verdict
 from geventpool.events import Reason
@@ -31,6 +32,8 @@ class PoolHooks(Protocol):
     maintenance: Any  # the runtime's: its keepalive and its reaper, None at first
     closed: bool  # by close()
     warned: set[str]  # what has been warned of, once
+    outages: Outages
+    _is_managed: bool
     has_is_alive: bool  # whether _is_alive is the user's own
     checks_on_checkout: bool  # whether a hand-out takes more than a probe
     has_reset: bool

@@ -123,10 +123,13 @@ def callers_stack() -> Stack:
 
 def _taken(frame: FrameType | None, depth: int = _DEPTH) -> Stack:
     stack: Stack = []
-    while frame is not None and depth:
-        stack += frame.f_code, frame.f_lasti
+    append = stack.append  # twenty times: a quarter less than += of two
+    for _ in range(depth):
+        if frame is None:
+            break
+        append(frame.f_code)
+        append(frame.f_lasti)
         frame = frame.f_back
-        depth -= 1
     return stack
 
 

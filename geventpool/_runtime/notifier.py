@@ -131,13 +131,6 @@ class Notifier:
             )
         if what == "connection_held_long":
             self._log_held_long(owner, event)
-        if what == "pool_went_down":
-            text = "%sno dial succeeds, and callers are sent away until one does; last error: %r"
-            self.log(owner, logging.WARNING, text, _where(event), event.error)
-        if what == "pool_is_back":
-            text = "%sback after %.1f s, %d failed dials, and %d callers sent away"
-            counts = event.seconds, event.dials, event.refused
-            self.log(owner, logging.INFO, text, _where(event), *counts)
         return partial(self.notify, owner, what, event) if what in owner.listening else None
 
     def _log_held_long(self, owner: PoolHooks, event: events.ConnectionHeldLong) -> None:

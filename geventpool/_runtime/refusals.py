@@ -1,4 +1,4 @@
-"""What a caller is told that gets no connection."""
+"""What a caller is told that gets no connection; the one place where such callers are counted."""
 
 from __future__ import annotations
 
@@ -8,14 +8,43 @@ from time import perf_counter
 
 from gevent import getcurrent
 
+from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.introspection import holder_of, longest_holders
 from geventpool._runtime.slots import ConnectionSlot, Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.deadlines import nearest
 from geventpool._util.errors import text_of
-from geventpool.errors import ConnectError, PoolClosed, PoolDeadlock, PoolFull, PoolTimeout
+from geventpool.errors import (
+    ConnectError,
+    MarkedDownError,
+    OutOfSockets,
+    PoolClosed,
+    PoolDeadlock,
+    PoolDown,
+    PoolFull,
+    PoolOverloaded,
+    PoolTimeout,
+)
+from geventpool.events import Refusal
 
-__all__ = ["no_connection", "not_full", "pool_closed", "pool_full"]
+__all__ = ["count", "no_connection", "not_full", "pool_closed", "pool_full"]
+
+_KINDS: tuple[tuple[type[BaseException], Refusal], ...] = (
+    (PoolTimeout, "timeout"),
+    (PoolOverloaded, "shed"),  # a PoolFull, too
+    (PoolFull, "full"),
+    (OutOfSockets, "limit"),
+    (PoolDown, "down"),
+    (MarkedDownError, "down"),
+)
+
+
+def count(owner: PoolHooks, bucket: PoolBucket, error: BaseException) -> None:
+    """Count a caller that gets *error* instead of a connection, by the kind of that."""
+    kind: Refusal = "down" if error is bucket.outage.fatal else "dial"
+    kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), kind)
+    bucket.refusals[kind] += 1
+    owner.outages.turned_away(bucket.key)
 
 
 _DEADLOCK = (

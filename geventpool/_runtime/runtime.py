@@ -276,10 +276,13 @@ class Runtime:
             event = events.PoolWentDown(owner, bucket.last_error, endpoint=bucket.endpoint)
             self.notifier.workers.put((owner, "pool_went_down", event))
 
-    def came_back(self, bucket: PoolBucket, seconds: float, dials: int, refused: int) -> None:
+    def came_back(self, bucket: PoolBucket) -> None:
         """Say, a little later, that this is over."""
         if (owner := bucket.owner()) is not None:
-            event = events.PoolIsBack(owner, seconds, dials, refused, endpoint=bucket.endpoint)
+            now = monotonic()
+            past = owner.outages.so_far(bucket.key, now)
+            figures = now - past.since, past.failed, past.turned_away
+            event = events.PoolIsBack(owner, *figures, endpoint=bucket.endpoint)
             self.notifier.workers.put((owner, "pool_is_back", event))
 
     def look_later(self, bucket: PoolBucket, at: float) -> None:

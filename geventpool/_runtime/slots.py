@@ -18,14 +18,13 @@ from geventpool._scheduler.state import AT_ONCE, IN_USE
 from geventpool._scheduler.waiter import Waiter
 from geventpool._util.deadlines import active, useless_after
 from geventpool._util.errors import text_of
-from geventpool.events import Reason
+from geventpool.events import Reason, Refusal
 from geventpool.stats import BOUNDS
 
 __all__ = [
     "SHORTEST",
     "Caller",
     "ConnectionSlot",
-    "FailingDials",
     "Hold",
     "Look",
     "PoolBucket",
@@ -67,7 +66,7 @@ class ConnectionSlot(Slot):
         self.where: Any = None  # the Stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
-        self.looks_on_return = False  # the fast path must not take it back unseen
+        self.looks_on_return = False  # its probe is asked before it is taken back, too
         self.loose_use = 0  # in which no ``with`` has it: another greenlet may give it back
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
@@ -86,9 +85,12 @@ class ConnectionSlot(Slot):
             return False
 
     def is_quiet_again(self, conn: Any) -> bool:
-        """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
+        """The same of one whose caller gives *conn* back; if not, it is looked at more closely.
+        What lies unread on a plain socket is seen before the next hand-out."""
         try:
-            return bool(self.fds) and not self.why_unusable(conn)
+            if self.looks_on_return:
+                return bool(self.fds) and not self.why_unusable(conn)
+            return not self.why_unusable.cut_short
         except Exception:
             return False
 
@@ -116,12 +118,6 @@ def is_held(hold: Hold) -> bool:
     return slot.state is IN_USE and slot.uses == use
 
 
-class FailingDials(NamedTuple):
-    """How things stood when dials began to fail."""
-
-    since: float
-    failed: int  # dials, by then
-    turned_away: int  # callers
 
 
 class Look(NamedTuple):
@@ -135,7 +131,7 @@ class Look(NamedTuple):
 
 _COUNTERS = (
     *("use_sum", "wait_sum", "connect_sum", "held_long"),
-    *("lost_uses", "timed_out", "refused", "shed", "abandoned", "dialed", "checked"),
+    *("lost_uses", "abandoned", "dialed", "checked"),
     *("salvaged", "salvage_failed"),
 )
 _LONGEST = ("use_max", "wait_max", "connect_max", "waiting_max")
@@ -183,7 +179,6 @@ class PoolBucket(Bucket):
         self.check_failed_at = AT_ONCE  # at that time
         self.last_peer: str | None = None  # that hung up on an unused connection
         self.recycled: deque[Any] = deque()  # closed ones whose replacement is to be announced
-        self.failing_dials: FailingDials | None = None  # since the last that has succeeded
 
     def reset_counters(self) -> None:
         """Start to count from zero."""
@@ -194,7 +189,8 @@ class PoolBucket(Bucket):
         )
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
-        self.lost_uses = self.timed_out = self.refused = self.shed = self.abandoned = 0
+        self.lost_uses = self.abandoned = 0
+        self.refusals: Counter[Refusal] = Counter()  # callers that got no connection, by why
         self.use_long = 0.0  # a use that took longer is noted: see long_use
         self.uses_seen: int | None = None  # by that; None: nobody has asked for it yet
         self.dialed = self.checked = self.salvaged = self.salvage_failed = 0
@@ -212,6 +208,7 @@ class PoolBucket(Bucket):
             both = zip(getattr(self, name), getattr(other, name), strict=True)
             setattr(self, name, [mine + its for mine, its in both])
         if isinstance(other, PoolBucket):
+            self.refusals.update(other.refusals)
             self.errors = deque(sorted((*self.errors, *other.errors)), maxlen=_ERRORS)
 
     @property
@@ -235,11 +232,6 @@ class PoolBucket(Bucket):
         if self.open:
             return False
         return self.outage.on or (self.failing and self.last_error is not None)
-
-    @property
-    def turned_away(self) -> int:
-        """How many callers got no connection, whatever the reason."""
-        return self.timed_out + self.refused + self.refused_down + self.shed
 
     def note_failure(self, error: BaseException) -> None:
         """Keep *error*, as text, among the last few."""

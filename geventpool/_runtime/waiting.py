@@ -101,9 +101,9 @@ class WaitingLine:
         kind: type[PoolTimeout] = PoolTimeout,
     ) -> NoReturn:
         """Raise the PoolTimeout, of that *kind*, of a caller that began to wait at *began*."""
-        bucket.timed_out += 1
         now = clock.monotonic()
         error, cause = refusals.no_connection(bucket, timeout, now, began, kind)
+        _count(owner, bucket, error)
         if "acquire_timed_out" in owner.listening:
             event = events.AcquireTimedOut(owner, now - began, error, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "acquire_timed_out", event)
@@ -111,7 +111,7 @@ class WaitingLine:
 
     def _shed(self, owner: PoolHooks, bucket: PoolBucket, sent: PoolOverloaded) -> NoReturn:
         """Raise the PoolOverloaded of a caller that was sent away."""
-        bucket.shed += 1
+        _count(owner, bucket, sent)
         error: Any = copy_of(sent)  # for the waiter must not keep this caller's frames
         try:
             if "acquire_shed" in owner.listening:
@@ -130,12 +130,14 @@ class WaitingLine:
         if bucket.closed:
             raise refusals.pool_closed(bucket)
         if (error := self._scheduler.refusal(bucket, began)) is not None:
+            _count(owner, bucket, error)
             raise copy_of(error)
         if late:
             self.time_out(owner, bucket, began, timeout)
         if owner.max_waiting is not None and len(bucket.waiters) >= owner.max_waiting:
-            bucket.refused += 1
-            raise refusals.pool_full(bucket, owner.max_waiting, began)
+            full = refusals.pool_full(bucket, owner.max_waiting, began)
+            _count(owner, bucket, full)
+            raise full
 
     def _give_up(self, waiter: Caller) -> None:
         """Leave the line after a Timeout or a kill.
@@ -164,5 +166,13 @@ class WaitingLine:
         if isinstance(waiter.error, PoolOverloaded):
             self._shed(owner, bucket, waiter.error)
         if waiter.error is not None:
+            _count(owner, bucket, waiter.error)
             raise copy_of(waiter.error)  # the pool keeps its own: without this caller's frames
         self.time_out(owner, bucket, began, timeout)
+
+
+def _count(owner: PoolHooks, bucket: PoolBucket, error: BaseException) -> None:
+    """Count a caller that gets *error*; of a manager's pool the manager does, once it has tried
+    the other addresses."""
+    if not owner._is_managed:
+        refusals.count(owner, bucket, error)

@@ -42,7 +42,7 @@ class DialOutcomes:
             self._ledger.set_maximum(bucket)
             bucket.dials.server_is_full(begun)
             if outage.on and outage.fatal is None:
-                self._end(bucket, now)
+                self._end(bucket)
         elif verdict is Verdict.FATAL:
             if outage.on:
                 outage.fatal = error
@@ -51,10 +51,10 @@ class DialOutcomes:
         if verdict in (Verdict.SERVER_FULL, Verdict.FATAL) or outage.after is not None:
             bucket.set_troubled(True)
 
-    def opened(self, bucket: Bucket, now: float) -> None:
+    def opened(self, bucket: Bucket) -> None:
         """A dial has succeeded, and its slot is open."""
         if bucket.outage.on and not bucket.closed:
-            self._end(bucket, now)
+            self._end(bucket)
         bucket.outage.forget()
         if bucket.ceiling.on:
             bucket.ceiling.make_room(bucket.open + bucket.connecting)
@@ -78,10 +78,9 @@ class DialOutcomes:
         if not (bucket.connecting or bucket.coming) and now >= bucket.retry_at:
             self._probe(bucket, now)
             if bucket.open and bucket.own.full and not bucket.connecting:
-                self._end(bucket, now)  # all that it may have is open: no dial would ever end it
+                self._end(bucket)  # all that it may have is open: no dial would ever end it
                 return
         if bucket.waiters and (error := self._error(bucket, now)) is not None:
-            self._count(bucket, len(bucket.waiters))
             for waiter in list(bucket.waiters):
                 self._ledger.fail(waiter, error)
 
@@ -114,7 +113,6 @@ class DialOutcomes:
         error = self._error(bucket, now)
         if error is not None:
             bucket.outage.asked_at = now
-            self._count(bucket, 1)
         return error
 
     # Inside
@@ -123,11 +121,9 @@ class DialOutcomes:
         bucket.outage.begin(now, fatal)
         self._ledger.effects.went_down(bucket)
 
-    def _end(self, bucket: Bucket, now: float) -> None:
-        outage = bucket.outage
-        seconds, dials, refused = now - outage.failing_since, outage.dials, outage.refused
-        outage.forget()
-        self._ledger.effects.came_back(bucket, seconds, dials, refused)
+    def _end(self, bucket: Bucket) -> None:
+        bucket.outage.forget()
+        self._ledger.effects.came_back(bucket)
 
     def _error(self, bucket: Bucket, now: float) -> BaseException | None:
         retry_after = bucket.retry_at - now
@@ -136,10 +132,6 @@ class DialOutcomes:
         elif retry_after <= 0:
             return None
         return bucket.outage.error(bucket.name, bucket.last_error, retry_after, now)
-
-    def _count(self, bucket: Bucket, refused: int) -> None:
-        bucket.refused_down += refused
-        bucket.outage.refused += refused
 
 
 def _is_dialing(bucket: Bucket, now: float) -> bool:

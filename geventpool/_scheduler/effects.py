@@ -46,8 +46,8 @@ class Effects(Protocol):
     def went_down(self, bucket: Any) -> None:
         """Say that who would have to wait is sent away from now on."""
 
-    def came_back(self, bucket: Any, seconds: float, dials: int, refused: int) -> None:
-        """Say that this is over, after so many seconds, failed dials and callers sent away."""
+    def came_back(self, bucket: Any) -> None:
+        """Say that this is over."""
 
     @property
     def catch_up_later(self) -> Callable[[], object]:

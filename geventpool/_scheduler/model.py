@@ -186,13 +186,11 @@ class Bucket:
     def reset_counters(self) -> None:
         """Start to count from zero."""
         self.dial_failed = 0
-        self.refused_down = 0  # callers, sent away because no dial succeeds
         self.reasons: dict[Reason, int] = {}
 
     def absorb(self, other: Bucket) -> None:
         """Add what *other* has counted."""
         self.dial_failed += other.dial_failed
-        self.refused_down += other.refused_down
         for reason, count in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
 

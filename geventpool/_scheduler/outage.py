@@ -23,7 +23,6 @@ class Outage:
         "failing_since",
         "fatal",
         "probing",
-        "refused",
     )
 
     def __init__(self, after: float | None) -> None:
@@ -37,7 +36,7 @@ class Outage:
         self.fatal: BaseException | None = None  # what they get, if it is that
         self.asked_at = AT_ONCE  # when the last one came
         self.probing = False  # whether it is dialed, wanted or not
-        self.dials = self.refused = 0  # that failed meanwhile; that were sent away
+        self.dials = 0  # that failed meanwhile
 
     @property
     def on(self) -> bool:

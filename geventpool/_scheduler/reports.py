@@ -52,7 +52,7 @@ class Reports:
         slot.since = slot.checked_at = now
         self.ledger.update_fast_path_until(slot)
         self.ledger.make_idle(slot, now)
-        self.outcomes.opened(bucket, now)
+        self.outcomes.opened(bucket)
         reason = self.arbiter.reason_to_close(slot, now)  # as much can happen during a dial
         if reason is not None:
             self.ledger.begin_close(slot, reason)

@@ -77,7 +77,9 @@ class AddressWalk:
                 conn = self._try_all()
             if conn is not None:
                 return conn
-        raise self._failure()
+        error = self._failure()
+        self.pool._count_refusal(error)
+        raise error
 
     def _try_all(self) -> Any:
         try:
@@ -263,6 +265,8 @@ class AddressWalk:
         now = monotonic()
         for each in sorted(self.group.addresses.difference(self.tried), key=str):
             self.errors.append((each, self.servers[each].marked_down_error(now)))
+        for each in self.group.addresses:
+            self.servers[each].refused += 1
         errors, self.errors = self.errors, []
         last = errors[-1][1]
         if len(self.group.addresses) == 1 or all(isinstance(e, _NO_ROOM) for _, e in errors):

@@ -47,7 +47,8 @@ class ServerModel:
 
     *last_error* is the time of its last failure, or None, and *reason* says what that was.
     *active_connections* maps each socket that is open to it, idle or in use, to the time it was
-    opened; weakly, it keeps none alive.  *dials* counts the connects.
+    opened; weakly, it keeps none alive.  *dials* counts the connects, *refused* the callers that
+    got no connection to any address of a group that it is in.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ServerModel:
     ) -> None:
         self.address = address
         self.policy = HealthPolicy() if policy is None else policy
-        self.dials = 0
+        self.dials = self.refused = 0
         self.last_error: float | None = None
         self.reason: str | None = None
         self.active_connections: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
@@ -76,7 +77,7 @@ class ServerModel:
         self._asked_for = -math.inf  # when anybody last looked for a server in a group it is in
         self._journal = Journal() if journal is None else journal
         self._down_since = 0.0
-        self._dials_before = 0  # it went down
+        self._dials_before = self._refused_before = 0  # it went down
 
     def __repr__(self) -> str:
         return (
@@ -280,10 +281,11 @@ class ServerModel:
         before, self._down_until, self._by_hand = self._down_until, down_until, by_hand
         self._journal.version += 1
         if before is None and down_until is not None:
-            self._down_since, self._dials_before = now, self.dials
-            self._note_transition(down_until - now, 0)
+            self._down_since = now
+            self._dials_before, self._refused_before = self.dials, self.refused
+            self._note_transition(down_until - now)
         elif before is not None and down_until is None:
-            self._note_transition(now - self._down_since, self.dials - self._dials_before)
+            self._note_transition(now - self._down_since)
         self._failures = 0
         self._requests_fail &= down_until is not None
         self._probe = 0
@@ -291,9 +293,10 @@ class ServerModel:
         # when it went down, all fail, but it went down once; and some may hang for hours.
         self._outstanding.clear()
 
-    def _note_transition(self, seconds: float, dials: int) -> None:
+    def _note_transition(self, seconds: float) -> None:
         is_up = self._down_until is None
-        note = Transition(self.address, is_up, self._why(), seconds, dials)
+        meanwhile = self.dials - self._dials_before, self.refused - self._refused_before
+        note = Transition(self.address, is_up, self._why(), seconds, *meanwhile)
         self._journal.transitions.append(note)
 
     def _is_forgettable(self, now: float) -> bool:

@@ -22,8 +22,8 @@ _MOST_UNTOLD = 1000  # if no manager takes them out
 class Transition(NamedTuple):
     """The server at *address* has gone down, or is back.
 
-    *seconds*: for how long it is to be left alone, or how long it was away.  *dials*: how many
-    there were meanwhile.
+    *seconds*: for how long it is to be left alone, or how long it was away.  *dials* and *refused*:
+    how many dials there were meanwhile, and callers that got no connection.
     """
 
     address: AnyAddress
@@ -31,11 +31,14 @@ class Transition(NamedTuple):
     why: str
     seconds: float
     dials: int
+    refused: int
 
     def __str__(self) -> str:
         if self.is_up:
             dials = "1 dial" if self.dials == 1 else f"{self.dials} dials"
-            return f"{self.address} is back after {self.seconds:.1f} s and {dials}"
+            callers = "1 caller" if self.refused == 1 else f"{self.refused} callers"
+            text = f"{self.address} is back after {self.seconds:.1f} s and {dials}"
+            return f"{text}; {callers} got no connection meanwhile"
         until = "" if math.isinf(self.seconds) else f" for {self.seconds:.1f} s"
         return f"{self.address} is marked down{until}{self.why}"
 

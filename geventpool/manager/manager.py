@@ -20,7 +20,7 @@ from geventpool._util.arguments import check_seconds
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AnyAddress, Resolver, address
-from geventpool.errors import MarkedDownError
+from geventpool.errors import ConnectError, MarkedDownError
 from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
 from geventpool.manager.balancing import Balance, ServerModelDirectory
@@ -29,7 +29,6 @@ from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, longes
 from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
-from geventpool.manager.use import blames_server
 from geventpool.manager.uses import Uses
 from geventpool.overload import CoDel
 from geventpool.pools import Limit
@@ -69,7 +68,8 @@ class ConnectionManager:
       OutOfSockets at once.  What it may have to wait for is its turn to dial; with *overload*, a
       CoDel, one that waits too long for that goes on to the next address, or gets PoolOverloaded
       if it was like that at all of them.
-    - A socket that was idle for *idle_timeout*, or open for *max_lifetime*, is closed.
+    - A socket that was idle for *idle_timeout*, or open for *max_lifetime*, is closed.  *track* and
+      *leak_threshold* are as in ConnectionPool: one that is held for longer is told of.
 
     One manager is for one gevent hub.  Dropped, it closes what is idle.  Durations are seconds;
     None means no bound.
@@ -97,6 +97,8 @@ class ConnectionManager:
         watch_interval: float = 1.0,
         watch_hold: float = 5.0,
         listeners: Iterable[object] = (),
+        track: bool = False,
+        leak_threshold: float | None = None,
         name: str = "manager",
     ) -> None:
         check_seconds("timeout", timeout, zero=True)
@@ -127,6 +129,8 @@ class ConnectionManager:
             limits=limits,
             overload=overload,
             listeners=listeners,
+            track=track,
+            leak_threshold=leak_threshold,
             name=name,
         )
         self._uses = Uses(self._pool)
@@ -196,10 +200,14 @@ class ConnectionManager:
             raise TypeError(f"sock_type must be callable, not {sock_type!r}")
         context = context_of(ssl, self.ssl_context, self._contexts)
         ends_at = self._ends_at(timeout)
-        found = self._names.find(name_or_addr, ends_at)
-        if found.info.markdown:
-            message = f"{found.name} is marked down by its ConnectInfo"
-            raise MarkedDownError(message, address=found.name)
+        try:
+            found = self._names.find(name_or_addr, ends_at)
+            if found.info.markdown:
+                message = f"{found.name} is marked down by its ConnectInfo"
+                raise MarkedDownError(message, address=found.name)
+        except ConnectError as error:
+            self._pool._count_refusal(error)
+            raise
         if context is None:
             if server_hostname is not None:
                 raise ValueError("server_hostname is of no use without ssl")
@@ -248,9 +256,7 @@ class ConnectionManager:
             if monitored.closed_at is not None and not monitored.detached:
                 self.discard_connection(sock)
                 return
-            use = self._uses.end(monitored)
-            if use.outcome is None:
-                use.succeeded()
+            self._uses.returned(monitored)
         self._pool.release(sock)
         self._log_transitions()
 
@@ -369,11 +375,7 @@ class ConnectionManager:
             return
         monitored = pool.socket_of(sock)
         if monitored is not None:
-            use = self._uses.end(monitored)
-            if blames_server(exc) and use.outcome is not False:
-                self._uses.failed(use, exc)
-            else:
-                use.cancelled()
+            self._uses.left_by(monitored, exc)
         pool._end_use(hold, sock, exc)
         self._log_transitions()
 

@@ -101,7 +101,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
     *max_per_address* to one address.
     """
 
-    _is_listed = False  # its manager is
+    _is_managed = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from gevent import getcurrent
 
 from geventpool.errors import NotInUse
 from geventpool.manager.socket_pool import SocketPool
-from geventpool.manager.use import Use
+from geventpool.manager.use import Use, blames_server
 from geventpool.sockets.monitored import MonitoredSocket
 
 __all__ = ["Uses"]
@@ -41,6 +41,20 @@ class Uses:
             message = f"pool {self._pool.name!r}: {monitored!r} is another greenlet's"
             raise NotInUse(message, pool=self._pool.name, connection=monitored)
         return cast("Use", monitored.use)
+
+    def returned(self, monitored: MonitoredSocket) -> None:
+        """It goes back in good order: its server did well, unless that was reported otherwise."""
+        use = self.end(monitored)
+        if use.outcome is None:
+            use.succeeded()
+
+    def left_by(self, monitored: MonitoredSocket, exc: BaseException) -> None:
+        """*exc* has ended it: the server has failed, if that says so and it was not reported."""
+        use = self.end(monitored)
+        if blames_server(exc) and use.outcome is not False:
+            self.failed(use, exc)
+        else:
+            use.cancelled()
 
     def end(self, monitored: MonitoredSocket) -> Use:
         """The use of a socket that goes back: what is said of it later is of the next one."""

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from geventpool.observe.gathering import ask
-from geventpool.observe.worker_socket import is_running, run_directory, workers
+from geventpool.local_socket import ask, run_directory
+from geventpool.observe.worker_socket import is_running, workers
 
 __all__ = ["main", "report"]
 

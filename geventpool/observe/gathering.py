@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import gevent
-from gevent import socket
 
+from geventpool.local_socket import ask, run_directory
 from geventpool.observe.snapshot import snapshot
-from geventpool.observe.worker_socket import (
-    Worker,
-    group_here,
-    is_running,
-    run_directory,
-    workers,
-)
+from geventpool.observe.worker_socket import Worker, group_here, is_running, workers
 
-__all__ = ["ask", "gather"]
-
-_CHUNK = 1 << 16
+__all__ = ["gather"]
 
 
 def gather(
@@ -62,20 +52,3 @@ def _snapshot_of(worker: Worker, timeout: float, wanted: dict[str, Any]) -> dict
     except (OSError, ValueError) as exc:
         error = f"it did not answer: {exc}"
     return {"pid": worker.pid, "time": None, "pools": None, "error": error}
-
-
-def ask(path: Path, timeout: float, **wanted: Any) -> dict[str, Any]:
-    """The snapshot of the process that listens at *path*; *wanted* is as in ``gather``.
-
-    Raises TimeoutError after *timeout* seconds, another OSError if it cannot be asked, ValueError
-    if it does not answer in full.
-    """
-    with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout:g} s")):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(str(path))
-            sock.sendall(json.dumps(wanted).encode() + b"\n")
-            answer = bytearray()
-            while data := sock.recv(_CHUNK):
-                answer += data
-    found: dict[str, Any] = json.loads(bytes(answer))
-    return found

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import gevent
 
 from geventpool.registry import pools
+from geventpool.stats import Histogram
 
 __all__ = ["Record", "Sample", "record_of", "start", "stop"]
 
@@ -44,6 +45,9 @@ class Record:
         self.key = f"{os.getpid()}-{number}"
         self._minute: deque[Sample] = deque(maxlen=SECONDS)
         self._hour: deque[Sample] = deque(maxlen=MINUTES)
+        #: How many waits were how long, by the histogram's bounds, at the beginning of the minute
+        #: and at the end of each second.
+        self._waits: deque[tuple[int, ...]] = deque(maxlen=SECONDS + 1)
         self._looks = 0
         self._seen: tuple[float, Any] | None = None
 
@@ -51,6 +55,7 @@ class Record:
         """Take down the second that has passed."""
         now, stats = monotonic(), pool.stats()
         seen, self._seen = self._seen, (now, stats)
+        self._waits.append(stats.wait.histogram.counts)
         if seen is None:
             return  # what was counted before is of no known time
         then, before = seen
@@ -71,12 +76,26 @@ class Record:
         self._looks += 1
 
     def shown(self) -> dict[str, Any]:
-        """``{"minute": {"in_use": [...], "waiting": [...], ...}, "hour": {...}}``, oldest first."""
-        return {"minute": _columns(self._minute), "hour": _columns(self._hour)}
+        """``{"minute": {"in_use": [...], ...}, "hour": {...}, "wait_p99": ...}``, the lists with the
+        oldest first."""
+        return {
+            "minute": _columns(self._minute),
+            "hour": _columns(self._hour),
+            "wait_p99": self._wait_p99(),
+        }
+
+    def _wait_p99(self) -> float:
+        """What 99 in 100 waits of the last minute took no longer than, in seconds; 0.0 if there
+        were none.  An estimate: see ``Histogram.quantile``."""
+        if self._seen is None:
+            return 0.0
+        last, first = self._waits[-1], self._waits[0]
+        lately = Histogram(counts=tuple(map(int.__sub__, last, first)))
+        return min(lately.quantile(0.99), float(self._seen[1].wait.max))
 
 
 def _sent_away(stats: Any) -> int:
-    return int(stats.timed_out + stats.refused + stats.refused_down + stats.shed)
+    return sum(stats.refusals.values())
 
 
 def _worst(one: Sample, other: Sample) -> Sample:

@@ -82,7 +82,13 @@ _KINDS = (
         "refusals_total",
         "callers sent away",
         "reason",
-        {"full": "refused", "down": "refused_down", "shed": "shed"},
+        {
+            "full": "refused",
+            "down": "refused_down",
+            "shed": "shed",
+            "dial": "refused_dial",
+            "limit": "refused_limit",
+        },
     ),
     (
         "salvages_total",

@@ -107,19 +107,21 @@ def pool_row(pool: dict[str, Any], opened: Collection[str]) -> str:
         f'<details class="pool {level}" data-key="{escape(key)}"{" open" if is_open else ""}>'
         f'<summary><span class="who"><b class="name">{escape(pool["name"])}</b>'
         f' <i class="kind">{escape(pool["kind"])}</i></span><span class="tags">{shown}</span>'
-        f'<span class="figures">{_row_figures(pool["stats"], history["minute"])}</span>'
+        f'<span class="figures">{_row_figures(pool["stats"], history)}</span>'
         f'<span class="charts">{_row_charts(pool["stats"], history["minute"])}</span></summary>'
         f'<div class="inside">{inside}</div></details>'
     )
 
 
-def _row_figures(stats: dict[str, Any], minute: dict[str, Any]) -> str:
+def _row_figures(stats: dict[str, Any], history: dict[str, Any]) -> str:
+    minute = history["minute"]
     most = "" if stats["maximum"] is None else f"of {number(stats['maximum'])} "
     figures = (
         (number(stats["in_use"]), f"{most}in use"),
         (number(stats["idle"]), "idle"),
         (number(stats["waiting"]), "waiting"),
         (seconds(_last(minute, "wait")), "wait"),
+        (seconds(history.get("wait_p99", 0.0)), "p99 wait"),
         (f"{_last(minute, 'served'):,.0f}", "a second"),
     )
     return "".join(
@@ -169,8 +171,8 @@ def _inside(pool: dict[str, Any], found: Iterable[Any], history: dict[str, Any])
     parts += _table("Addresses", _address_rows(pool["addresses"]))
     parts += _table("Endpoints", _endpoint_rows(pool["endpoints"]))
     parts += _errors(pool["stats"])
-    closed = sorted(pool["closed"].items(), key=lambda item: -item[1])
-    parts += _table("Closed, by reason", [["reason", "connections"], *map(list, closed)])
+    parts += _counted("Callers that got no connection, by why", "callers", pool.get("refusals", {}))
+    parts += _counted("Closed, by reason", "connections", pool["closed"])
     parts += _durations(pool["stats"])
     parts += _figures(pool["stats"])
     return "".join(parts)
@@ -274,6 +276,12 @@ def _errors(stats: dict[str, Any]) -> Iterator[str]:
 
 def _clock(when: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(when))
+
+
+def _counted(title: str, what: str, counts: dict[str, int]) -> list[str]:
+    """How many there were of each kind, the most first."""
+    most_first = sorted(counts.items(), key=lambda item: -item[1])
+    return _table(title, [["reason", what], *map(list, most_first)])
 
 
 def _durations(stats: dict[str, Any]) -> list[str]:

@@ -4,10 +4,11 @@ Here is what every key means; ``docs/observability.md`` says it for people::
 
     {"pid": 4711, "time": 1.7e9, "pools": [
         {"key": "4711-1", "name": "db", "kind": "ConnectionPool",
-         "stats": {...}, "closed": {"drained": 3},
+         "stats": {...}, "closed": {"drained": 3}, "refusals": {"timeout": 2},
          "holders": [{"greenlet": "<Greenlet ...>", "age": 1.5, "endpoint": None,
                       "where": None, "stack": "  File ..."}],
-         "endpoints": [{"endpoint": "('10.0.0.1', 443)", "stats": {...}, "closed": {...}}],
+         "endpoints": [{"endpoint": "('10.0.0.1', 443)", "stats": {...}, "closed": {...},
+                        "refusals": {...}}],
          "addresses": [{"address": "10.0.0.1:443", "state": "up", "down_for": None,
                         "connections": 7, "outstanding": 2, "latency": 0.003, "dials": 12,
                         "failed": 31.5, "reason": "ConnectionRefusedError: ..."}]}]}
@@ -96,7 +97,11 @@ def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
 def _figures(stats: PoolStats) -> dict[str, Any]:
     figures = _plain(stats)
     closed = figures.pop("closed")
-    return {"stats": figures, "closed": {why: count for why, count in closed.items() if count}}
+    return {
+        "stats": figures,
+        "closed": {why: count for why, count in closed.items() if count},
+        "refusals": {why: count for why, count in stats.refusals.items() if count},
+    }
 
 
 def _holder(holder: Any) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _of_the_callers(pool: dict[str, Any]) -> Iterator[Trouble]:
         yield Trouble(WARNING, "waiting", f"{_callers(waiting).capitalize()} for a connection")
     lately = pool.get("history")
     if lately and (sent_away := sum(lately["minute"]["sent_away"])):
-        text = "Callers of the last minute that waited too long, or were refused"
+        text = "Callers of the last minute that got no connection"
         yield Trouble(WARNING, f"{sent_away:,} sent away", text)
 
 

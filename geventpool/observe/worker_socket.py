@@ -1,8 +1,8 @@
 """Where a process can be asked for its snapshot: a Unix socket in a folder of this user's own.
 
 Each worker of a gunicorn answers on its own; a page that one of them serves asks all of them, and
-``python -m geventpool dump PID`` asks one for which no page is mounted.  One request a connection:
-a line with the arguments of ``snapshot()`` as JSON; the answer is what it returns, and the end.
+``python -m geventpool dump PID`` asks one for which no page is mounted.  A question is the
+arguments of ``snapshot()``; the answer is what it returns.
 
 *A group* are the processes that belong together: those that one master has forked.
 """
@@ -10,33 +10,18 @@ a line with the arguments of ``snapshot()`` as JSON; the answer is what it retur
 from __future__ import annotations
 
 import atexit
-import json
 import os
-import stat
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gevent
-from gevent import socket
 
+from geventpool.local_socket import Listener, run_directory
 from geventpool.observe import history
 from geventpool.observe.snapshot import snapshot
 
-__all__ = [
-    "Worker",
-    "group_here",
-    "is_running",
-    "listen",
-    "run_directory",
-    "stop_listening",
-    "workers",
-]
+__all__ = ["Worker", "group_here", "is_running", "listen", "stop_listening", "workers"]
 
-_PATIENCE = 5.0  # seconds that one who asks may take, for its line or to read the answer
-_BACKLOG = 16
-_LONGEST_LINE = 1 << 16
 _SUFFIX = ".sock"
 _imported_in = os.getpid()
 
@@ -51,33 +36,10 @@ class Worker(NamedTuple):
 
 class _Listening(NamedTuple):
     worker: Worker
-    listener: Any
-    greenlet: Any
+    listener: Listener
 
 
 _listening: _Listening | None = None
-
-
-def run_directory() -> Path:
-    """The folder with the sockets of this user's processes: that which ``GEVENTPOOL_RUN_DIR``
-    names, else one below ``XDG_RUNTIME_DIR``, else one among the temporary files.
-
-    It is made if need be.  Raises PermissionError if another user could write to it.
-    """
-    named, runtime = os.environ.get("GEVENTPOOL_RUN_DIR"), os.environ.get("XDG_RUNTIME_DIR")
-    if named:
-        directory = Path(named)
-    elif runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
-        directory = Path(runtime, "geventpool")
-    else:
-        directory = Path(tempfile.gettempdir(), f"geventpool-{os.getuid()}")
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700, parents=bool(named))
-    found = directory.lstat()
-    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not mine or found.st_mode & 0o077:
-        raise PermissionError(f"{directory} must be a folder of this user's own, with mode 0700")
-    return directory
 
 
 def workers(directory: Path) -> list[Worker]:
@@ -121,45 +83,13 @@ def listen(group: int | None = None) -> Worker:
         return _listening.worker
     group = group_here() if group is None else group
     worker = Worker(group, os.getpid(), run_directory() / f"{group}-{os.getpid()}{_SUFFIX}")
-    worker.path.unlink(missing_ok=True)  # of a process with the same id, long ago
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(worker.path))
-        worker.path.chmod(0o600)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    _listening = _Listening(worker, listener, gevent.spawn(_accept, listener))
+    _listening = _Listening(worker, Listener(worker.path, _answer))
     history.start()
     return worker
 
 
-def _accept(listener: Any) -> None:
-    while True:
-        try:
-            sock, _ = listener.accept()
-        except OSError:
-            if listener.fileno() < 0:
-                return  # closed: the program ends, or this is a child
-            gevent.sleep(0.1)  # too many open files, say
-            continue
-        gevent.spawn(_answer, sock)
-
-
-def _answer(sock: Any) -> None:
-    patience: Any = gevent.Timeout(_PATIENCE, False)  # type: ignore[arg-type]
-    with sock, patience:
-        try:
-            with sock.makefile("rb") as lines:
-                line = lines.readline(_LONGEST_LINE)
-            try:
-                wanted = json.loads(line)
-            except ValueError:
-                return  # cut off
-            sock.sendall(json.dumps(snapshot(**wanted, pause=gevent.sleep)).encode())
-        except OSError:
-            return  # it has gone
+def _answer(wanted: dict[str, Any]) -> dict[str, Any]:
+    return snapshot(**wanted, pause=gevent.sleep)
 
 
 def stop_listening() -> None:
@@ -171,12 +101,10 @@ def stop_listening() -> None:
     if listening is None:
         return
     if listening.worker.pid == os.getpid():  # else a child has a copy of its parent's
-        with suppress(OSError):
-            listening.worker.path.unlink()
         history.stop()
     listening.listener.close()
 
 
-# A child has a copy of the socket, and would answer for its parent.
+# As a child, which has only a copy.
 os.register_at_fork(after_in_child=stop_listening)
 atexit.register(stop_listening)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, TypeVar
@@ -17,18 +18,19 @@ from typing import Any, TypeVar
 from gevent import getcurrent
 
 from geventpool import sockets
+from geventpool._runtime.outages import Outages
 from geventpool._runtime.runtime import Runtime
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
 from geventpool._util.errors import mark_of
 from geventpool.errors import Verdict
-from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason
+from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason, Refusal
 from geventpool.pools.extension import PoolExtension
-from geventpool.pools.lease import DEFAULT
+from geventpool.pools.lease import DEFAULT, take_back
 from geventpool.pools.leases import SharedConnection
 from geventpool.pools.settings import PoolSettings
-from geventpool.pools.verdicts import discard, end_use, verdict_on_dial
+from geventpool.pools.verdicts import discard, verdict_on_dial
 from geventpool.registry import CallablePackage, unnamed
 
 __all__ = ["BasePool", "stats_of"]
@@ -70,6 +72,9 @@ class BasePool(PoolExtension[C]):
     # What is said by setting it in a subclass.  See ConnectionPool.
     _may_reconnect = False
     _may_poll = False
+    #: It is a part of a manager, which is in ``geventpool.pools()``, counts the callers that get no
+    #: connection, and has a line in the log for each server that is away.
+    _is_managed = False
 
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
@@ -91,6 +96,7 @@ class BasePool(PoolExtension[C]):
         self.maintenance: Any = None
         self.closed = False
         self.warned: set[str] = set()
+        self.outages = Outages()
         self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
@@ -154,14 +160,7 @@ class BasePool(PoolExtension[C]):
         Raises NotInUse if *conn* was released already, or is none of this pool's.
         """
         hold = self._desk.find(self, conn)
-        slot = hold[0]
-        if slot.state is CLOSED:
-            return
-        exc = _raised_in_use(slot)
-        if exc is None:
-            self._desk.checkin(self, hold, conn)
-        else:
-            end_use(self, hold, conn, exc)
+        take_back(self, hold, conn, _raised_in_use(hold[0]))
 
     def discard(self, conn: C) -> None:
         """Give back a connection that must not be used again; it is closed in the background.
@@ -332,6 +331,9 @@ def stats_of(
         for slot in list(bucket.slots)
         if slot.state is IN_USE and slot.conn is None
     ]
+    refusals = Counter[Refusal]()
+    for bucket in buckets:
+        refusals.update(bucket.refusals)
     errors = sorted(error for bucket in buckets for error in list(bucket.errors))
     closed = {reason: sum(b.reasons.get(reason, 0) for b in buckets) for reason in Reason}
     return PoolStats(
@@ -348,10 +350,10 @@ def stats_of(
         waiting=sum(len(bucket.waiters) for bucket in buckets),
         acquired=total("use_count") + closed[Reason.LOST] + len(held),
         released=total("use_count") - total("lost_uses"),
-        timed_out=total("timed_out"),
-        refused=total("refused"),
-        refused_down=total("refused_down"),
-        shed=total("shed"),
+        timed_out=refusals["timeout"],
+        refused=refusals["full"],
+        refused_down=refusals["down"],
+        shed=refusals["shed"],
         abandoned=total("abandoned"),
         dialed=total("dialed"),
         opened=total("connect_count"),
@@ -369,5 +371,7 @@ def stats_of(
         down=any(b.down for b in buckets) and not any(b.open and not b.down for b in buckets),
         hub_lag=pool._runtime.hub_lag.seconds,
         held_long=total("held_long"),
+        refused_dial=refusals["dial"],
+        refused_limit=refusals["limit"],
         errors=tuple(errors[-_ERRORS:]),
     )

@@ -16,7 +16,7 @@ from geventpool.events import Holder, PoolStats
 from geventpool.overload import CoDel
 from geventpool.pools import lease
 from geventpool.pools.base import BasePool, stats_of
-from geventpool.pools.lease import DEFAULT
+from geventpool.pools.lease import DEFAULT, lend
 from geventpool.pools.leases import Lease, LocalLease, TrackedLease, TrackedLocalLease
 from geventpool.pools.settings import PoolSettings
 from geventpool.registry import register
@@ -260,8 +260,9 @@ class ConnectionPool(BasePool[C]):
         ``_classify_error``), PoolClosed once ``close()`` was called, WrongHub in a foreign thread.
         Whatever is raised, the caller holds nothing and the pool has lost nothing.
         """
-        hold, conn = self._desk.acquire(self, self._bucket, self._max_wait(timeout))
-        return self._acquired(hold[0], conn)
+        if timeout is not DEFAULT:
+            check_seconds("timeout", timeout, zero=True)
+        return self._acquired(*lend(self, self._bucket, timeout))
 
     @overload
     def execute(

@@ -82,8 +82,6 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     ``_may_reconnect`` and ``_may_poll`` are as there.
     """
 
-    _is_listed = True  # in geventpool.pools()
-
     def __init__(
         self,
         *,
@@ -129,7 +127,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         #: Has no connections: it adds up what those have counted that have left.
         self._past = self._make_bucket(None)
         self._runtime.buckets.add(self._past)  # for a child to set it back to zero
-        if self._is_listed:
+        if not self._is_managed:
             register(self)
 
     # Hooks to override

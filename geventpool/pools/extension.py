@@ -18,13 +18,16 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from geventpool._runtime import refusals
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
-from geventpool._util.arguments import check_callable, check_seconds, check_whole
-from geventpool._util.errors import copy_of
+from geventpool._util.arguments import check_callable, check_seconds, check_text, check_whole
+from geventpool._util.errors import copy_of, forget_frames
+from geventpool._util.forks import Fork, in_child
+from geventpool._util.log import log_safely
 from geventpool.events import PoolEvent, Reason
-from geventpool.pools.lease import DEFAULT
+from geventpool.pools.lease import DEFAULT, take_back
 from geventpool.pools.verdicts import end_use
 from geventpool.sockets import Probe
 
@@ -32,13 +35,18 @@ __all__ = [
     "CLOSE_TIMEOUT",
     "DEFAULT",
     "Facts",
+    "Fork",
     "Hold",
     "PoolExtension",
     "Standing",
     "check_callable",
     "check_seconds",
+    "check_text",
     "check_whole",
     "copy_of",
+    "forget_frames",
+    "in_child",
+    "log_safely",
 ]
 
 C = TypeVar("C")
@@ -120,7 +128,9 @@ class PoolExtension(Generic[C]):
         by an exception, *conn* is not the caller's any more: it was closed, or is back.
         """
         owner: Any = self
-        if is_held(hold):
+        if not suspect:
+            take_back(owner, hold, conn)
+        elif is_held(hold):
             self._runtime.desk.checkin(owner, hold, conn, suspect)
 
     def _discard(
@@ -153,6 +163,12 @@ class PoolExtension(Generic[C]):
             return None
         fd = slot.fds[0] if slot.fds else None
         return Facts(slot.bucket.endpoint, slot.uses, slot.idled, slot.close_reason, fd)
+
+    def _count_refusal(self, error: BaseException) -> None:
+        """Count, in ``stats()``, a caller that gets *error* and no connection: for what a pool is a
+        part of (``_is_managed``), as the pool itself does not then.  Does not switch."""
+        owner: Any = self
+        refusals.count(owner, owner._past, error)
 
     # The connections that are idle, and all together
 

@@ -27,3 +27,10 @@ cdef class Lease:
 
 @cython.locals(lease=Lease)
 cpdef object get(object self, object timeout=*)
+
+
+@cython.locals(lease=Lease)
+cpdef tuple lend(object pool, PoolBucket bucket, object timeout)
+
+@cython.locals(lease=Lease)
+cpdef object take_back(object pool, tuple hold, object conn, object exc=*)

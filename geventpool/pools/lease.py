@@ -1,4 +1,5 @@
-"""A connection for a while: what ``get`` returns, and the fast path of every pool.
+"""A connection for a while: what ``get`` returns, what ``acquire`` and ``release`` are made of, and
+the fast path of every pool.
 
 The two moves between IDLE and IN_USE that are made here, in ``Lease.__enter__`` and
 ``Lease.__exit__``, are the only ones that the scheduler does not make itself.
@@ -11,6 +12,7 @@ from types import GenericAlias, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from geventpool._runtime import clock
+from geventpool._runtime.introspection import callers_stack
 from geventpool._runtime.slots import SHORTEST, ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
@@ -23,7 +25,7 @@ from geventpool.stats import BOUNDS
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
 
-__all__ = ["DEFAULT", "ENTERED", "Lease", "assert_not_entered", "get"]
+__all__ = ["DEFAULT", "ENTERED", "Lease", "assert_not_entered", "get", "lend", "take_back"]
 
 DEFAULT: Any = object()  # "the pool's own timeout", as None means "no bound"
 
@@ -135,7 +137,7 @@ class Lease:
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == clock.get_ident()
-                    and (not slot.looks_on_return or slot.is_quiet_again(self._conn))
+                    and (slot.why_unusable is None or slot.is_quiet_again(self._conn))
                 ):
                     used = now - slot.since
                     counts = bucket.use_counts
@@ -178,6 +180,31 @@ class Lease:
             end_use(pool, hold, self._conn, exc)
         else:
             pool._desk.checkin(pool, hold, self._conn, suspect)
+
+
+def lend(
+    pool: BasePool[Any], bucket: PoolBucket, timeout: float | None
+) -> tuple[ConnectionSlot, Any]:
+    """Enter a lease that no ``with`` will leave: what a caller gets that gives back by hand."""
+    lease = Lease()
+    lease._pool = pool
+    lease._bucket = bucket
+    lease._timeout = timeout
+    conn = lease.__enter__()
+    if pool.track:
+        lease._slot.where = callers_stack()
+    return lease._slot, conn
+
+
+def take_back(
+    pool: BasePool[Any], hold: Hold, conn: Any, exc: BaseException | None = None
+) -> None:
+    """Leave a lease for a caller that gives back by hand, as *exc* would leave a ``with``."""
+    lease = Lease()
+    lease._pool = pool
+    lease._slot, lease._use = hold
+    lease._conn = conn
+    lease.__exit__(None, exc, None)
 
 
 def assert_not_entered(lease: Lease) -> None:

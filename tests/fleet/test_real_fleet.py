@@ -1,10 +1,15 @@
-"""Real processes, of two hubs each, on a real PostgreSQL with little room beyond the cap."""
+"""Real processes, of two hubs each, on a real PostgreSQL with little room beyond the cap.
+
+With ``GEVENTPOOL_FLEET_PROCESSES=24`` there are so many, and with ``GEVENTPOOL_FLEET_LEASE=10``
+each lease takes so many seconds: the store is away for a minute then.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -13,43 +18,44 @@ import pytest
 import redis
 
 from support.fleets import RealFleet, RealProcess
-from support.own_servers import OwnRedis
+from support.own_servers import OwnEtcd, OwnRedis, OwnServer, OwnZooKeeper
 from support.waiting import until
 
 # One fleet serves several tests.
 pytestmark = [pytest.mark.slow, pytest.mark.may_leak, pytest.mark.timeout(300)]
 
-CAP, PROCESSES, HUBS = 24, 6, 2
-LEASE = 3.0
-START = 40.0  # seconds that processes may need to start, on a busy machine
+PROCESSES, HUBS = int(os.environ.get("GEVENTPOOL_FLEET_PROCESSES", "6")), 2
+LEASE = float(os.environ.get("GEVENTPOOL_FLEET_LEASE", "3"))
+CAP = 4 * PROCESSES
+AWAY = 6 * LEASE  # seconds
+START = 30.0 + 5 * PROCESSES  # seconds that processes may need to start, on a busy machine
 BUSY = 10.0  # seconds that a busy machine may add
 #: What may be open beyond the cap: what a stopped process keeps; what a server has yet to notice
-#: that it was closed; three for a superuser, and the connections of the test and the store.
-SLACK = 2 * CAP // PROCESSES + 4 + 3 + 1 + PROCESSES * HUBS + HUBS
+#: that it was closed; three for a superuser, and the connection of the test.
+SLACK = 2 * CAP // PROCESSES + 4 + 3 + 1
+#: Those of the store, where that is the database itself, and of a successor.
+OF_STORE = (PROCESSES + 1) * HUBS
+
+STORES: dict[str, type[OwnServer]] = {
+    "redis": OwnRedis,
+    "zookeeper": OwnZooKeeper,
+    "etcd": OwnEtcd,
+}
+on_redis = pytest.mark.parametrize("fleet_and_store", ["redis"], indirect=True)
 
 
-def fleet_on(store: str, **settings: Any) -> RealFleet:
+def fleet_on(store: str, slack: int = SLACK, **settings: Any) -> RealFleet:
+    needs = PROCESSES / 60  # as many requests a second, however many processes
     more = {"processes": PROCESSES, "store": store, "lease": LEASE, "callers": 6, **settings}
-    return RealFleet(cap=CAP, slack=SLACK, hubs=HUBS, needs=0.1, **more)
+    return RealFleet(cap=CAP, slack=slack, hubs=HUBS, needs=needs, **more)
 
 
-class Store(OwnRedis):
-    """A Redis that does as it is told."""
-
-    def tell(self, *command: str) -> None:
-        host, port = self.address
-        with redis.Redis(host, port) as client:
-            client.execute_command(*command)
-
-
-@pytest.fixture(scope="module")
-def on_redis() -> Iterator[tuple[RealFleet, Store]]:
-    with ExitStack() as stack:
-        store = Store()
-        stack.enter_context(store)
-        fleet = stack.enter_context(fleet_on("redis", redis=store.address))
-        fleet.until_open(CAP, START)
-        yield fleet, store
+@pytest.fixture(scope="module", params=list(STORES))
+def fleet_and_store(request: pytest.FixtureRequest) -> Iterator[tuple[RealFleet, OwnServer]]:
+    with STORES[request.param]() as store:
+        with fleet_on(request.param, address=store.address) as fleet:
+            fleet.until_open(CAP, START)
+            yield fleet, store
 
 
 def all_is_well(fleet: RealFleet, *, beyond: int = 0) -> None:
@@ -59,6 +65,7 @@ def all_is_well(fleet: RealFleet, *, beyond: int = 0) -> None:
     assert fleet.in_vain == 0
     # What its client has closed may be in pg_stat_activity for a moment.
     assert fleet.most <= CAP + beyond + 2
+    print(f"at most {fleet.most} of {CAP} were open; {fleet.done} requests are done")
     fleet.most = 0
 
 
@@ -88,11 +95,18 @@ def stopped_past_its_lease(fleet: RealFleet) -> None:
     fleet.until_open(CAP - HUBS, 2 * LEASE + BUSY)
 
 
-class TestOnRedis:
-    @pytest.fixture(autouse=True)
-    def begin(self, on_redis: tuple[RealFleet, Store]) -> None:
-        self.fleet, self.store = on_redis
+def tell(store: OwnServer, *command: str) -> None:
+    host, port = store.address
+    with redis.Redis(host, port) as client:
+        client.execute_command(*command)
 
+
+class TestOnAServerOfItsOwn:
+    @pytest.fixture(autouse=True)
+    def begin(self, fleet_and_store: tuple[RealFleet, OwnServer]) -> None:
+        self.fleet, self.store = fleet_and_store
+
+    @on_redis
     def test_a_load_that_moves_finds_its_connections_and_the_cap_holds(self) -> None:
         busy, idle = self.fleet.processes[1::2], self.fleet.processes[::2]
         flip(idle)
@@ -119,38 +133,42 @@ class TestOnRedis:
     def test_one_that_is_stopped_opens_nothing_on_an_old_lease(self) -> None:
         stopped_past_its_lease(self.fleet)
 
+    @on_redis
     def test_a_store_that_is_slow_for_less_than_a_lease_is_not_noticed(self) -> None:
-        self.store.tell("CLIENT", "PAUSE", str(int(LEASE * 500)), "ALL")
+        tell(self.store, "CLIENT", "PAUSE", str(int(LEASE * 500)), "ALL")
         gevent.sleep(LEASE)
         self.fleet.until_open(CAP - HUBS, BUSY)
         all_is_well(self.fleet)
 
+    @on_redis
     def test_a_store_that_is_emptied_learns_what_there_is(self) -> None:
-        self.store.tell("FLUSHALL")
+        tell(self.store, "FLUSHALL")
         gevent.sleep(LEASE)
         self.fleet.until_open(CAP, LEASE + BUSY)
         all_is_well(self.fleet)
 
     def test_a_store_that_is_started_anew_is_used_again(self) -> None:
-        self.store.restart()  # it has nothing on disk
+        self.store.restart()  # a Redis of these has nothing on disk
         gevent.sleep(LEASE)
-        self.fleet.until_open(CAP, 2 * LEASE + BUSY)
+        self.fleet.until_open(CAP - HUBS, 2 * LEASE + BUSY)
         all_is_well(self.fleet)
 
-    def test_with_the_store_away_each_goes_on_with_its_floor(self) -> None:
+    def test_with_the_store_away_for_long_each_goes_on_with_its_floor(self) -> None:
         self.store.stop()
+        left = gevent.spawn(gevent.sleep, AWAY)
         until(lambda: self.fleet.open <= PROCESSES * HUBS, "floors only", LEASE + BUSY)
         before = [each.said["done"] for each in self.fleet.processes]
-        gevent.sleep(LEASE)
+        left.join()
         after = [each.said["done"] for each in self.fleet.processes]
         assert all(more > less for less, more in zip(before, after, strict=True))
+        assert self.fleet.open <= PROCESSES * HUBS
         self.store.start()
         self.fleet.until_open(CAP, 2 * LEASE + BUSY)
         all_is_well(self.fleet)
 
 
 def test_the_database_itself_is_the_store() -> None:
-    with fleet_on("postgres") as fleet:
+    with fleet_on("postgres", SLACK + OF_STORE) as fleet:
         fleet.until_open(CAP, START)
         killed_and_replaced(fleet)
         stopped_past_its_lease(fleet)
@@ -159,7 +177,19 @@ def test_the_database_itself_is_the_store() -> None:
         fleet.until_open(CAP, 2 * LEASE + BUSY)
         assert fleet.refused == []
         assert fleet.most <= CAP + 2
+        print(f"{fleet.done} requests are done, {len(fleet.errors)} were cut")
         assert all("PoolTimeout" not in error for error in fleet.errors)
+
+
+def test_one_of_the_processes_has_the_records_until_it_is_killed(tmp_path: Path) -> None:
+    with fleet_on("local", processes=1, address=str(tmp_path / "run")) as fleet:
+        until(lambda: fleet.done > 0, "the first one, which answers the others", START)
+        for _ in range(PROCESSES - 1):
+            fleet.start()
+        fleet.until_open(CAP, START)
+        killed_and_replaced(fleet)
+        fleet.until_open(CAP, 2 * LEASE + BUSY)  # the successor has not known of any floor
+        all_is_well(fleet)
 
 
 def test_what_is_beyond_the_limit_of_the_database_is_seen() -> None:

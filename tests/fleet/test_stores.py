@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geventpool.fleet import MemoryStore, Store
+from geventpool.fleet.local import LocalStore
 from geventpool.fleet.share import MEMORY, Grant, Report
 from support.own_servers import OwnEtcd, OwnServer, OwnZooKeeper
 from support.servers import require_server
@@ -64,12 +65,17 @@ def etcd() -> Iterator[OwnServer]:
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zookeeper", "etcd")]
 
 
-@pytest.fixture(params=["memory", "redis", "postgres", *SLOW])
+@pytest.fixture(params=["memory", "local", "redis", "postgres", *SLOW])
 def store(request: pytest.FixtureRequest) -> Iterator[Any]:
     made: Any
     match request.param:
         case "memory":
             yield MemoryStore()
+        case "local":
+            request.getfixturevalue("run_folder")
+            made = LocalStore()
+            yield made
+            made.close()
         case "redis":
             made = redis_store()
             yield made

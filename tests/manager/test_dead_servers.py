@@ -184,6 +184,7 @@ def test_the_log_says_once_that_a_server_went_and_once_that_it_is_back(
     server.stop()
     manager = manage({"pay": group(server)})
     dials_by_then(manager, lambda _: manager.connection("pay"), 2.5)
+    model = manager.servers[server.address]
 
     (gone,) = caplog.records
     host, port = server.address
@@ -198,7 +199,10 @@ def test_the_log_says_once_that_a_server_went_and_once_that_it_is_back(
     assert back.levelno == logging.INFO
     dials = manager.stats().dialed - 3
     assert f"{host}:{port} is back after " in back.getMessage()
-    assert back.getMessage().endswith(f" s and {dials} dials")
+    before = 2  # callers of the first failures, which marked it down with the third
+    text = f" s and {dials} dials; {model.refused - before} callers got no connection meanwhile"
+    assert back.getMessage().endswith(text)
+    assert manager.stats().refusals["dial"] + manager.stats().refusals["down"] == model.refused
 
 
 def test_a_dial_that_no_caller_waits_for_any_more_counts_if_it_fails(

@@ -800,6 +800,7 @@ def test_the_journal_tells_once_that_a_server_went_and_once_that_it_is_back() ->
     servers = directory()
     model = servers[A]
     model.failed(10.0, ConnectionRefusedError("refused"))
+    model.refused += 1
     for now in (11.0, 13.0):
         model.dials += 1
         begin(model, now).failed(now)
@@ -810,9 +811,9 @@ def test_the_journal_tells_once_that_a_server_went_and_once_that_it_is_back() ->
 
     assert [str(each) for each in servers.journal.transitions] == [
         "10.0.0.1:80 is marked down for 1.0 s after ConnectionRefusedError: refused",
-        "10.0.0.1:80 is back after 7.2 s and 3 dials",
+        "10.0.0.1:80 is back after 7.2 s and 3 dials; 1 caller got no connection meanwhile",
         "10.0.0.1:80 is marked down by hand",
-        "10.0.0.1:80 is back after 0.5 s and 0 dials",
+        "10.0.0.1:80 is back after 0.5 s and 0 dials; 0 callers got no connection meanwhile",
     ]
 
 

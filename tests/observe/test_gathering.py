@@ -15,8 +15,8 @@ import gevent
 import pytest
 
 from geventpool import ConnectionPool, observe
+from geventpool.local_socket import ask, run_directory
 from geventpool.observe import worker_socket
-from geventpool.observe.gathering import ask
 from support.child import FORKS, Child
 from support.objects import Maker
 from support.workers import HANG, worker
@@ -129,9 +129,9 @@ def test_a_run_time_folder_of_another_user_is_not_taken(
     monkeypatch.delenv("GEVENTPOOL_RUN_DIR", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert worker_socket.run_directory() == tmp_path / "geventpool"
+    assert run_directory() == tmp_path / "geventpool"
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     with pytest.raises(PermissionError):  # as only its owner may make it; but it was tried there
-        worker_socket.run_directory()
+        run_directory()
     assert (tmp_path / f"geventpool-{other}").is_dir()

@@ -13,6 +13,7 @@ import pytest
 
 from geventpool import ConnectionPool, PoolFull
 from geventpool.observe import history, snapshot
+from geventpool.testing import FakeClock
 from support import ROOT
 from support.child import FORKS, Child
 from support.objects import Maker
@@ -60,6 +61,51 @@ def test_a_second_has_who_holds_who_waits_and_for_how_long(
     assert minute["waiting"] == [1, 0]
     assert minute["wait"][1] >= 0.02
     assert minute["served"] == [1.0, 1.0]
+
+
+def test_the_p99_of_waits_is_that_of_the_last_minute(
+    maker: Maker, each_second: Callable[[Any], None]
+) -> None:
+    def waits(seconds: float) -> None:
+        conn = pool.acquire()
+        waiting = gevent.spawn(pool.execute, id)
+        gevent.idle()
+        clock.advance(seconds)
+        pool.release(conn)
+        waiting.get()
+
+    with FakeClock() as clock, ConnectionPool(1, connect=maker) as pool:
+        assert seen_of(pool)["wait_p99"] == 0.0
+        waits(9.0)  # before anybody looked
+        each_second(pool)
+        for _ in range(9):
+            waits(0.3)
+        each_second(pool)
+        quick = seen_of(pool)["wait_p99"]
+        waits(4.0)
+        each_second(pool)
+        slow = seen_of(pool)["wait_p99"]
+        for _ in range(60):
+            each_second(pool)
+        later = seen_of(pool)["wait_p99"]
+    assert 0.25 < quick <= 0.5
+    assert 2.5 < slow <= 5.0
+    assert later == 0.0
+
+
+def test_no_p99_is_longer_than_the_longest_wait(
+    maker: Maker, each_second: Callable[[Any], None]
+) -> None:
+    with FakeClock() as clock, ConnectionPool(1, connect=maker) as pool:
+        each_second(pool)
+        conn = pool.acquire()
+        waiting = gevent.spawn(pool.execute, id)
+        gevent.idle()
+        clock.advance(0.26)
+        pool.release(conn)
+        waiting.get()
+        each_second(pool)
+        assert 0.26 <= seen_of(pool)["wait_p99"] == pool.stats().wait.max < 0.49
 
 
 def test_callers_that_were_sent_away_are_counted(

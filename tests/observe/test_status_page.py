@@ -279,6 +279,8 @@ def test_inside_are_addresses_errors_and_why_connections_were_closed() -> None:
     assert f"<td>{dead[0]}:{dead[1]}</td><td>down</td>" in servers
     assert "ConnectionRefusedError" in servers
     assert "1 of 1 server out" in servers
+    assert '<td>dial</td><td class="number">5</td>' in servers, "why callers got none"
+    assert "p99 wait" in drained
 
 
 def test_trouble_has_a_word() -> None:

@@ -130,7 +130,8 @@ def test_refusals_are_told_by_kind(maker: Maker) -> None:
                 pool.acquire(timeout=0)
             with pytest.raises(Exception, match="waiting already"):
                 pool.acquire(timeout=1)
-        assert pool.stats().refusals == {"timeout": 1, "full": 1, "down": 0, "shed": 0}
+        refusals = {kind: count for kind, count in pool.stats().refusals.items() if count}
+        assert refusals == {"timeout": 1, "full": 1}
 
 
 @pytest.mark.slow
@@ -215,7 +216,7 @@ def test_an_outage_is_a_line_at_its_start_and_one_at_its_end(
     maker: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:
     maker.error = ConnectionRefusedError("refused")
-    with caplog.at_level(logging.INFO, "geventpool"):
+    with caplog.at_level(logging.DEBUG, "geventpool"):
         with ConnectionPool(2, connect=maker, backoff=SOON, name="db") as pool:
             until(lambda: maker.dials >= 5)
             for _ in range(3):
@@ -227,6 +228,7 @@ def test_an_outage_is_a_line_at_its_start_and_one_at_its_end(
             stats = pool.stats()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
     lines = [line for line in lines if "no socket was found" not in line[1]]
+    lines = [line for line in lines if "closed a connection" not in line[1]]
     assert [level for level, _ in lines] == ["WARNING", "INFO"], lines
     assert "a dial failed" in lines[0][1]
     text = f"{stats.dial_failed} dials failed, and 3 callers got no connection meanwhile"

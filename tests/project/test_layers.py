@@ -24,7 +24,8 @@ NOUNS = {
 }
 ROW_0 = {*NOUNS, "_compiled", "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
-PUBLIC = {*NOUNS, "deadline", "retry", "sockets", "discovery", "pools", "manager"}
+PUBLIC = {*NOUNS, "deadline", "retry", "local_socket"}
+PUBLIC |= {"sockets", "discovery", "pools", "manager"}
 
 
 class Row(NamedTuple):
@@ -40,13 +41,13 @@ class Row(NamedTuple):
 ROWS = (
     Row(ROW_0, may_import=ROW_0, never=GEVENT),
     Row({"_scheduler"}, may_import=ROW_0, never=GEVENT | {"time", "socket", "logging"}),
-    Row({"sockets", "discovery", "retry", "deadline"}, may_import=ROW_0),
+    Row({"sockets", "discovery", "retry", "deadline", "local_socket"}, may_import=ROW_0),
     Row({"_runtime"}, may_import={*ROW_0, "_scheduler"}),
     Row({"pools"}, may_import={*ROW_0, "_scheduler", "_runtime", "sockets"}),
     Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),
     # What it was before it moved, as its old name is in the examples.
     Row({"health"}, may_import={"manager"}),
-    Row({"observe", "fleet", "testing"}, may_import=PUBLIC, only_public=True),
+    Row({"observe", "fleet", "directory", "testing"}, may_import=PUBLIC, only_public=True),
     Row({"gunicorn", "demo"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
     Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),

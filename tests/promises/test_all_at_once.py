@@ -225,7 +225,7 @@ def test_everything_at_once_costs_no_place_and_no_caller_gets_another_s_answer(
             for pool in pools:
                 pool.unlucky = 0.0
                 stats = pool.stats()
-                total.update(shed=stats.shed, down=pool._bucket.refused_down)
+                total.update(shed=stats.shed, down=stats.refused_down)
                 total.update(salvages=pool.salvages, dials=pool._bucket.dial_failed)
             look_whole(server, pools, limit)
 

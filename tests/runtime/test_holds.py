@@ -208,6 +208,24 @@ def test_a_lease_left_in_good_order_in_a_foreign_thread_stays_with_its_holder() 
     assert (pool.stats().in_use, pool.stats().idle, conn.closed) == (0, 1, False)
 
 
+@pytest.mark.parametrize("way", ["a with", "by hand"])
+def test_what_no_other_caller_wants_is_lent_and_taken_back_without_the_scheduler(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ConnectionPool(2, connect=Maker())
+    pool.fill()
+    monkeypatch.setattr(pool._runtime.scheduler, "_do", None)
+    if way == "a with":
+        with pool.get() as conn:
+            assert pool.holders()[0].connection is conn
+    else:
+        conn = pool.acquire()
+        assert pool.holders()[0].connection is conn
+        pool.release(conn)
+
+    assert (pool.stats().idle, pool.stats().released) == (2, 1)
+
+
 # The hub gives back, too
 
 

@@ -34,7 +34,7 @@ PACKAGE = Path(geventpool.__file__).parent
 WAY = {
     *map(str, (PACKAGE / "_scheduler").glob("*.py")),
     *map(str, (PACKAGE / "_runtime").glob("*.py")),
-    str(PACKAGE / "pools" / "lease.py"),
+    *(str(PACKAGE / "pools" / name) for name in ("base.py", "connection_pool.py", "lease.py")),
 }
 
 
@@ -428,6 +428,23 @@ def use_of_an_endpoint(pool: Any) -> None:
         assert type(conn) is Conn
 
 
+def use_by_hand(pool: Any) -> None:
+    conn = pool.acquire()
+    try:
+        assert type(conn) is Conn
+    finally:
+        pool.release(conn)
+
+
+def spoil_by_hand(pool: Any) -> None:
+    conn = pool.acquire()
+    with pytest.raises(OSError, match="broken"):
+        try:
+            raise OSError("broken")
+        finally:
+            pool.release(conn)
+
+
 def use_and_spoil(pool: Any) -> None:
     with pytest.raises(OSError, match="broken"), pool.get():
         raise OSError("broken")
@@ -521,8 +538,14 @@ def settle(pool: Any) -> None:
         (salvaging_pool, use_and_cut_short),
         (pool_with_a_waiter, use_once),
         (pool_of_endpoints, use_of_an_endpoint),
+        (idle_pool, use_by_hand),
+        (idle_pool, spoil_by_hand),
+        (pool_with_a_waiter, use_by_hand),
     ],
-    ids=["idle", "broken", "cut short", "in line", "at a full total"],
+    ids=[
+        *("idle", "broken", "cut short", "in line", "at a full total"),
+        *("by hand", "by hand, broken", "by hand, in line"),
+    ],
 )
 def test_cut_short_at_any_line_no_place_is_lost_and_no_connection_has_two_holders(
     make: Callable[[], Any],

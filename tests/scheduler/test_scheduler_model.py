@@ -216,10 +216,8 @@ class Hub:
             assert self.now >= self.failed_since[bucket] + bucket.outage.after - 1e-9
         self.down.add(bucket)
 
-    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
+    def came_back(self, bucket: Bucket) -> None:
         self.down.remove(bucket)
-        assert seconds >= 0
-        assert dials >= 1
 
     def reconcile_limit_later(self, limit: Limit) -> None:
         self.lowered[limit] = None

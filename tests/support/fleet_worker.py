@@ -47,14 +47,27 @@ def flip() -> None:
 
 
 def store_of(settings: dict[str, Any]) -> Any:
-    if settings["store"] == "redis":
+    kind, address = settings["store"], settings["address"]
+    if kind == "redis":
         import redis
 
         from geventpool.fleet.redis import RedisStore
 
-        host, port = settings["redis"]
-        client = redis.Redis(host, port, socket_timeout=2.0, socket_connect_timeout=2.0)
+        client = redis.Redis(*address, socket_timeout=2.0, socket_connect_timeout=2.0)
         return RedisStore(client)
+    if kind == "zookeeper":
+        from geventpool.fleet.zookeeper import ZooKeeperStore
+
+        return ZooKeeperStore("{}:{}".format(*address))
+    if kind == "etcd":
+        from geventpool.fleet.etcd import EtcdStore
+
+        return EtcdStore(tuple(address))
+    if kind == "local":
+        from geventpool.fleet.local import LocalStore
+
+        os.environ["GEVENTPOOL_RUN_DIR"] = address
+        return LocalStore()
     from geventpool.fleet.postgres import PostgresStore
 
     return PostgresStore(

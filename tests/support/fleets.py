@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ import psycogreen.gevent
 import psycopg2
 
 from support import ROOT, TESTS
+from support.networks import Place
 from support.own_servers import OwnPostgres
 from support.waiting import until
 
@@ -28,8 +30,10 @@ _OPEN = "select count(*) from pg_stat_activity where application_name = 'fleet'"
 class RealProcess:
     """One of them; *said* is what it has told last."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], host: Place | None = None) -> None:
         command = [sys.executable, str(TESTS / "support" / "fleet_worker.py"), json.dumps(settings)]
+        if host is not None:
+            command = host.inside(command)
         self._process: Any = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -64,14 +68,23 @@ class RealProcess:
 
 
 class RealFleet:
-    """*processes* of *hubs* each, all as busy as they can be, and their database."""
+    """*processes* of *hubs* each, all as busy as they can be, and their database, at *place*."""
 
-    def __init__(self, *, cap: int, slack: int, processes: int, hubs: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        cap: int,
+        slack: int,
+        processes: int,
+        hubs: int,
+        place: Place | None = None,
+        **settings: Any,
+    ) -> None:
         self.cap, self.hubs = cap, hubs
-        self.database = OwnPostgres(f"max_connections={cap + slack}")
+        self.database = OwnPostgres(f"max_connections={cap + slack}", place=place)
         self.count = processes
         self.processes: list[RealProcess] = []
-        self.settings = {"cap": cap, "hubs": hubs, **settings}
+        self.settings = {"cap": cap, "hubs": hubs, "address": None, **settings}
         self.open = self.most = 0
         self._watcher: Any = None
 
@@ -96,8 +109,9 @@ class RealFleet:
             process.end()
         self.database.close()
 
-    def start(self) -> RealProcess:
-        self.processes.append(RealProcess(self.settings))
+    def start(self, host: Place | None = None) -> RealProcess:
+        """One more of them, on *host*."""
+        self.processes.append(RealProcess(self.settings, host))
         return self.processes[-1]
 
     def kill(self, process: RealProcess) -> None:
@@ -106,8 +120,14 @@ class RealFleet:
         self.processes.remove(process)
 
     def until_open(self, least: int, seconds: float) -> None:
-        """Wait until so many are open."""
-        until(lambda: self.open >= least, f"{least} open connections, of {self.open}", seconds)
+        """Wait until so many are open, and print how long that took."""
+        began = time.monotonic()
+        until(lambda: self.open >= least, f"{least} open connections", seconds)
+        print(f"{least} were open after {time.monotonic() - began:.1f} s")
+
+    @property
+    def done(self) -> int:
+        return sum(process.said["done"] for process in self.processes)
 
     @property
     def errors(self) -> list[str]:

@@ -5,7 +5,8 @@
         server.restart()
 
 Each is started from what is installed, in a temporary folder, at a free port of 127.0.0.1, by a
-user without rights if the tests are run by root.  What is not installed is skipped, or, with
+user without rights if the tests are run by root; or at a place of a network of ``networks.py``,
+where nobody of this process's network can reach it, but for a Unix socket.  What is not installed is skipped, or, with
 ``GEVENTPOOL_REQUIRE_SERVERS=1``, a failure, as in ``servers.py``.
 """
 
@@ -28,6 +29,8 @@ import gevent
 import gevent.socket
 import pytest
 
+from support.networks import Place
+
 __all__ = [
     *("OwnEtcd", "OwnMariaDb", "OwnPostgres", "OwnRedis", "OwnServer", "OwnZooKeeper"),
     "free_port",
@@ -42,10 +45,12 @@ class OwnServer:
     name: ClassVar[str]
     program: ClassVar[str]
     stop_by: ClassVar[int] = signal.SIGTERM
+    ready: ClassVar[str] = ""  # what its log says as it takes connections
     group: int | None = None  # if it matters to the program
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, place: Place | None = None) -> None:
         self.options = options
+        self.place = place
         self.program_path = program(self.program)
         self.folder = Path(tempfile.mkdtemp(prefix=f"geventpool-{self.name}-"))
         self.data = self.folder / "data"
@@ -53,8 +58,9 @@ class OwnServer:
         self.user = "nobody" if os.getuid() == 0 else None
         if self.user is not None:
             os.chown(self.folder, pwd.getpwnam(self.user).pw_uid, -1)
-        self.address = ("127.0.0.1", free_port())
+        self.address = ("127.0.0.1" if place is None else place.host, free_port())
         self._process: Any = None
+        self._seen = 0  # of its log, as it was started
 
     def __enter__(self) -> OwnServer:
         try:
@@ -86,6 +92,7 @@ class OwnServer:
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
+        self._seen = len(self.log())
         self._process = self._popen(self.command())
         deadline = time.monotonic() + 60
         while not self.answers():
@@ -95,6 +102,10 @@ class OwnServer:
 
     def answers(self) -> bool:
         """Whether it takes connections."""
+        if self.ready not in self.log()[self._seen :]:
+            return False
+        if self.place is not None:
+            return bool(self.ready)
         try:
             gevent.socket.create_connection(self.address, timeout=5).close()
         except OSError:
@@ -143,12 +154,12 @@ class OwnServer:
     def _popen(self, command: list[str]) -> Any:
         with open(self.log_path, "ab") as log:
             return subprocess.Popen(
-                command,
+                command if self.place is None else self.place.inside(command, self.user),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                user=self.user,
+                user=self.user if self.place is None else None,
                 group=self.group,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             )
@@ -158,33 +169,30 @@ class OwnPostgres(OwnServer):
     name = "postgres"
     program = "postgres"
     stop_by = signal.SIGINT  # a fast shutdown: sessions are ended, not waited for
+    ready = "ready to accept connections"  # it listens before it lets anyone in
 
     @property
     def login(self) -> dict[str, Any]:
         """The arguments of ``psycopg.connect`` for its superuser."""
         host, port = self.address
+        if self.place is not None:
+            host = str(self.folder)  # where its Unix socket is
         return {"host": host, "port": port, "user": "postgres", "dbname": "postgres"}
 
     def prepare(self) -> None:
         initdb = [program("initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust"]
         self.run([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"])
+        if self.place is not None:  # only its own namespace is trusted without this
+            with (self.data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
 
     def command(self) -> list[str]:
         host, port = self.address
-        options = ["fsync=off", f"listen_addresses={host}", "unix_socket_directories="]
+        sockets = self.folder if self.place is not None else ""
+        options = ["fsync=off", f"listen_addresses={host}", f"unix_socket_directories={sockets}"]
         options += ["shared_buffers=16MB", "autovacuum=off", *self.options]
         settings = [word for option in options for word in ("-c", option)]
         return [self.program_path, "-D", str(self.data), "-p", str(port), *settings]
-
-    def answers(self) -> bool:
-        # It listens before it lets anyone in.
-        return super().answers() and "ready to accept connections" in self.log()[self._seen :]
-
-    _seen = 0
-
-    def start(self) -> None:
-        self._seen = len(self.log())
-        super().start()
 
 
 class OwnMariaDb(OwnServer):
@@ -212,6 +220,7 @@ class OwnMariaDb(OwnServer):
 class OwnRedis(OwnServer):
     name = "redis"
     program = "redis-server"
+    ready = "eady to accept connections"
 
     def command(self) -> list[str]:
         host, port = self.address
@@ -222,6 +231,7 @@ class OwnRedis(OwnServer):
 class OwnEtcd(OwnServer):
     name = "etcd"
     program = "etcd"
+    ready = "ready to serve client requests"
 
     def command(self) -> list[str]:
         host, port = self.address
@@ -231,9 +241,6 @@ class OwnEtcd(OwnServer):
         options += ["--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers]
         options += ["--initial-cluster", f"default={peers}", "--initial-cluster-state", "new"]
         return [self.program_path, *options, *self.options]
-
-    def answers(self) -> bool:
-        return super().answers() and "ready to serve client requests" in self.log()
 
 
 class OwnZooKeeper(OwnServer):

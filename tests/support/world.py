@@ -37,7 +37,7 @@ class Notes:
         self.reasons: list[Reason] = []
         self.retries: list[float] = []
         self.down: list[Bucket] = []
-        self.back: list[tuple[Bucket, float, int, int]] = []  # seconds, dials, callers refused
+        self.back: list[Bucket] = []
         self.looks: dict[Bucket, float] = {}
         self.limits: list[Limit] = []
         self.gone: list[Waiter] = []  # their greenlets are
@@ -68,8 +68,8 @@ class Notes:
     def went_down(self, bucket: Bucket) -> None:
         self.down.append(bucket)
 
-    def came_back(self, bucket: Bucket, seconds: float, dials: int, refused: int) -> None:
-        self.back.append((bucket, seconds, dials, refused))
+    def came_back(self, bucket: Bucket) -> None:
+        self.back.append(bucket)
 
     def look_later(self, bucket: Bucket, at: float) -> None:
         self.looks[bucket] = min(at, self.looks.get(bucket, at))
