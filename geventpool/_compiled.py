@@ -30,6 +30,7 @@ MODULES = (
     "geventpool._scheduler.limit",
     "geventpool._scheduler.line",
     "geventpool._scheduler.model",
+    "geventpool._scheduler.places",
     "geventpool._scheduler.scheduler",
     "geventpool._scheduler.verbs",
     "geventpool._scheduler.waiter",

@@ -4,6 +4,10 @@ from geventpool._runtime.slots cimport Caller, ConnectionSlot, PoolBucket
 from geventpool._runtime.waiting cimport WaitingLine
 from geventpool._scheduler.scheduler cimport Scheduler
 
+cdef double NEVER
+cdef dict deadlines
+cdef object forks_seen
+
 
 cdef class Desk:
     cdef object __weakref__

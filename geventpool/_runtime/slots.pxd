@@ -1,3 +1,4 @@
+cimport cython
 from geventpool._runtime cimport clock
 from geventpool._scheduler.model cimport Bucket, Slot
 from geventpool._scheduler.waiter cimport Waiter
@@ -24,6 +25,7 @@ cdef class ConnectionSlot(Slot):
     cpdef bint is_quiet_again(self, object conn)
 
 
+@cython.freelist(16)
 cdef class Caller(Waiter):
     cdef public bint gone
 
@@ -37,3 +39,7 @@ cdef class PoolBucket(Bucket):
     cdef public double wait_max
     cdef public double wait_sum
     cdef public Py_ssize_t waiting_max
+    cdef public object key
+    cdef public object owner
+    cdef public object retry_timer
+    cdef public object look_timer

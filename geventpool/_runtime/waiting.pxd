@@ -3,6 +3,8 @@ from geventpool._runtime cimport clock
 from geventpool._runtime.slots cimport Caller, ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler cimport Scheduler
 
+cdef object forks_seen
+
 
 cdef class WaitingLine:
     cdef public object _hub

@@ -1,7 +1,13 @@
 cimport cython
 from geventpool._scheduler.inbox cimport Inbox
 from geventpool._scheduler.model cimport Bucket, Slot
+from geventpool._scheduler.places cimport Places
 from geventpool._scheduler.waiter cimport Waiter
+
+cdef object IN_USE
+cdef int AT_WORK
+cdef int CUT_SHORT
+cdef int FREE
 
 
 cdef class Scheduler(Inbox):
@@ -12,8 +18,8 @@ cdef class Scheduler(Inbox):
 
     cpdef object try_checkout(self, Bucket bucket, double now)
 
-    @cython.locals(bucket=Bucket)
+    @cython.locals(bucket=Bucket, own=Places)
     cpdef object enqueue(self, Waiter waiter, double now, bint requeued=*)
 
-    @cython.locals(bucket=Bucket, waiter=Waiter)
+    @cython.locals(bucket=Bucket, own=Places, waiter=Waiter)
     cpdef object release(self, Slot slot, double now)

@@ -4,7 +4,15 @@ from geventpool._runtime.desk cimport Desk
 from geventpool._runtime.slots cimport ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler cimport Scheduler
 
+# Read at every hand-out; what other modules import from here is not among them.
+cdef object IDLE
+cdef object IN_USE
+cdef double SHORTEST
+cdef dict deadlines
+cdef object forks_seen
 
+
+@cython.freelist(16)
 cdef class Lease:
     cdef public PoolBucket _bucket
     cdef public object _conn

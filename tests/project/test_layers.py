@@ -48,7 +48,8 @@ ROWS = (
     # What it was before it moved, as its old name is in the examples.
     Row({"health"}, may_import={"manager"}),
     Row({"observe", "fleet", "directory", "testing"}, may_import=PUBLIC, only_public=True),
-    Row({"gunicorn", "demo"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
+    Row({"gunicorn"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
+    Row({"demo"}, may_import={*PUBLIC, "_compiled", "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
     Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),
 )
@@ -284,6 +285,7 @@ DECIDED = {
     "_scheduler/model.py": {"Slot", "Bucket"},
     "_scheduler/waiter.py": {"Waiter"},
     "_scheduler/limit.py": {"Limit"},
+    "_scheduler/places.py": {"Places"},
 }
 #: What is called like a field of theirs, and is another thing's.
 NAMESAKES = {
