@@ -13,13 +13,15 @@ from geventpool.discovery.dns import DnsResolver
 from geventpool.discovery.file import FileResolver
 from geventpool.discovery.srv import SrvResolver
 from geventpool.discovery.static import StaticResolver
-from geventpool.discovery.watcher import Watcher
+from geventpool.discovery.watcher import PushingResolver, Subscription, Watcher
 
 __all__ = [
     "CachingResolver",
     "DnsResolver",
     "FileResolver",
+    "PushingResolver",
     "SrvResolver",
     "StaticResolver",
+    "Subscription",
     "Watcher",
 ]

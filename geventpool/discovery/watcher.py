@@ -1,7 +1,9 @@
 """Who looks at names again and again, and tells of what has changed behind them.
 
-A Watcher looks by way of any resolver, and knows nothing of how that finds what it says.  Must
-never be done here: act on a change.  The manager does (``manager``), or the program itself.
+A Watcher looks by way of any resolver, and knows nothing of how that finds what it says.  One that
+*pushes*, as it has ``subscribe(name, wake)``, says itself when there is something new, and is not
+looked at before.  Must never be done here: act on a change.  The manager does (``manager``), or the
+program itself.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import inspect
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent import Timeout
@@ -21,7 +24,7 @@ from geventpool._util.arguments import check_seconds, check_text
 from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup, AnyAddress, Resolver, described, resolve_by
 
-__all__ = ["Watcher"]
+__all__ = ["PushingResolver", "Subscription", "Watcher"]
 
 _log = logging.getLogger("geventpool.watcher")
 
@@ -32,8 +35,30 @@ Placement = tuple[tuple[int, float], ...]  # the tiers that an address is in, an
 OnChange = Callable[[str, frozenset[AnyAddress], frozenset[AnyAddress], AddressGroup], object]
 
 
+class Subscription(Protocol):
+    """What ``subscribe`` returns; it ends by ``close()``, or when it is dropped."""
+
+    def close(self) -> None:
+        """Call *wake* no more.  Does not block."""
+
+
+class PushingResolver(Resolver, Protocol):
+    """A resolver that tells when what it says of a name changes."""
+
+    def subscribe(self, name: str, wake: Callable[[], object], /) -> Subscription:
+        """Have ``wake()`` called after each change of what ``resolve(name)`` says.
+
+        In the thread of the caller; it neither switches nor raises.  Does not block, and must hold
+        neither the subscription nor *wake* once the subscription is dropped.
+        """
+        ...
+
+
 class Watcher:
     """Looks at names every *interval* seconds, and tells of what has changed.
+
+    A resolver that has ``subscribe(name, wake)`` (PushingResolver) is looked at when it says so,
+    and every *interval* seconds only while a change is yet to hold.
 
     ``on_change(name, added, removed, group)`` gets two frozensets of addresses, and an AddressGroup
     of all that is known now; both sets are empty if only weights or tiers have changed.  Each
@@ -68,6 +93,7 @@ class Watcher:
         self.hold = hold
         self.closed = False
         self._clock = clock
+        self._subscribe: Any = getattr(resolver, "subscribe", None)
         self._names: dict[str, _Watched] = {}
         self._bell = _Bell()
         self._asked: list[Event] = []  # who waits in look()
@@ -83,14 +109,18 @@ class Watcher:
         """Watch *name*, too.  Does not block; nothing happens if it is watched already.
 
         *group* is what the caller knows of it; by default, what the first look-up finds is taken
-        for known.  Raises RuntimeError after ``close()``.
+        for known.  Raises RuntimeError after ``close()``, and what ``subscribe`` of the resolver
+        raises.
         """
         if self.closed:
             raise RuntimeError("the watcher is closed")
         check_text("name", name)
         if name in self._names:
             return
-        self._names[name] = _Watched(None if group is None else _placements(group))
+        watched = _Watched(None if group is None else _placements(group))
+        if self._subscribe is not None:
+            watched.subscription = self._subscribe(name, partial(_wake, watched, self._bell))
+        self._names[name] = watched
         self._wake()
 
     def discard(self, name: str) -> None:
@@ -106,6 +136,8 @@ class Watcher:
             raise RuntimeError("on_change must not wait for the next look: it is in the way")
         if self.closed or not self._names:
             return
+        for watched in self._names.values():
+            watched.is_due = True
         done = Event()
         self._asked.append(done)
         awaited: list[Any] = [done, self._wake()]  # the greenlet, too: it may be killed
@@ -152,14 +184,24 @@ class Watcher:
             done.set()
         return not self.closed
 
+    @property
+    def _patience(self) -> float | None:
+        """Seconds until the next look, unless there is something new before; None: only then."""
+        names = self._names.values()
+        if self._subscribe is not None and not any(watched.is_due for watched in names):
+            return None
+        return self.interval
+
     def _look_at(self, name: str) -> None:
         watched = self._names.get(name)
-        if watched is None:
+        if watched is None or not (watched.is_due or self._subscribe is None):
             return
+        watched.is_due = False
         group = self._ask(name, watched)
         if group is None or self._names.get(name) is not watched:
             return  # discarded meanwhile
         change = watched.changed(group, self._clock(), self.hold)
+        watched.is_due |= bool(watched.since)  # what is yet to hold
         on_change = self._on_change()
         if change is None or on_change is None:
             return
@@ -184,6 +226,7 @@ class Watcher:
                 who = described(self.resolver)
                 text = "%r is watched, and %s has not answered for %s s; it is waited for"
                 log_safely(_log, logging.WARNING, text, name, who, _PATIENCE)
+            watched.is_due = True
             return None
         outcome = watched.lookup.value
         watched.lookup, watched.is_late = None, False
@@ -199,6 +242,12 @@ def _outcome_of(resolver: Resolver, name: str) -> object:
         return resolve_by(resolver, name)
     except (Exception, Timeout) as error:
         return error
+
+
+def _wake(watched: _Watched, bell: _Bell) -> None:
+    """A resolver says that there is something new."""
+    watched.is_due = True
+    bell.event.set()
 
 
 class _Bell:
@@ -220,9 +269,9 @@ def _watch(reference: weakref.ref[Watcher], bell: _Bell) -> None:
         watcher = reference()
         if watcher is None or not watcher._round():
             return
-        interval = watcher.interval
+        patience = watcher._patience
         del watcher
-        bell.event.wait(interval)
+        bell.event.wait(patience)
         bell.event.clear()
 
 
@@ -234,9 +283,13 @@ class _Watched:
         self.since: dict[AnyAddress, tuple[Placement | None, float]] = {}
         self.lookup: gevent.Greenlet[..., object] | None = None
         self.is_late = False  # it is not waited for
+        self.is_due = True  # there may be something new
+        self.subscription: Subscription | None = None
 
     def stop(self) -> None:
         """Look no further."""
+        if self.subscription is not None:
+            self.subscription.close()
         if self.lookup is not None:
             self.lookup.kill(block=False)
 

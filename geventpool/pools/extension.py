@@ -21,8 +21,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
-from geventpool._util.arguments import check_callable, check_seconds, check_whole
-from geventpool._util.errors import copy_of
+from geventpool._util.arguments import check_callable, check_seconds, check_text, check_whole
+from geventpool._util.errors import copy_of, forget_frames
+from geventpool._util.forks import Fork, in_child
+from geventpool._util.log import log_safely
 from geventpool.events import PoolEvent, Reason
 from geventpool.pools.lease import DEFAULT
 from geventpool.pools.verdicts import end_use
@@ -32,13 +34,18 @@ __all__ = [
     "CLOSE_TIMEOUT",
     "DEFAULT",
     "Facts",
+    "Fork",
     "Hold",
     "PoolExtension",
     "Standing",
     "check_callable",
     "check_seconds",
+    "check_text",
     "check_whole",
     "copy_of",
+    "forget_frames",
+    "in_child",
+    "log_safely",
 ]
 
 C = TypeVar("C")

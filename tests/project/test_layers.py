@@ -46,7 +46,7 @@ ROWS = (
     Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),
     # What it was before it moved, as its old name is in the examples.
     Row({"health"}, may_import={"manager"}),
-    Row({"observe", "fleet", "testing"}, may_import=PUBLIC, only_public=True),
+    Row({"observe", "fleet", "directory", "testing"}, may_import=PUBLIC, only_public=True),
     Row({"gunicorn", "demo"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
     Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent.ssl
 import pytest
 
+from geventpool.manager import ConnectionManager
 from geventpool.testing import FakeClock
 from support.certificates import Certificates, make_certificates
 from support.kinds import KINDS, MakePool
+from support.managers import Hosts
 from support.objects import Maker
 
 
@@ -44,3 +48,24 @@ def contexts(certificates: Certificates) -> tuple[Any, Any]:
 def make_pool(request: pytest.FixtureRequest) -> MakePool:
     """Makes a pool of each kind in turn: ``make_pool(size, connect=..., **settings)``."""
     return KINDS[request.param]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Servers at addresses of their own, gone at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield Hosts(stack)
+
+
+@pytest.fixture
+def manage() -> Iterator[Callable[..., ConnectionManager]]:
+    """Makes managers that are closed in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*args: Any, **settings: Any) -> ConnectionManager:
+            manager = ConnectionManager(*args, **settings)
+            # Not without a bound: a test that fails may still hold a socket.
+            stack.callback(manager.close, 5.0)
+            return manager
+
+        yield make
