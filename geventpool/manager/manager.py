@@ -102,7 +102,7 @@ class ConnectionManager:
         listeners: Iterable[object] = (),
         track: bool = False,
         leak_threshold: float | None = None,
-        name: str = "manager",
+        name: str | None = None,
     ) -> None:
         check_seconds("timeout", timeout, zero=True)
         check_seconds("rebalance", rebalance, zero=True)
@@ -123,6 +123,7 @@ class ConnectionManager:
         self.connect_infos = self._names.infos
         self._pool = SocketPool(
             self.servers,
+            manager=type(self),
             max_sockets=max_sockets,
             max_per_address=max_per_address,
             connect_timeout=longest_connect(connect_timeout, self.connect_infos),
