@@ -68,7 +68,7 @@ class ConnectionSlot(Slot):
         self.where: Any = None  # the Stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
-        self.looks_on_return = False  # its probe is asked before it is taken back, too
+        self.looks_on_return = False  # the fast path must not take it back unseen
         self.loose_use = 0  # in which no ``with`` has it: another greenlet may give it back
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
@@ -112,12 +112,9 @@ def is_quiet(slot: ConnectionSlot) -> bool:
 
 
 def is_quiet_again(slot: ConnectionSlot, conn: Any) -> bool:
-    """The same of one whose caller gives *conn* back; if not, it is looked at more closely.  What
-    lies unread on a plain socket is seen before the next hand-out."""
+    """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
     try:
-        if slot.looks_on_return:
-            return bool(slot.fds) and not slot.why_unusable(conn)
-        return not slot.why_unusable.cut_short
+        return bool(slot.fds) and not slot.why_unusable(conn)
     except Exception:
         return False
 

@@ -164,7 +164,7 @@ class Lease(Generic[C]):
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == get_ident()
-                    and (slot.why_unusable is None or is_quiet_again(slot, self._conn))
+                    and (not slot.looks_on_return or is_quiet_again(slot, self._conn))
                 ):
                     used = now - slot.since
                     counts = bucket.use_counts
@@ -210,6 +210,8 @@ class Lease(Generic[C]):
 
 def lend(pool: BasePool[C], bucket: PoolBucket, timeout: float | None) -> tuple[ConnectionSlot, C]:
     """Enter a lease that no ``with`` will leave: what a caller gets that gives back by hand."""
+    if pool._runtime.hub.dead:  # a thread may have the id of one that has ended
+        pool._runtime.assert_usable_here(bucket)
     make: type[Lease[C]] = TrackedLease if pool.track else Lease
     lease = make()
     lease._pool = pool
@@ -220,12 +222,21 @@ def lend(pool: BasePool[C], bucket: PoolBucket, timeout: float | None) -> tuple[
 
 
 def take_back(pool: BasePool[C], hold: Hold, conn: C, exc: BaseException | None = None) -> None:
-    """Leave a lease for a caller that gives back by hand, as *exc* would leave a ``with``."""
+    """Leave a lease for a caller that gives back by hand, as *exc* would leave a ``with``.
+
+    But for a wait that was cut short it is looked at here and now, as such callers often catch the
+    Timeout themselves: the next caller need not find it out.
+    """
     lease: Lease[C] = Lease()
     lease._pool = pool
     lease._slot, lease._use = hold
     lease._conn = conn
-    lease.__exit__(None, exc, None)
+    slot, _ = hold
+    probe = slot.why_unusable
+    if exc is None and probe is not None and not slot.looks_on_return and probe.cut_short:
+        lease._give_back(None)
+    else:
+        lease.__exit__(None, exc, None)
 
 
 def assert_not_entered(lease: Lease[Any]) -> None:
