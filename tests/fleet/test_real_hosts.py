@@ -10,7 +10,7 @@ import pytest
 
 from support.fleets import RealFleet, RealProcess
 from support.networks import Hosts, Place
-from support.own_servers import OwnPostgres, OwnRedis
+from support.own_servers import OwnRedis
 from support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.may_leak, pytest.mark.timeout(300)]
