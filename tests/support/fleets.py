@@ -41,7 +41,7 @@ class RealProcess:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         os.set_blocking(self._process.stdout.fileno(), False)
-        self.said: dict[str, Any] = {"done": 0, "in_vain": 0, "errors": [], "shares": []}
+        self.said: dict[str, Any] = {"done": 0, "in_vain": [], "errors": [], "shares": []}
         self._reader = gevent.spawn(self._read)
 
     def _read(self) -> None:
@@ -134,8 +134,9 @@ class RealFleet:
         return [error for process in self.processes for error in process.said["errors"]]
 
     @property
-    def in_vain(self) -> int:
-        return sum(process.said["in_vain"] for process in self.processes)
+    def in_vain(self) -> list[str]:
+        """Of each request that waited for too long, what its limit was like then."""
+        return [stats for process in self.processes for stats in process.said["in_vain"]]
 
     @property
     def refused(self) -> list[str]:

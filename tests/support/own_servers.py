@@ -6,9 +6,8 @@
 
 Each is started from what is installed, in a temporary folder, at a free port of 127.0.0.1, by a
 user without rights if the tests are run by root; or at a place of a network of ``networks.py``,
-where nobody of this process's network can reach it, but for a Unix socket.  What is not installed
-is skipped, or, with
-``GEVENTPOOL_REQUIRE_SERVERS=1``, a failure, as in ``servers.py``.
+where nothing of this process's network can reach it, but for a Unix socket.  What is not
+installed is skipped, or, with ``GEVENTPOOL_REQUIRE_SERVERS=1``, a failure, as in ``servers.py``.
 """
 
 from __future__ import annotations
