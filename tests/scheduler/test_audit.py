@@ -174,6 +174,10 @@ def test_an_audit_finds_nothing_in_books_that_are_right(world: World) -> None:
     assert [audited(world, each) for each in (bucket, other)] == ["", ""]
 
 
+def test_an_audit_finds_nothing_wrong_with_hundreds_of_idle_slots(world: World) -> None:
+    assert audited(world, world.full(300)) == ""
+
+
 def test_an_audit_finds_nothing_wrong_with_slots_in_every_state(world: World) -> None:
     limit = Limit(9)
     bucket = world.full(5, limits=(limit,))

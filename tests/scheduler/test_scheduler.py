@@ -405,6 +405,24 @@ def test_a_waiter_that_needs_places_in_two_limits_is_not_overtaken_while_one_com
 # Waiters who leave
 
 
+def test_who_comes_while_a_connection_closes_has_its_place_before_a_later_one_of_another_bucket(
+    world: World,
+) -> None:
+    total = Limit(1)
+    bucket = world.bucket(1, name="one", limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    world.enqueue(bucket)
+    world.discard(world.open_one())
+
+    first = world.enqueue(bucket)
+    second = world.enqueue(other)
+    world.close_all()
+    world.open_all()
+
+    assert first.slot is not None
+    assert second.pending
+
+
 def test_a_waiter_that_gives_up_before_it_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
@@ -555,15 +573,16 @@ def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
 def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
-    world.enqueue(bucket, 1e6)
+    first = [world.enqueue(bucket, 1e6) for _ in range(5)]
 
     for _ in range(2000):
-        waiter = world.enqueue(bucket, 1e6)
+        waiter = world.enqueue(bucket, 1e3)  # is due before those ahead of it
         world.scheduler.cancel(waiter, world.now)
 
     assert len(bucket.waiters._early) < 100
     assert list(world.scheduler.with_waiters) == [bucket]
-    world.release(slot)
+    for _ in first:
+        world.release(slot)
     assert not world.scheduler.with_waiters
     assert world.scheduler.next_deadline() is None
 
@@ -1376,6 +1395,21 @@ def test_the_reaper_leaves_the_idle_of_a_fixed_pool_until_they_are_idle_too_long
     assert world.notes.reasons == [Reason.IDLE]
 
 
+def test_the_reaper_replaces_none_of_those_that_min_idle_spares(world: World) -> None:
+    bucket = world.full(3, idle_timeout=5.0, min_idle=2)
+    bucket.backoff = Backoff(first=100.0, longest=100.0, jitter=0.0)
+    world.discard(world.checkout(bucket))
+    world.close_all()
+    world.fail_one()
+    assert bucket.open == 2  # and no third is to be had
+    world.now += 5
+
+    world.scheduler.reap(bucket, world.now)
+
+    assert not bucket.retiring
+    assert bucket.idle == 2
+
+
 def test_each_reason_is_counted_from_one(world: World) -> None:
     bucket = world.full(3)
 
@@ -1464,6 +1498,18 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
             world.enqueue(bucket, 30.0)
         waiter = Waiter(bucket, world.scheduler.next_ticket(), world.now + 30, None)
         return Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
+
+    assert_flat(cost)
+
+
+def test_to_join_costs_the_same_however_many_are_due_before_those_ahead_of_them() -> None:
+    def cost(waiting: int) -> int:
+        world = World()
+        bucket = world.full(1)
+        world.checkout(bucket)
+        for number in range(waiting):
+            world.enqueue(bucket, 1e6 - number)
+        return Steps().of(lambda: world.enqueue(bucket, 10.0))
 
     assert_flat(cost)
 
@@ -1577,6 +1623,7 @@ def test_tombstones_among_the_idle_never_outnumber_the_living_by_much(world: Wor
 
     for slot in slots[10:290]:
         world.scheduler.peer_closed(slot, world.now)
+        assert bucket.idle == sum(1 for _ in bucket.idle_slots())
         assert len(bucket._idle) <= 2 * bucket.idle + 33
 
     assert list(bucket.idle_slots()) == slots[:10] + slots[290:]
