@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gevent
+import gevent.hub
 from kazoo.client import KazooClient, KazooState
 from kazoo.handlers.gevent import SequentialGeventHandler
 from kazoo.retry import KazooRetry
+
+from geventpool.pools.extension import Fork, in_child
 
 __all__ = ["ZooKeeperSession"]
 
@@ -36,6 +40,7 @@ class ZooKeeperSession:
         # What kazoo says against them is said now, and not to a greenlet.
         self._client, self._handler = self._make()
         self._starting: gevent.Greenlet[..., BaseException | None] | None = None
+        _sessions.add(self)
 
     def _make(self) -> tuple[Any, _Handler]:
         handler = _Handler()
@@ -54,7 +59,7 @@ class ZooKeeperSession:
         starting = self._starting
         if starting is None or starting.ready():
             # Apart: a caller that is killed must not leave a client that is half started.
-            starting = self._starting = gevent.spawn(_start, self._client)
+            starting = self._starting = gevent.spawn(self._connect)
         starting.join(2 * _TIMEOUT)
         if not self._client.connected:
             error = starting.value if starting.ready() else None
@@ -75,9 +80,32 @@ class ZooKeeperSession:
         at most; raises nothing."""
         gevent.spawn(_stop, self._client).join(_TIMEOUT)
 
-    def forked(self) -> None:
-        """In a child, within the fork: leave the session to the parent."""
-        self._handler.leave()
+    def _connect(self) -> BaseException | None:
+        """Connect; what went wrong, if anything."""
+        client = self._client
+        is_new = client.client_state in ("CLOSED", "AUTH_FAILED")
+        try:
+            if is_new:
+                client.start_async()
+            with gevent.Timeout(_TIMEOUT):
+                while not client.connected:
+                    gevent.sleep(0.02)
+        except (Exception, gevent.Timeout) as error:
+            if is_new:
+                # To stop it would wait for a server that does not answer, and so would it itself,
+                # for as long as a session may last.
+                gevent.killall(self._handler.greenlets)
+                _stop(client)
+                self._client, self._handler = self._make()
+            return error
+        return None
+
+    def _forked(self) -> None:
+        """In a child: leave the session to the parent.  A copy of a greenlet of kazoo's would read
+        what is meant for the parent's, from its socket and from the pair that wakes it."""
+        for greenlet in self._handler.greenlets:
+            greenlet.kill(block=False)
+        atexit.unregister(self._handler.stop)
         if self._starting is not None:
             self._starting.kill(block=False)
         self._client, self._handler = self._make()
@@ -99,24 +127,9 @@ class _Handler(SequentialGeventHandler):  # type: ignore[misc]
         self._spawned.append(super().spawn(func, *args, **kwargs))
         return self._spawned[-1]
 
-    def leave(self) -> None:
-        """End the copies of them, in a child.  Does not switch."""
-        for greenlet in [*self._spawned, *self._workers]:
-            greenlet.kill(block=False)
-        atexit.unregister(self.stop)
-
-
-def _start(client: Any) -> BaseException | None:
-    """Connect; what went wrong, if anything."""
-    try:
-        if client.client_state in ("CLOSED", "AUTH_FAILED"):
-            client.start(timeout=_TIMEOUT)
-        with gevent.Timeout(_TIMEOUT):
-            while not client.connected:  # it was, and is at it
-                gevent.sleep(0.02)
-    except (Exception, gevent.Timeout) as error:  # kazoo's time-out is one
-        return error
-    return None
+    @property
+    def greenlets(self) -> list[Any]:
+        return [*self._spawned, *self._workers]
 
 
 def _stop(client: Any) -> None:
@@ -125,3 +138,15 @@ def _stop(client: Any) -> None:
         client.close()
     except (Exception, gevent.Timeout):
         pass  # the session ends by itself
+
+
+_sessions: weakref.WeakSet[ZooKeeperSession] = weakref.WeakSet()
+
+
+@in_child
+def _in_child(fork: Fork) -> None:
+    hub: Any = gevent.hub._get_hub()  # type: ignore[attr-defined]
+    for session in list(_sessions):
+        if getattr(hub, "loop", None) is not None:
+            fork.once(gevent.reinit, hub)
+        session._forked()

@@ -120,9 +120,6 @@ class _Source:
     def close(self) -> None:
         self._etcd.close()
 
-    def forked(self) -> None:
-        """Its pool knows by itself."""
-
     def __str__(self) -> str:
         return str(self._etcd)
 
@@ -160,9 +157,6 @@ class _Entry:
                 raise
         finally:
             self._etcd.close()
-
-    def forked(self) -> None:
-        """Its pool knows by itself."""
 
     @property
     def _put(self) -> Mapping[str, Any]:

@@ -41,9 +41,6 @@ class Entry(Protocol):
     def withdraw(self) -> None:
         """Remove it, and close what leads to the directory."""
 
-    def forked(self) -> None:
-        """In a child, within the fork: leave it to the parent, without I/O or a switch."""
-
 
 class Registration:
     """What ``register`` returns: a server that is announced until ``close()``, or until the process
@@ -145,7 +142,6 @@ class Registration:
 
     def _forked(self, fork: Fork, hub: Any) -> None:
         self.closed = True
-        self._entry.forked()
         if self._hub is hub:
             fork.once(gevent.reinit, hub)
             self._greenlet.kill(block=False)

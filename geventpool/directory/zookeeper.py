@@ -76,9 +76,6 @@ class _Source:
     def close(self) -> None:
         self._session.close()
 
-    def forked(self) -> None:
-        self._session.forked()
-
     def __str__(self) -> str:
         return str(self._session)
 
@@ -168,9 +165,6 @@ class _Entry:
 
     def withdraw(self) -> None:
         self._session.close()
-
-    def forked(self) -> None:
-        self._session.forked()
 
     def __str__(self) -> str:
         return str(self._session)
