@@ -21,6 +21,7 @@ __all__ = ["Entry", "EntryLost", "Registering", "Registration", "close_all"]
 _log = logging.getLogger("geventpool.directory")
 
 _BACKOFF = Backoff(first=0.1, factor=2.0, longest=2.0, jitter=0.5)
+_LOOKS = 3  # in a lease: two may fail
 _PATIENCE = 2.0  # seconds that a process that ends has for all that it has announced
 
 
@@ -109,7 +110,7 @@ class Registration:
                 self._entry.announce()
                 self._succeeded()
                 while True:
-                    gevent.sleep(self.lease / 3)
+                    gevent.sleep(self.lease / _LOOKS)
                     self._entry.keep()
                     failures = 0
             except (Exception, Timeout) as error:

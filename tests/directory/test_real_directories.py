@@ -22,7 +22,7 @@ from support import ROOT
 from support.child import FORKS, Child
 from support.managers import Hosts
 from support.real_directories import REAL_DIRECTORIES, EtcdDirectory, RealDirectory
-from support.waiting import until
+from support.waiting import until, until_readable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -318,13 +318,14 @@ def announce(directory: RealDirectory, name: str, how: str) -> Any:
     host, port = directory.server.address
     kind = directory.server.name
     command = [sys.executable, "-c", ANNOUNCE, str(ROOT / "tests"), kind, host, str(port)]
-    process = subprocess.Popen(
+    process: Any = subprocess.Popen(
         [*command, name, A, how],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
-    until(lambda: process.stdout.read() or process.poll() is not None)  # type: ignore[union-attr]
+    fd = process.stdout.fileno()
+    until_readable(fd)
+    assert os.read(fd, 100) == b"announced\n"
     return process
 
 
