@@ -8,9 +8,8 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any
 
-from geventpool.addresses import Address
 from geventpool.coordination.etcd import EtcdError, EtcdGateway, text64
-from geventpool.directory.member import check_name, read_member, write_member
+from geventpool.directory.member import check_name, read_member
 from geventpool.directory.registration import EntryLost, Registering
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
@@ -58,9 +57,8 @@ class EtcdResolver(Registering, WatchingResolver):
         self._connect = connect
         super().__init__(_Source(connect(), prefix), **settings)
 
-    def _entry(self, name: str, member: Address, weight: float, lease: float) -> _Entry:
-        key = f"{self.prefix}{name}/{member}"
-        return _Entry(self._connect(), key, write_member(member, weight), lease)
+    def _entry(self, name: str, entry: str, held: bytes, lease: float) -> _Entry:
+        return _Entry(self._connect(), f"{self.prefix}{name}/{entry}", held, lease)
 
 
 class _Source:
@@ -143,7 +141,7 @@ class _Entry:
         answer, _ = self._etcd.ask("/v3/lease/keepalive", {"ID": self._lease})
         if not int(answer.get("TTL", 0)):
             raise EntryLost("its lease has ended")
-        # Another's lease may have had the key, and have taken it along.
+        # The key may have been deleted for all that.
         ours = {"key": self._key, "target": "LEASE", "result": "EQUAL", "lease": self._lease}
         again = {"compare": [ours], "failure": [{"request_put": self._put}]}
         self._etcd.ask("/v3/kv/txn", again)

@@ -1,10 +1,10 @@
 """What stands in a directory of one server: how it is read, and written.
 
-Below the folder of a service each server has an entry of its own, whose name is its address, as
-``10.0.0.1:443``.  It holds ``{"address": "10.0.0.1:443", "weight": 2.0}``.  What other systems
-write is read as well: an entry that holds the address as plain text, or nothing and has it for its
-name; a JSON object with *host* or *address* and *port* (Curator), *Addr* (gRPC's for etcd), or a
-*serviceEndpoint* (Finagle's ServerSets); in such an object *weight* is optional.
+Below the folder of a service each process of a server has an entry, as ``10.0.0.1:443-3f9a1c2b``.
+It holds ``{"address": "10.0.0.1:443", "weight": 2.0}``.  What other systems write is read as well:
+an entry that holds the address as plain text, or nothing and has it for its name; a JSON object
+with *host* or *address* and *port* (Curator), *Addr* (gRPC's for etcd), or a *serviceEndpoint*
+(Finagle's ServerSets); in such an object *weight* is optional.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import secrets
 from typing import Any, Protocol
 
 import gevent
@@ -13,7 +14,7 @@ from gevent.event import Event
 
 from geventpool.addresses import Address
 from geventpool.backoff import Backoff
-from geventpool.directory.member import check_name, member_of
+from geventpool.directory.member import check_name, member_of, write_member
 from geventpool.pools.extension import Fork, check_seconds, forget_frames, in_child, log_safely
 
 __all__ = ["Entry", "EntryLost", "Registering", "Registration", "close_all"]
@@ -162,6 +163,9 @@ class Registering:
         is announced in the background, and ``wait()`` waits for that.  It has a connection of its
         own, and goes on if this resolver is closed or dropped.
 
+        Each registration has an entry of its own, so that several processes may serve one address:
+        it is there as long as one of them is.
+
         Raises ValueError or TypeError for what can be no server of a service.
         """
         check_name(name)
@@ -170,9 +174,12 @@ class Registering:
         check_seconds("weight", weight, zero=True, none=False)
         if lease < 2.0:
             raise ValueError(f"lease must be 2 s or more, not {lease!r}")
-        return Registration(self._entry(name, member, weight, lease), name, member, lease)
+        held = write_member(member, weight)
+        entry = self._entry(name, f"{member}-{secrets.token_hex(4)}", held, lease)
+        return Registration(entry, name, member, lease)
 
-    def _entry(self, name: str, member: Address, weight: float, lease: float) -> Entry:
+    def _entry(self, name: str, entry: str, held: bytes, lease: float) -> Entry:
+        """That of the service *name* which is called *entry*, and holds *held*."""
         raise NotImplementedError
 
 

@@ -9,9 +9,8 @@ from typing import Any
 from gevent.event import Event
 from kazoo.exceptions import NodeExistsError, NoNodeError
 
-from geventpool.addresses import Address
 from geventpool.coordination.zookeeper import ZooKeeperSession
-from geventpool.directory.member import check_name, read_member, write_member
+from geventpool.directory.member import check_name, read_member
 from geventpool.directory.registration import EntryLost, Registering
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
@@ -52,9 +51,8 @@ class ZooKeeperResolver(Registering, WatchingResolver):
         self._connect = partial(ZooKeeperSession, hosts, options=options)
         super().__init__(_Source(self._connect(), self.path), **settings)
 
-    def _entry(self, name: str, member: Address, weight: float, lease: float) -> _Entry:
-        folder = f"{self.path}/{name}"
-        return _Entry(self._connect(timeout=lease), folder, member, write_member(member, weight))
+    def _entry(self, name: str, entry: str, held: bytes, lease: float) -> _Entry:
+        return _Entry(self._connect(timeout=lease), f"{self.path}/{name}", entry, held)
 
 
 class _Source:
@@ -90,6 +88,7 @@ class _Folder:
         self._path = path
         self._held: dict[str, bytes] = {}  # by the names of the nodes
         self._stale: set[str] = set()
+        self._watch = partial(self._has_changed, None)
 
     def read(self) -> Members:
         """The servers.  Only what has changed is read again, and watched again.
@@ -101,9 +100,7 @@ class _Folder:
             raise ConnectionError(f"the connection to {self._session} was lost")
         entries = self._entries()
         self._held = {each: held for each, held in self._held.items() if each in entries}
-        for entry in entries - self._held.keys() | self._stale & entries:
-            self._stale.discard(entry)
-            self._read(entry)
+        self._read(entries - self._held.keys() | self._stale & entries)
         found = (read_member(entry, held) for entry, held in sorted(self._held.items()))
         return dict(each for each in found if each is not None)
 
@@ -111,20 +108,25 @@ class _Folder:
         call, client, path = self._session.call, self._client, self._path
         while True:
             try:
-                return set(call(client.get_children, path, watch=self._has_changed))
+                return set(call(client.get_children, path, watch=self._watch))
             except NoNodeError:
-                if call(client.exists, path, watch=self._has_changed) is None:
+                if call(client.exists, path, watch=self._watch) is None:
                     return set()
 
-    def _read(self, entry: str) -> None:
-        path = f"{self._path}/{entry}"
-        try:
-            watch = partial(self._has_changed, entry=entry)
-            self._held[entry], _ = self._session.call(self._client.get, path, watch=watch)
-        except NoNodeError:
-            self._held.pop(entry, None)  # the watch of the children tells of it, too
+    def _read(self, entries: set[str]) -> None:
+        """All of them are asked for before the first answer is awaited."""
+        self._stale -= entries
+        asked = [
+            (each, self._client.get_async(f"{self._path}/{each}", partial(self._has_changed, each)))
+            for each in sorted(entries)
+        ]
+        for entry, answer in asked:
+            try:
+                self._held[entry], _ = self._session.call(answer.get)
+            except NoNodeError:
+                self._held.pop(entry, None)  # the watch of the children tells of it, too
 
-    def _has_changed(self, event: object, entry: str | None = None) -> None:
+    def _has_changed(self, entry: str | None, event: object) -> None:
         """Called by kazoo, in a greenlet of its own."""
         if entry is not None:
             self._stale.add(entry)
@@ -134,34 +136,25 @@ class _Folder:
 class _Entry:
     """An ephemeral node, in a session of its own."""
 
-    def __init__(
-        self, session: ZooKeeperSession, folder: str, member: Address, value: bytes
-    ) -> None:
+    def __init__(self, session: ZooKeeperSession, folder: str, entry: str, held: bytes) -> None:
         self._session = session
         self._folder = folder
-        self._path = f"{folder}/{member}"
-        self._value = value
+        self._path = f"{folder}/{entry}"
+        self._held = held
 
     def announce(self) -> None:
         client, call = self._session.client(), self._session.call
         call(client.ensure_path, self._folder)
-        stat = call(client.exists, self._path)
-        if stat is not None and stat.ephemeralOwner != client.client_id[0]:
-            # Of a session that has not ended yet: an earlier process at this address.
-            try:
-                call(client.delete, self._path)
-            except NoNodeError:
-                pass
         try:
-            call(client.create, self._path, self._value, ephemeral=True)
+            call(client.create, self._path, self._held, ephemeral=True)
         except NodeExistsError:
-            call(client.set, self._path, self._value)
+            self.keep()  # made before, and the answer was lost
 
     def keep(self) -> None:
         client = self._session.client()
         stat = self._session.call(client.exists, self._path)
         if stat is None or stat.ephemeralOwner != client.client_id[0]:
-            raise EntryLost("its session has ended, or another has its node")
+            raise EntryLost("its session has ended")
 
     def withdraw(self) -> None:
         self._session.close()

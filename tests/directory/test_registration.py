@@ -10,7 +10,6 @@ from typing import Any
 import gevent
 import pytest
 
-from geventpool.addresses import Address
 from geventpool.directory import registration as module
 from geventpool.directory.registration import EntryLost, Registering, Registration, close_all
 from support.child import FORKS, Child
@@ -56,7 +55,7 @@ class Board(Registering):
     def __init__(self) -> None:
         self.entry = Entry()
 
-    def _entry(self, name: str, member: Address, weight: float, lease: float) -> Entry:
+    def _entry(self, name: str, entry: str, held: bytes, lease: float) -> Entry:
         return self.entry
 
 

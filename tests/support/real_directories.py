@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from typing import Any
 
@@ -54,6 +55,10 @@ class RealDirectory:
     def entries(self, name: str) -> dict[str, bytes]:
         """What stands there."""
         raise NotImplementedError
+
+    def addresses(self, name: str) -> list[str]:
+        """Those in what programs have announced."""
+        return sorted(json.loads(held)["address"] for held in self.entries(name).values())
 
     def end_leases(self, name: str) -> None:
         """End the lease, or session, of each entry: it is lost to whom it belongs."""
