@@ -28,7 +28,8 @@ class Document:
         share, records = grant(self.records, report, now, learns_until=self.learns_until)
         others = [each for id, each in records.items() if id != report.id]
         members = 1 + sum(now < each.expires for each in others)
-        return Grant(share, members, self.epoch), Document(self.learns_until, self.epoch, records)
+        answer = Grant(share, members, self.epoch, records[report.id].place)
+        return answer, Document(self.learns_until, self.epoch, records)
 
     def without(self, id: str) -> Document:
         """The document with that process forgotten."""

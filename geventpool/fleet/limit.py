@@ -129,6 +129,8 @@ class FleetLimit(Limit):
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.members = 0  # processes, by the last answer
         self.epoch: str | None = None
+        #: Which of them this one is, 0, 1, 2, ..., for a Subset; None before the first answer.
+        self.place: int | None = None
         #: Since when the store has not answered; None while it does.
         self.lost_at: float | None = None
         self.last_error: BaseException | None = None
@@ -227,6 +229,7 @@ class FleetLimit(Limit):
             lease=self.lease,
             generation=self.generation,
             number=next(self._numbers),
+            place=self.place,
         )
         self._told, self._asked_for = max(report.used, report.has), wants
         answer = self.store.renew(report)
@@ -234,7 +237,7 @@ class FleetLimit(Limit):
             self.store.release(report.name, report.id)
             return answer
         self._lease_ends = sent + self.lease * (1 - _MARGIN)
-        self.members, self.epoch = answer.members, answer.epoch
+        self.members, self.epoch, self.place = answer.members, answer.epoch, answer.place
         share, self._was_full = answer.share, False
         if sent < self._ceiling_until:
             share = int(min(share, self._ceiling))

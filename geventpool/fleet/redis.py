@@ -40,7 +40,7 @@ class RedisStore:
 
     def renew(self, report: Report) -> Grant:
         """See Store: one round trip.  Raises what redis-py raises."""
-        share, members, epoch = self._renew(
+        share, members, epoch, place = self._renew(
             keys=[self.prefix + report.name],
             args=[
                 report.id,
@@ -55,9 +55,10 @@ class RedisStore:
                 report.generation,
                 report.number,
                 uuid.uuid4().hex,
+                "" if report.place is None else report.place,
             ],
         )
-        return Grant(int(share), int(members), _text(epoch))
+        return Grant(int(share), int(members), _text(epoch), int(place))
 
     def records(self, name: str) -> tuple[float, dict[str, Record]]:
         """The store's time and what it knows of each process, by its id: to look at.

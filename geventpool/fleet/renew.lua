@@ -1,8 +1,9 @@
 -- Who may have how many connections of one cap: geventpool.fleet.share.grant, in Redis.
 --
 -- KEYS[1]: a hash with a field "epoch", one "learns_until", and one for each process.
--- ARGV: id, cap, used, has, needs, wants, weight, floor, lease, generation, number, a new epoch.
--- Answers share, members, epoch.
+-- ARGV: id, cap, used, has, needs, wants, weight, floor, lease, generation, number, a new epoch,
+-- and the place that it was given, or nothing.
+-- Answers share, members, epoch, place.
 
 local MEMORY = 6
 
@@ -78,7 +79,7 @@ end
 
 local free, floors, newest, members, live = cap, own.floor, own.generation, 1, {}
 local fields = redis.call('HGETALL', KEYS[1])
-local longest, last = own.lease, nil
+local longest, last, taken = own.lease, nil, {}
 for place = 1, #fields, 2 do
     local other = fields[place]
     local each = string.sub(other, 1, 2) == 'p:' and cjson.decode(fields[place + 1])
@@ -88,6 +89,7 @@ for place = 1, #fields, 2 do
         if now >= each.expires + MEMORY * each.lease then
             redis.call('HDEL', KEYS[1], other)
         else
+            if each.place then taken[each.place] = true end
             floors = floors + each.floor
             longest = math.max(longest, each.lease)
             if now < each.expires then
@@ -102,7 +104,9 @@ for place = 1, #fields, 2 do
     end
 end
 
-if last and own.number <= last.number then return {last.share, members, epoch} end
+if last and own.number <= last.number then
+    return {last.share, members, epoch, last.place}
+end
 
 local share
 if now < learns_until then
@@ -114,8 +118,15 @@ else
     share = math.max(0, math.min(wanted, free))
 end
 
+local place = last and last.place or tonumber(ARGV[13])
+if not place or taken[place] then
+    place = 0
+    while taken[place] do place = place + 1 end
+end
+
 own.share = share
+own.place = place
 own.expires = now + own.lease
 redis.call('HSET', KEYS[1], 'p:' .. id, cjson.encode(own))
 redis.call('PEXPIRE', KEYS[1], math.ceil((MEMORY + 1) * longest * 1000))
-return {share, members, epoch}
+return {share, members, epoch, place}

@@ -19,7 +19,7 @@ from gevent import getcurrent
 from geventpool._util.arguments import check_seconds
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
-from geventpool.addresses import AnyAddress, Resolver, address
+from geventpool.addresses import AddressGroup, AnyAddress, Resolver, address
 from geventpool.errors import MarkedDownError
 from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
@@ -28,8 +28,8 @@ from geventpool.manager.lease import ManagedLease
 from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, longest_connect
 from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
+from geventpool.manager.subset import Subset
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
-from geventpool.manager.use import blames_server
 from geventpool.manager.uses import Uses
 from geventpool.overload import CoDel
 from geventpool.pools import Limit
@@ -63,6 +63,7 @@ class ConnectionManager:
       when its caller has gone on to the next address.
     - *balance* ("weighted" or "p2c") and *health* say which address comes first, and when one is
       marked down: see ServerModelDirectory and HealthPolicy.  ``servers`` has what is known.
+      Of a service with many servers a *subset*, a Subset, has each process use a part of its own.
     - At most *max_sockets* are open (None: 0.8 of the files that the process may open), and at most
       *max_per_address* to one address; the longest idle ones are closed to make room.  With
       *limits* it shares the limits of other pools.  No caller waits for a place: at a limit it gets
@@ -86,6 +87,7 @@ class ConnectionManager:
         connect_timeout: float | None = 5.0,
         balance: Balance = "weighted",
         health: HealthPolicy | None = None,
+        subset: Subset | None = None,
         max_sockets: int | None = None,
         max_per_address: int | None = None,
         limits: Iterable[Limit] = (),
@@ -105,7 +107,7 @@ class ConnectionManager:
         self.timeout = timeout
         self.ssl_context = ssl_context
         self.rebalance = rebalance
-        self.servers = ServerModelDirectory(health, balance=balance)
+        self.servers = ServerModelDirectory(health, balance=balance, subset=subset)
         self._contexts: dict[object, ssl.SSLContext | None] = {}
         self._names = Names(
             address_groups,
@@ -351,30 +353,26 @@ class ConnectionManager:
         latest = ends_at(getcurrent()) if deadlines else math.inf
         return latest if seconds is None else min(monotonic() + seconds, latest)
 
-    def _changed(self, gone: Collection[AnyAddress], joined: Collection[AnyAddress]) -> None:
-        """No name leads to those *gone* any more; to others, those *joined*, a new one has come."""
+    def _changed(
+        self, gone: Collection[AnyAddress], before: AddressGroup, after: AddressGroup
+    ) -> None:
+        """A name leads *after* a change to others than *before*; no name to those *gone*."""
         for each in gone:
             self._pool.drain_address(each)
-        if self.rebalance is not None:
-            for each in joined:
+        subset = self.servers.subset
+        used = after.addresses if subset is None else subset.of(after)
+        if self.rebalance is not None and not used <= before.addresses:
+            for each in before.addresses & after.addresses:
                 self._pool.drain_address(each, over=self.rebalance)
 
     def _end_lease(self, hold: Hold, sock: Any, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
-        pool = self._pool
-        if not pool._is_held(hold):
+        if not self._pool._is_held(hold):
             return
         if exc is None:
             self.release_connection(sock)
             return
-        monitored = pool.socket_of(sock)
-        if monitored is not None:
-            use = self._uses.end(monitored)
-            if blames_server(exc) and use.outcome is not False:
-                self._uses.failed(use, exc)
-            else:
-                use.cancelled()
-        pool._end_use(hold, sock, exc)
+        self._uses.end_by(hold, sock, exc)
         self._log_transitions()
 
     def _run(self, walk: AddressWalk) -> Any:

@@ -8,7 +8,8 @@ from gevent import getcurrent
 
 from geventpool.errors import NotInUse
 from geventpool.manager.socket_pool import SocketPool
-from geventpool.manager.use import Use
+from geventpool.manager.use import Use, blames_server
+from geventpool.pools.extension import Hold
 from geventpool.sockets.monitored import MonitoredSocket
 
 __all__ = ["Uses"]
@@ -32,6 +33,17 @@ class Uses:
         server = use.attempt.server
         if use.counts and server.down_until is not None:
             self._pool.drain_address(server.address)
+
+    def end_by(self, hold: Hold, sock: Any, exc: BaseException) -> None:
+        """End the use of *sock*, whose ``with`` *exc* has left."""
+        monitored = self._pool.socket_of(sock)
+        if monitored is not None:
+            use = self.end(monitored)
+            if blames_server(exc) and use.outcome is not False:
+                self.failed(use, exc)
+            else:
+                use.cancelled()
+        self._pool._end_use(hold, sock, exc)
 
     def of(self, monitored: MonitoredSocket) -> Use:
         """The use that is under way; NotInUse if *monitored* is another greenlet's."""

@@ -296,12 +296,13 @@ def test_a_child_has_a_share_of_its_own(
         def in_child() -> list[Any]:
             before = process.limit.maximum
             process.pool.acquire(timeout=20)
-            return [before, process.limit.id, process.limit.maximum]
+            return [before, process.limit.id, process.limit.maximum, process.limit.place]
 
-        before, id, after = Child(fork, in_child).result()
+        before, id, after, place = Child(fork, in_child).result()
         assert before == 0
         assert id != parent == process.limit.id
         assert after >= 1
+        assert (process.limit.place, place) == (0, 1)
 
 
 @pytest.mark.parametrize(

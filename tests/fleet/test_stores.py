@@ -109,7 +109,7 @@ class Cap:
 def test_shares_move_to_who_wants_more_once_they_are_free(store: Store) -> None:
     cap = Cap(store)
     assert cap.renew("a", 10).share == 10
-    assert cap.renew("b", 10) == (0, 2, cap.renew("a", 10, used=10, has=10).epoch)
+    assert cap.renew("b", 10) == (0, 2, cap.renew("a", 10, used=10, has=10).epoch, 1)
     assert cap.renew("a", 10, used=5, has=5).share == 5
     assert cap.renew("b", 10).share == 5
 
@@ -154,6 +154,27 @@ def test_a_report_that_comes_after_a_later_one_changes_nothing(store: Store) -> 
     assert cap.renew("a", 9, used=4, has=4).share == 9
     assert cap.renew("a", 1, used=0, has=0, number=late)[:2] == (9, 1)
     assert cap.renew("b", 10).share == 1
+
+
+def test_each_process_has_a_place_of_its_own_for_as_long_as_it_lives(store: Store) -> None:
+    cap = Cap(store)
+    assert [cap.renew(id).place for id in "abcabc"] == [0, 1, 2, 0, 1, 2]
+    store.release(cap.name, "b")
+    assert [cap.renew(id).place for id in "cda"] == [2, 1, 0]
+
+
+def test_an_emptied_store_gives_each_process_the_place_that_it_had(store: Store) -> None:
+    cap = Cap(store)
+    assert cap.renew("a", place=4).place == 4
+    assert cap.renew("b", place=2).place == 2
+    assert cap.renew("c", place=4).place == 0  # which another has by now
+
+
+def test_a_late_report_is_told_the_place_too(store: Store) -> None:
+    cap = Cap(store)
+    cap.renew("a")
+    assert cap.renew("b").place == 1
+    assert cap.renew("b", number=1).place == 1
 
 
 def test_an_older_generation_wants_nothing_more(store: Store) -> None:
@@ -224,7 +245,8 @@ def test_all_stores_decide_the_same(request: pytest.FixtureRequest) -> None:
                 id, wants, needs, used, has, weight, floor, generation = step
                 more = {"weight": weight, "floor": min(floor, size), "generation": generation}
                 more["needs"] = needs
-                answers = [cap.renew(id, wants, used, has, **more)[:2] for cap in caps]
+                grants = [cap.renew(id, wants, used, has, **more) for cap in caps]
+                answers = [(each.share, each.members, each.place) for each in grants]
                 assert answers == [answers[0]] * 3, (step, answers)
 
         same()
