@@ -215,7 +215,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
     ) -> Iterator[ServerModel]:
         """Those of *tier*, of which there are *count* all in all, that were not *seen* and are of
         use, the best first; the others are for the *last*."""
-        if len(tier) >= _MANY and not avoid:
+        if count >= _MANY and not avoid:
             view = self._view(tier, count, now)
             for server in self._balanced_lazily(view, seen, now):
                 seen.add(server.address)
