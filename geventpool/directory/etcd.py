@@ -8,7 +8,8 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any
 
-from geventpool.coordination.etcd import EtcdError, EtcdGateway, text64
+from geventpool.coordination.etcd import EtcdGateway, text64
+from geventpool.coordination.json_api import ApiError
 from geventpool.directory.member import check_name, read_member
 from geventpool.directory.registration import EntryLost, Registering
 from geventpool.directory.source import Members
@@ -98,7 +99,7 @@ class _Source:
                         if answer.get("canceled"):
                             if "compact_revision" in answer:
                                 return  # what was in between is forgotten
-                            raise EtcdError(200, str(answer.get("cancel_reason", "canceled")))
+                            raise ApiError(200, str(answer.get("cancel_reason", "canceled")))
                         if answer.get("created"):
                             if _revision(answer) < revision:
                                 return  # another etcd, or a restored one
@@ -110,7 +111,7 @@ class _Source:
                             revision = int(found["mod_revision"])
                             is_gone = event.get("type") == "DELETE"
                             yield found["key"], None if is_gone else found.get("value", "")
-                raise EtcdError(200, "the watch has ended")
+                raise ApiError(200, "the watch has ended")
             except TimeoutError:
                 if not is_watched:
                     raise
@@ -150,7 +151,7 @@ class _Entry:
         try:
             if self._lease is not None:
                 self._etcd.ask("/v3/lease/revoke", {"ID": self._lease})
-        except EtcdError as error:
+        except ApiError as error:
             if error.status != 404:  # it has ended by itself
                 raise
         finally:
