@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -361,16 +361,14 @@ class ConnectionManager:
         latest = ends_at(getcurrent()) if deadlines else math.inf
         return latest if seconds is None else min(monotonic() + seconds, latest)
 
-    def _changed(
-        self, gone: Collection[AnyAddress], before: AddressGroup, after: AddressGroup
-    ) -> None:
-        """A name leads *after* a change to others than *before*; no name to those *gone*."""
+    def _changed(self, gone: Iterable[AnyAddress], old: AddressGroup, new: AddressGroup) -> None:
+        """A name led to *old* and leads to *new*; no name leads to those *gone* any more."""
         for each in gone:
             self._pool.drain_address(each)
         subset = self.servers.subset
-        used = after.addresses if subset is None else subset.of(after)
-        if self.rebalance is not None and not used <= before.addresses:
-            for each in before.addresses & after.addresses:
+        used = new.addresses if subset is None else subset.of(new)
+        if self.rebalance is not None and not used <= old.addresses:
+            for each in old.addresses & new.addresses:
                 self._pool.drain_address(each, over=self.rebalance)
 
     def _end_lease(self, hold: Hold, sock: Any, exc: BaseException | None) -> None:
