@@ -423,6 +423,29 @@ def test_who_comes_while_a_connection_closes_has_its_place_before_a_later_one_of
     assert second.pending
 
 
+def test_the_second_in_line_has_the_second_place_that_comes_free_before_one_of_another_bucket(
+    world: World,
+) -> None:
+    total = Limit(2)
+    bucket = world.full(2, name="one", limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    slots = [world.checkout(bucket) for _ in range(2)]
+    first = world.enqueue(bucket)
+    for slot in slots:
+        world.discard(slot)
+    bucket.dials.width = 2  # as after a first success
+
+    second = world.enqueue(bucket)
+    third = world.enqueue(other)
+
+    assert (bucket.coming, other.coming) == (2, 0)
+    world.close_all()
+    world.open_all()
+    assert first.slot is not None
+    assert second.slot is not None
+    assert third.pending
+
+
 def test_a_waiter_that_gives_up_before_it_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
