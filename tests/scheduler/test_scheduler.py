@@ -446,6 +446,20 @@ def test_the_second_in_line_has_the_second_place_that_comes_free_before_one_of_a
     assert third.pending
 
 
+def test_a_limit_knows_the_youngest_for_which_a_place_is_claimed_behind_those_being_dialed(
+    world: World,
+) -> None:
+    total = Limit(3)
+    world.full(2, name="idle", limits=(total,))
+    bucket = world.bucket(3, limits=(total,))
+    bucket.dials.width = 4  # as in the middle of a burst
+
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+
+    assert (bucket.connecting, bucket.coming) == (1, 2)
+    assert total.youngest_claim() == (waiters[2].ticket, bucket)
+
+
 def test_a_waiter_that_gives_up_before_it_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
@@ -774,6 +788,20 @@ def test_connections_that_die_before_anybody_used_them_slow_the_dials_down(world
         world.reconcile(bucket)
 
     assert world.notes.reasons == [Reason.PEER_CLOSED] * 3
+
+
+def test_a_place_that_was_claimed_before_the_pause_begins_is_not_dialed_in_it(world: World) -> None:
+    bucket = world.full(2)
+    one, other = world.checkout(bucket), world.checkout(bucket)
+    world.enqueue(bucket)
+    world.discard(one)
+    assert bucket.coming == 1
+
+    world.discard(other, Reason.DEAD)
+    world.close_all()
+
+    assert bucket.failing
+    assert not world.notes.dials
 
 
 def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: World) -> None:
