@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -118,13 +119,15 @@ def module_of(name: str) -> str:
 SOURCES = {module_of(name): name for name in FILES}
 
 
-def imported(name: str, source: str, type_checking: bool = True) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute dotted name) for every import in a file of geventpool, at any depth.
+@cache  # a file is read again for each that imports it
+def imported(name: str, source: str, type_checking: bool = True) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) for every import in a file of geventpool, at any depth.
 
-    A ``from package import name`` yields ``package.name``.  *type_checking*: those under
+    A ``from package import name`` gives ``package.name``.  *type_checking*: those under
     ``if TYPE_CHECKING:``, too.
     """
     package = ("geventpool", *name.split("/")[:-1])
+    found: list[tuple[int, str]] = []
     todo: list[ast.AST] = [ast.parse(source, name)]
     while todo:
         node = todo.pop()
@@ -134,13 +137,14 @@ def imported(name: str, source: str, type_checking: bool = True) -> Iterator[tup
             continue
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield node.lineno, alias.name
+                found.append((node.lineno, alias.name))
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*base, *(node.module or "").split("."))).strip(".")
             for alias in node.names:
-                yield node.lineno, f"{module}.{alias.name}"
+                found.append((node.lineno, f"{module}.{alias.name}"))
         todo += ast.iter_child_nodes(node)
+    return found
 
 
 def module_in(target: str) -> str:

@@ -242,6 +242,13 @@ def test_a_look_leaves_those_alone_for_whom_a_dial_or_a_place_is_on_its_way(worl
     assert outcomes(waiters) == "wwr"
 
 
+def test_a_line_is_looked_at_twice_in_an_interval(world: World) -> None:
+    bucket, _ = held(world)
+    world.enqueue(bucket)
+
+    assert world.notes.looks == {bucket: world.now + CODEL.interval / 2}
+
+
 def test_a_line_is_not_looked_at_once_it_is_empty(world: World) -> None:
     bucket, [slot] = held(world)
     world.enqueue(bucket)

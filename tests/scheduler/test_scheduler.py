@@ -423,6 +423,43 @@ def test_who_comes_while_a_connection_closes_has_its_place_before_a_later_one_of
     assert second.pending
 
 
+def test_the_second_in_line_has_the_second_place_that_comes_free_before_one_of_another_bucket(
+    world: World,
+) -> None:
+    total = Limit(2)
+    bucket = world.full(2, name="one", limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    slots = [world.checkout(bucket) for _ in range(2)]
+    first = world.enqueue(bucket)
+    for slot in slots:
+        world.discard(slot)
+    bucket.dials.width = 2  # as after a first success
+
+    second = world.enqueue(bucket)
+    third = world.enqueue(other)
+
+    assert (bucket.coming, other.coming) == (2, 0)
+    world.close_all()
+    world.open_all()
+    assert first.slot is not None
+    assert second.slot is not None
+    assert third.pending
+
+
+def test_a_limit_knows_the_youngest_for_which_a_place_is_claimed_behind_those_being_dialed(
+    world: World,
+) -> None:
+    total = Limit(3)
+    world.full(2, name="idle", limits=(total,))
+    bucket = world.bucket(3, limits=(total,))
+    bucket.dials.width = 4  # as in the middle of a burst
+
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+
+    assert (bucket.connecting, bucket.coming) == (1, 2)
+    assert total.youngest_claim() == (waiters[2].ticket, bucket)
+
+
 def test_a_waiter_that_gives_up_before_it_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
@@ -751,6 +788,20 @@ def test_connections_that_die_before_anybody_used_them_slow_the_dials_down(world
         world.reconcile(bucket)
 
     assert world.notes.reasons == [Reason.PEER_CLOSED] * 3
+
+
+def test_a_place_that_was_claimed_before_the_pause_begins_is_not_dialed_in_it(world: World) -> None:
+    bucket = world.full(2)
+    one, other = world.checkout(bucket), world.checkout(bucket)
+    world.enqueue(bucket)
+    world.discard(one)
+    assert bucket.coming == 1
+
+    world.discard(other, Reason.DEAD)
+    world.close_all()
+
+    assert bucket.failing
+    assert not world.notes.dials
 
 
 def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: World) -> None:
