@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import http.client
-import json
 from base64 import b64encode
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
+from geventpool.coordination.json_api import ApiError, JsonConnection
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
-__all__ = ["EtcdError", "EtcdGateway", "text64"]
+__all__ = ["EtcdGateway", "text64"]
 
 _TIMEOUT = 4.0  # seconds for a connect, and for an answer
-
-
-class EtcdError(OSError):
-    """etcd answered, but not with what was asked for; *status* is that of HTTP."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"etcd answered with status {status}: {text[:200]}")
-        self.status = status
 
 
 class EtcdGateway:
     """etcd 3.4 or later, at *target*: what SocketFactory takes, an address or several, of which one
     that answers is used.  *tls*: as there.  *headers*: sent with each request, as an Authorization.
 
-    What it raises: OSError, of which EtcdError is one, http.client.HTTPException or PoolError.
+    What it raises: OSError, of which ApiError is one, http.client.HTTPException or PoolError.
     """
 
     def __init__(
         self, target: object, *, tls: Any = False, headers: Mapping[str, str] | None = None
     ) -> None:
-        factory = SocketFactory(target, tls=tls, connect_timeout=_TIMEOUT, read_timeout=_TIMEOUT)
         self.target = target
         self._headers = {"Content-Type": "application/json", **(headers or {})}
-        self._factory = factory
+        self._dial = SocketFactory(target, tls=tls, connect_timeout=_TIMEOUT, read_timeout=_TIMEOUT)
         # One is enough for it; the second is for an answer that was given up and is still due.
         self._pool = ConnectionPool(
             2,
             min_size=0,
-            connect=lambda: _Connection(factory),
+            connect=partial(_connect, self._dial),
             name="etcd",
             timeout=_TIMEOUT,
             fail_fast=True,
@@ -54,32 +46,23 @@ class EtcdGateway:
     def ask(self, path: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
         """The answer, and the time that it bears.  Of a stream, the first and only one."""
         with self._pool.get() as conn:
-            conn.request("POST", path, json.dumps(question), self._headers)
-            answer = conn.getresponse()
-            text = answer.read()
-            if answer.will_close:
+            found, headers = conn.ask(path, self._headers, _TIMEOUT, question)
+            if conn.sock is None:  # that was the last answer on it
                 self._pool.discard(conn)
-        if answer.status != 200:
-            raise EtcdError(answer.status, text.decode(errors="replace"))
-        found = _parsed(text)
-        return found, parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        return _result(found), parsedate_to_datetime(headers["Date"]).timestamp()
 
     def stream(
         self, path: str, question: Mapping[str, Any], silence: float
     ) -> Generator[dict[str, Any], None, None]:
         """One answer after the other, over a connection of its own, until etcd ends that.
 
-        Raises TimeoutError once nothing has come for *silence* seconds; before the first one, for
-        4 s.  To be closed by who takes it.
+        Raises TimeoutError once nothing has come for *silence* seconds.  To be closed by who takes
+        it.
         """
-        with closing(_Connection(self._factory)) as conn:
-            conn.request("POST", path, json.dumps(question), self._headers)
-            with conn.getresponse() as answer:
-                if answer.status != 200:
-                    raise EtcdError(answer.status, answer.read().decode(errors="replace"))
-                while line := answer.readline():
-                    yield _parsed(line)
-                    conn.sock.settimeout(silence)
+        with closing(JsonConnection("etcd", self._dial)) as conn:
+            with closing(conn.stream(path, self._headers, silence, question)) as answers:
+                for found in answers:
+                    yield _result(found)
 
     def close(self) -> None:
         """Close its connections, but for streams."""
@@ -94,24 +77,14 @@ def text64(text: str | bytes) -> str:
     return b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
+def _connect(dial: SocketFactory) -> JsonConnection:
+    conn = JsonConnection("etcd", dial)
+    conn.connect()
+    return conn
+
+
+def _result(found: Any) -> dict[str, Any]:
     """What of a stream comes in an object of its own."""
-    try:
-        found: dict[str, Any] = json.loads(text)
-        if "error" in found:
-            raise EtcdError(200, str(found["error"]))
-        return dict(found.get("result", found))
-    except (ValueError, TypeError) as error:
-        raise EtcdError(200, f"no JSON object: {text[:100]!r}") from error
-
-
-class _Connection(http.client.HTTPConnection):
-    """One over a socket of gevent's, whether or not the program is patched."""
-
-    def __init__(self, factory: SocketFactory) -> None:
-        super().__init__("etcd")
-        self.auto_open = 0
-        self.sock = factory()
-
-    def fileno(self) -> int:
-        return int(self.sock.fileno())
+    if not isinstance(found, dict) or "error" in found:
+        raise ApiError(200, f"an error of etcd: {found}")
+    return dict(found.get("result", found))

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import gevent
 
 from geventpool.addresses import AnyAddress, UnixAddress, address
-from geventpool.directory.json_api import ApiError, JsonConnection
+from geventpool.coordination.json_api import ApiError, JsonConnection
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
 from geventpool.pools.extension import check_seconds
@@ -118,9 +118,6 @@ class _Source:
 
     def close(self) -> None:
         """Nothing is open but what is watched."""
-
-    def forked(self) -> None:
-        """Nothing is the parent's but what is watched."""
 
     def __str__(self) -> str:
         return f"Consul at {self._target}"

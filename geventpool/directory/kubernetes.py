@@ -15,8 +15,8 @@ from urllib.parse import quote, urlencode
 import gevent
 
 from geventpool.addresses import AnyAddress, UnixAddress, address
+from geventpool.coordination.json_api import ApiError, JsonConnection
 from geventpool.directory.endpoint_slices import ServiceName, addresses_in
-from geventpool.directory.json_api import ApiError, JsonConnection
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
 from geventpool.sockets import SocketFactory
@@ -139,9 +139,6 @@ class _Source:
 
     def close(self) -> None:
         """Nothing is open but what is watched."""
-
-    def forked(self) -> None:
-        """Nothing is the parent's but what is watched."""
 
     def __str__(self) -> str:
         return f"Kubernetes at {self._api.target}"

@@ -31,6 +31,7 @@ import pytest
 from support import ROOT, TESTS
 from support.adapters.http import OwnNginx
 from support.adapters.memcached import OwnMemcached
+from support.own_servers import OwnEtcd, OwnZooKeeper
 from support.servers import require_server
 from support.small_servers import OwnImap, OwnSlapd, OwnSmtp, OwnThrift, OwnWebSocket, shared
 
@@ -55,6 +56,8 @@ ENVIRONMENT: dict[str, tuple[Any, str]] = {
     "LDAP_SERVER": (OwnSlapd, "{0}:{1}"),
     "THRIFT_SERVER": (OwnThrift, "{0}:{1}"),
     "WEBSOCKET_URL": (OwnWebSocket, "ws://{0}:{1}/"),
+    "ETCD_SERVER": (OwnEtcd, "{0}:{1}"),
+    "ZOOKEEPER_SERVERS": (OwnZooKeeper, "{0}:{1}"),
 }
 
 # Starts as many echo servers as it is told, prints their addresses, and serves until its standard

@@ -1,4 +1,4 @@
-"""A directory that is asked over HTTP and answers in JSON: one connection of a watch to it."""
+"""A service that is asked over HTTP and answers in JSON: one connection to it."""
 
 from __future__ import annotations
 
@@ -35,34 +35,42 @@ class JsonConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = self._dial()
 
+    def fileno(self) -> int:
+        """That of its socket, for a pool."""
+        return int(self.sock.fileno())
+
     def ask(
-        self, path: str, headers: Mapping[str, str], silence: float
+        self, path: str, headers: Mapping[str, str], silence: float, question: Any = None
     ) -> tuple[Any, http.client.HTTPMessage]:
-        """What GET *path* is answered with, and the headers of the answer.
+        """What GET *path* is answered with, or POST with a *question*, and the headers of the
+        answer.
 
         Raises TimeoutError once nothing has come for *silence* seconds.
         """
-        answer = self._get(path, headers, silence)
+        answer = self._send(path, headers, silence, question)
         return _parsed(answer.status, answer.read()), answer.headers
 
     def stream(
-        self, path: str, headers: Mapping[str, str], silence: float
+        self, path: str, headers: Mapping[str, str], silence: float, question: Any = None
     ) -> Generator[dict[str, Any], None, None]:
         """One line of the answer after the other, until it ends.  Raises as ``ask``."""
-        with self._get(path, headers, silence) as answer:
+        with self._send(path, headers, silence, question) as answer:
             while line := answer.readline():
                 found = _parsed(answer.status, line)
                 if not isinstance(found, dict):
                     raise ApiError(answer.status, f"no JSON object: {line[:100]!r}")
                 yield found
 
-    def _get(
-        self, path: str, headers: Mapping[str, str], silence: float
+    def _send(
+        self, path: str, headers: Mapping[str, str], silence: float, question: Any
     ) -> http.client.HTTPResponse:
         if self.sock is None:
             self.connect()
         self.sock.settimeout(silence)
-        self.request("GET", path, headers=dict(headers))
+        if question is None:
+            self.request("GET", path, headers=dict(headers))
+        else:
+            self.request("POST", path, json.dumps(question), dict(headers))
         answer = self.getresponse()
         if answer.status != 200:
             raise ApiError(answer.status, answer.read().decode(errors="replace"))
