@@ -25,18 +25,26 @@ _RETRY: dict[str, Any] = {"max_tries": -1, "delay": 0.1, "backoff": 2, "max_dela
 
 class ZooKeeperSession:
     """One session at *hosts*, ``"zk1:2181,zk2:2181/chroot"``, that ends *timeout* seconds after the
-    servers have lost sight of this process.  *options* are those of KazooClient, as *auth_data*.
+    servers have lost sight of this process (None: as *options* says, or kazoo: 10 s).  *options*
+    are those of KazooClient, as *auth_data*.
 
-    A child that was forked has a session of its own.
+    A child that was forked has a session of its own.  Nothing needs to be patched, but kazoo looks
+    up hosts that are names by a call that blocks if it is not.
     """
 
     def __init__(
-        self, hosts: str, *, timeout: float = 10.0, options: Mapping[str, Any] | None = None
+        self,
+        hosts: str,
+        *,
+        timeout: float | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(hosts, str) or not hosts:
             raise TypeError(f'hosts must be a text, as "zk1:2181,zk2:2181", not {hosts!r}')
         self.hosts = hosts
-        self._settings = {"timeout": timeout, **(options or {})}
+        self._settings = dict(options or {})
+        if timeout is not None:
+            self._settings["timeout"] = timeout
         # What kazoo says against them is said now, and not to a greenlet.
         self._client, self._handler = self._make()
         self._starting: gevent.Greenlet[..., BaseException | None] | None = None
@@ -78,7 +86,22 @@ class ZooKeeperSession:
     def close(self) -> None:
         """End the session: what was ephemeral in it is gone.  Blocks while it is told so, for 4 s
         at most; raises nothing."""
-        gevent.spawn(_stop, self._client).join(_TIMEOUT)
+        gevent.spawn(self._end).join(_TIMEOUT)
+
+    def _end(self) -> None:
+        if self._starting is not None:
+            self._starting.kill()
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._client.connected:
+            # It would wait for a server that does not answer, for as long as a session may last.
+            gevent.killall(self._handler.greenlets)
+        try:
+            self._client.stop()
+            self._client.close()
+        except (Exception, gevent.Timeout):
+            pass  # the session ends by itself
 
     def _connect(self) -> BaseException | None:
         """Connect; what went wrong, if anything."""
@@ -92,10 +115,7 @@ class ZooKeeperSession:
                     gevent.sleep(0.02)
         except (Exception, gevent.Timeout) as error:
             if is_new:
-                # To stop it would wait for a server that does not answer, and so would it itself,
-                # for as long as a session may last.
-                gevent.killall(self._handler.greenlets)
-                _stop(client)
+                self._stop()
                 self._client, self._handler = self._make()
             return error
         return None
@@ -130,14 +150,6 @@ class _Handler(SequentialGeventHandler):  # type: ignore[misc]
     @property
     def greenlets(self) -> list[Any]:
         return [*self._spawned, *self._workers]
-
-
-def _stop(client: Any) -> None:
-    try:
-        client.stop()
-        client.close()
-    except (Exception, gevent.Timeout):
-        pass  # the session ends by itself
 
 
 _sessions: weakref.WeakSet[ZooKeeperSession] = weakref.WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from base64 import b64decode
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -17,9 +18,13 @@ from geventpool.directory.watching import WatchingResolver
 
 __all__ = ["EtcdResolver"]
 
-#: Seconds after which a watch that has told nothing is begun anew: etcd may be gone, and the
-#: network may not have said so.
+#: Seconds after which all is read anew, if a watch has told nothing: etcd may be gone, or another
+#: one by now, and the network may not have said so.
 _SILENCE = 30.0
+
+
+#: Those of keys, both as the gateway has them; None: the key is gone.
+Values = dict[str, str | None]
 
 
 class EtcdResolver(Registering, WatchingResolver):
@@ -76,45 +81,34 @@ class _Source:
         folder = f"{self._prefix}{name}/"
         while True:
             answer, _ = self._etcd.ask("/v3/kv/range", _below(folder))
-            values = {each["key"]: each.get("value", "") for each in answer.get("kvs", ())}
+            values: Values = {each["key"]: each.get("value", "") for each in answer.get("kvs", ())}
             yield _members(folder, values)
             with closing(self._changes(folder, _revision(answer))) as changes:
-                for key, value in changes:
-                    if value is None:
-                        values.pop(key, None)
-                    else:
-                        values[key] = value
+                for changed in changes:
+                    values.update(changed)
+                    values = {key: value for key, value in values.items() if value is not None}
                     yield _members(folder, values)
 
-    def _changes(self, folder: str, revision: int) -> Generator[tuple[str, str | None], None, None]:
-        """The keys that have changed after *revision*, with their values, None if they are gone.
-        Ends where that is not known any more: all are to be read anew."""
-        while True:
-            start = {"start_revision": str(revision + 1), "progress_notify": True}
-            question = {"create_request": {**_below(folder), **start}}
-            is_watched = False
-            try:
-                with closing(self._etcd.stream("/v3/watch", question, _SILENCE)) as answers:
-                    for answer in answers:
-                        if answer.get("canceled"):
-                            if "compact_revision" in answer:
-                                return  # what was in between is forgotten
-                            raise ApiError(200, str(answer.get("cancel_reason", "canceled")))
-                        if answer.get("created"):
-                            if _revision(answer) < revision:
-                                return  # another etcd, or a restored one
-                        elif not answer.get("events"):
-                            revision = _revision(answer)  # there was nothing until then
-                        is_watched = True
-                        for event in answer.get("events", ()):
-                            found = event["kv"]
-                            revision = int(found["mod_revision"])
-                            is_gone = event.get("type") == "DELETE"
-                            yield found["key"], None if is_gone else found.get("value", "")
-                raise ApiError(200, "the watch has ended")
-            except TimeoutError:
-                if not is_watched:
-                    raise
+    def _changes(self, folder: str, revision: int) -> Generator[Values, None, None]:
+        """The keys that have changed after *revision*, again and again.  Ends when all are to be
+        read anew: what was in between is forgotten, or nothing has come for long."""
+        question = {"create_request": {**_below(folder), "start_revision": str(revision + 1)}}
+        silence = random.uniform(_SILENCE, 1.2 * _SILENCE)  # not all of them together
+        is_watched = False
+        try:
+            with closing(self._etcd.stream("/v3/watch", question, silence)) as answers:
+                for answer in answers:
+                    if answer.get("canceled"):
+                        if "compact_revision" in answer:
+                            return
+                        raise ApiError(200, str(answer.get("cancel_reason", "canceled")))
+                    is_watched = True
+                    if events := answer.get("events"):
+                        yield {event["kv"]["key"]: _value_of(event) for event in events}
+            raise ApiError(200, "the watch has ended")
+        except TimeoutError:
+            if not is_watched:
+                raise
 
     def close(self) -> None:
         self._etcd.close()
@@ -174,10 +168,14 @@ def _revision(answer: Mapping[str, Any]) -> int:
     return int(answer["header"]["revision"])
 
 
-def _members(folder: str, values: Mapping[str, str]) -> Members:
+def _value_of(event: Mapping[str, Any]) -> str | None:
+    return None if event.get("type") == "DELETE" else event["kv"].get("value", "")
+
+
+def _members(folder: str, values: Values) -> Members:
     """The servers, by what etcd says of their keys."""
     entries = (
-        (b64decode(key).decode(errors="replace").removeprefix(folder), b64decode(value))
+        (b64decode(key).decode(errors="replace").removeprefix(folder), b64decode(value or ""))
         for key, value in sorted(values.items())
     )
     # What has a slash in it belongs to another service, whose name begins with this one's.

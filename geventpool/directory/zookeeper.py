@@ -34,7 +34,8 @@ class ZooKeeperResolver(Registering, WatchingResolver):
 
     There is one session for all names, and one for each ``register``, whose *lease* is the timeout
     of that; the servers allow 2 to 20 of their ticks, of 2 s mostly.  It needs kazoo (the extra
-    ``zookeeper``), and nothing needs to be patched.
+    ``zookeeper``).  Nothing needs to be patched; but hosts that are names, and not IP addresses,
+    kazoo looks up by a call that blocks if it is not.
     """
 
     def __init__(

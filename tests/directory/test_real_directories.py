@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -166,6 +168,16 @@ def test_a_child_watches_by_itself_and_leaves_the_parents_watch_alone(
     until(is_known(resolver, name, A, B, C))
 
 
+def test_a_resolver_that_is_dropped_leaves_nothing_behind(shared: RealDirectory, name: str) -> None:
+    shared.write(name, A)
+    resolver = shared.resolver()
+    assert resolver.resolve(name) == AddressGroup.of(A)
+    dropped = weakref.ref(resolver)
+    del resolver
+    gc.collect()
+    assert dropped() is None  # what it had open is looked for after each test
+
+
 # While it is away
 
 
@@ -204,21 +216,45 @@ def test_one_that_is_away_at_the_start_is_found_later(own: RealDirectory, resolv
     until(is_found, seconds=60)
 
 
-def test_changes_that_are_forgotten_are_read_anew(resolver_of: Any, monkeypatch: Any) -> None:
+def test_one_that_falls_silent_is_noticed_and_is_back(
+    own: RealDirectory, resolver_of: Any, chaos_proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from geventpool.directory import etcd
 
-    monkeypatch.setattr(etcd, "_SILENCE", 0.3)
-    with EtcdDirectory() as directory:
+    monkeypatch.setattr(etcd, "_SILENCE", 0.5)
+    own.write("web", A)
+    proxy = chaos_proxy(own.server.address)
+    resolver = resolver_of(own, at=proxy.address)
+    resolver.resolve("web")
+    proxy.black_hole()  # no packet comes, and nothing is closed
+    until(lambda: resolver._services["web"].error is not None, "the loss", 60)
+    assert resolver.resolve("web") == AddressGroup.of(A)
+    own.write("web", B)
+    proxy.normal()
+    until(is_known(resolver, "web", A, B), seconds=60)
+    resolver.close()
+
+
+def test_changes_that_are_forgotten_are_read_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EtcdDirectory() as directory, directory.resolver() as resolver:
         directory.write("web", A)
-        resolver = resolver_of(directory)
-        resolver.resolve("web")
-        for number in range(10):
-            directory.write("other", f"10.0.2.{number}:80")
-        directory.compact()
-        gevent.sleep(0.7)  # the watch has begun anew, from what is forgotten
-        assert resolver._services["web"].error is None
-        directory.write("web", B)
+        source = resolver._source
+        read = source._etcd.ask
+
+        def slowly(path: str, question: Any) -> Any:
+            answer = read(path, question)
+            if path == "/v3/kv/range" and not directory.entries("later"):
+                directory.write("web", B)
+                directory.write("later", C)
+                directory.compact()  # before the watch begins
+            return answer
+
+        monkeypatch.setattr(source._etcd, "ask", slowly)
+        assert resolver.resolve("web") == AddressGroup.of(A)
         until(is_known(resolver, "web", A, B))
+        assert not caplog.messages  # etcd was never away
 
 
 # What a program announces

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from geventpool.fleet import MemoryStore, Store
 from geventpool.fleet.local import LocalStore
 from geventpool.fleet.share import MEMORY, Grant, Report
+from support.child import FORKS, Child
 from support.own_servers import OwnEtcd, OwnServer, OwnZooKeeper
 from support.servers import require_server
 from support.waiting import until
@@ -282,3 +283,22 @@ def test_a_client_that_is_none_is_not_shown() -> None:
 
     with pytest.raises(TypeError, match="client must be .*, not a tuple$"):
         RedisStore(("user", "hunter2"))
+
+
+@pytest.mark.slow
+@FORKS
+def test_a_child_has_a_session_with_zookeeper_of_its_own(zookeeper: OwnServer, fork: Any) -> None:
+    store = zookeeper_store(zookeeper)
+    try:
+        name = uuid.uuid4().hex
+        store.renew(Report(name, 10, "parent", 0, 0, 3, 3))
+
+        def child() -> int:
+            members: int = store.renew(Report(name, 10, "child", 0, 0, 3, 3)).members
+            store.close()
+            return members
+
+        assert Child(fork, child).result() == 2
+        assert store.renew(Report(name, 10, "parent", 0, 0, 3, 3, number=2)).members == 2
+    finally:
+        store.close()

@@ -18,7 +18,7 @@ from geventpool import AddressGroupMap, ConnectError, Subset
 from geventpool.addresses import Address, AddressGroup, AnyAddress, Tier
 from geventpool.backoff import Backoff
 from geventpool.fleet import FleetLimit, MemoryStore
-from geventpool.manager import HealthPolicy, ServerModelDirectory
+from geventpool.manager import Balance, HealthPolicy, ServerModelDirectory
 from support.child import FORKS, Child
 from support.managers import Hosts, group
 from support.servers import ask
@@ -168,27 +168,32 @@ def test_the_load_is_even_by_keys_and_nearly_equal_by_places() -> None:
 # In a directory
 
 
-def directory(subset: Subset, **settings: Any) -> ServerModelDirectory:
-    policy = HealthPolicy(
-        failures=1, backoff=Backoff(first=60.0, longest=60.0, jitter=0), **settings
-    )
-    return ServerModelDirectory(policy, subset=subset, draw=random.Random(17).expovariate)
+def directory(
+    subset: Subset, balance: Balance = "weighted", **settings: Any
+) -> ServerModelDirectory:
+    backoff = Backoff(first=60.0, longest=60.0, jitter=0)
+    policy = HealthPolicy(failures=1, backoff=backoff, **settings)
+    draw = random.Random(17).expovariate
+    return ServerModelDirectory(policy, balance=balance, subset=subset, draw=draw)
 
 
-@pytest.mark.parametrize("size", [5, 40])
-def test_the_first_are_those_that_are_up_then_the_rest_then_what_is_down(size: int) -> None:
-    known = AddressGroup.of(*MANY[:100])
-    found = directory(Subset(size, key="a"))
+@pytest.mark.parametrize("balance", ["weighted", "p2c"])
+@pytest.mark.parametrize(("size", "count"), [(5, 20), (5, 100), (40, 100)])
+def test_the_first_are_those_that_are_up_then_the_rest_then_what_is_down(
+    size: int, count: int, balance: Balance
+) -> None:
+    known = AddressGroup.of(*MANY[:count])
+    found = directory(Subset(size, key="a"), balance)
     expected = first(found.subset or Subset(1), known.tiers[0])
     assert set(found.order(known, 0.0)[:size]) == set(expected)
-    assert sorted(found.order(known, 0.0)) == sorted(MANY[:100])
+    assert sorted(found.order(known, 0.0)) == sorted(MANY[:count])
     down = expected[:3]
     for each in down:
         found[each].failed(0.0)
     order = found.order(known, 1.0)
     assert set(order[:size]) == set(first(Subset(size, key="a"), known.tiers[0], down))
     assert set(order[-3:]) == set(down)
-    assert len(order) == len(set(order)) == 100
+    assert len(order) == len(set(order)) == count
 
 
 def test_a_whole_part_that_is_down_is_not_too_much_of_a_large_tier() -> None:

@@ -263,6 +263,15 @@ class OwnZooKeeper(OwnServer):
         main = "org.apache.zookeeper.server.ZooKeeperServerMain"
         return [self.program_path, "-cp", ":".join(jars), main, str(self.folder / "zoo.cfg")]
 
+    def answers(self) -> bool:
+        # It listens before it serves, and may never answer a client that comes in between.
+        try:
+            with gevent.socket.create_connection(self.address, timeout=1) as sock:
+                sock.sendall(b"srvr")
+                return b"Mode: " in sock.makefile("rb").read()
+        except OSError:
+            return False
+
 
 def free_port() -> int:
     """One that no client gets by chance while its server is away, as it would one of the system's

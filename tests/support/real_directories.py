@@ -41,8 +41,8 @@ class RealDirectory:
         self.close()
         self.server.close()
 
-    def resolver(self, **settings: Any) -> Any:
-        """A new resolver of its services."""
+    def resolver(self, at: tuple[str, int] | None = None, **settings: Any) -> Any:
+        """A new resolver of its services, that reaches it at another address if need be."""
         raise NotImplementedError
 
     def write(self, name: str, entry: str, held: bytes = b"") -> None:
@@ -73,10 +73,10 @@ class EtcdDirectory(RealDirectory):
         self.server = OwnEtcd()
         self.gateway = EtcdGateway(self.server.address)
 
-    def resolver(self, **settings: Any) -> Any:
+    def resolver(self, at: tuple[str, int] | None = None, **settings: Any) -> Any:
         from geventpool.directory.etcd import EtcdResolver
 
-        return EtcdResolver(self.server.address, **settings)
+        return EtcdResolver(at or self.server.address, **settings)
 
     def write(self, name: str, entry: str, held: bytes = b"") -> None:
         put = {"key": text64(f"services/{name}/{entry}"), "value": text64(held)}
@@ -116,10 +116,11 @@ class ZooKeeperDirectory(RealDirectory):
         self.hosts = "{}:{}".format(*self.server.address)
         self.session = ZooKeeperSession(self.hosts)
 
-    def resolver(self, **settings: Any) -> Any:
+    def resolver(self, at: tuple[str, int] | None = None, **settings: Any) -> Any:
         from geventpool.directory.zookeeper import ZooKeeperResolver
 
-        return ZooKeeperResolver(self.hosts, **settings)
+        hosts = "{}:{}".format(*(at or self.server.address))
+        return ZooKeeperResolver(hosts, options={"timeout": 4.0}, **settings)
 
     def write(self, name: str, entry: str, held: bytes = b"") -> None:
         client, path = self.session.client(), f"/services/{name}/{entry}"
