@@ -10,9 +10,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from geventpool.backoff import Backoff
 from geventpool.fleet.share import Grant, Record, Report, grant
 
-__all__ = ["Document"]
+__all__ = ["AGAIN", "Document"]
+
+#: After another has written in between: those that meet would meet again else, and the more of them
+#: there are, and the slower the store is, the more often.
+AGAIN = Backoff(first=0.02, longest=0.5, jitter=1.0)
 
 
 @dataclass(frozen=True)

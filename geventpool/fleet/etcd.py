@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from geventpool.coordination.etcd import EtcdGateway, text64
-from geventpool.fleet.document import Document
+from geventpool.fleet.document import AGAIN, Document
 from geventpool.fleet.share import Grant, Report
 
 __all__ = ["EtcdStore"]
@@ -44,22 +44,24 @@ class EtcdStore:
 
     def renew(self, report: Report) -> Grant:
         """See Store.  Raises OSError, http.client.HTTPException or PoolError."""
+        tries = itertools.count(1)
         while True:
             found, revision, now = self._read(report.name)
             # By now it may be a second later than its clock said.
             lasting = replace(report, lease=report.lease + _GRAIN)
             document = found or Document(now + lasting.lease)
             answer, changed = document.renewed(lasting, now)
-            if self._write(report.name, changed, revision):
+            if self._write(report.name, changed, revision, next(tries)):
                 return answer
 
     def release(self, name: str, id: str) -> None:
         """See Store.  Raises as ``renew``."""
+        tries = itertools.count(1)
         while True:
             found, revision, _ = self._read(name)
             if found is None or id not in found.records:
                 return
-            if self._write(name, found.without(id), revision):
+            if self._write(name, found.without(id), revision, next(tries)):
                 return
 
     def close(self) -> None:
@@ -76,13 +78,14 @@ class EtcdStore:
             return None, "0", now
         return Document.load(b64decode(kvs[0]["value"])), kvs[0]["mod_revision"], now
 
-    def _write(self, name: str, document: Document, revision: str) -> bool:
-        """Whether nothing was changed since *revision* was read."""
+    def _write(self, name: str, document: Document, revision: str, tries: int) -> bool:
+        """Whether nothing was changed since *revision* was read; if it was, waits, the longer the
+        more *tries* there were."""
         key = self._key(name)
         compare = {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": revision}
         put = {"request_put": {"key": key, "value": text64(document.dump())}}
         answer, _ = self._etcd.ask("/v3/kv/txn", {"compare": [compare], "success": [put]})
         if answer.get("succeeded"):
             return True
-        gevent.sleep(random.uniform(0, 0.01))  # else those that meet would meet again
+        gevent.sleep(AGAIN.delay(tries))
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +11,7 @@ from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from kazoo.handlers.gevent import SequentialGeventHandler
 
 from geventpool.coordination.zookeeper import ZooKeeperSession
-from geventpool.fleet.document import Document
+from geventpool.fleet.document import AGAIN, Document
 from geventpool.fleet.share import Grant, Report
 
 __all__ = ["ZooKeeperStore"]
@@ -47,21 +47,23 @@ class ZooKeeperStore:
         """See Store.  Raises what kazoo raises, or ConnectionError."""
         path = self._path("caps", report.name)
         now = self._now(report.name)
+        tries = itertools.count(1)
         while True:
             found, version = self._read(path)
             document = found or Document(now + report.lease)
             answer, changed = document.renewed(report, now)
-            if self._write(path, changed, version):
+            if self._write(path, changed, version, next(tries)):
                 return answer
 
     def release(self, name: str, id: str) -> None:
         """See Store.  Raises as ``renew``."""
         path = self._path("caps", name)
+        tries = itertools.count(1)
         while True:
             found, version = self._read(path)
             if found is None or id not in found.records:
                 return
-            if self._write(path, found.without(id), version):
+            if self._write(path, found.without(id), version, next(tries)):
                 return
 
     def close(self) -> None:
@@ -95,14 +97,15 @@ class ZooKeeperStore:
             return None, -1
         return Document.load(text), stat.version
 
-    def _write(self, path: str, document: Document, version: int) -> bool:
-        """Whether nothing was changed since *version* was read."""
+    def _write(self, path: str, document: Document, version: int, tries: int) -> bool:
+        """Whether nothing was changed since *version* was read; if it was, waits, the longer the
+        more *tries* there were."""
         try:
             if version < 0:
                 self.client.create(path, document.dump(), makepath=True)
             else:
                 self.client.set(path, document.dump(), version=version)
         except (BadVersionError, NodeExistsError, NoNodeError):
-            gevent.sleep(random.uniform(0, 0.01))  # else those that meet would meet again
+            gevent.sleep(AGAIN.delay(tries))
             return False
         return True

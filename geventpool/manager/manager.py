@@ -50,10 +50,9 @@ class ConnectionManager:
 
     *address_groups* maps each name to an AddressGroup or to its tiers; or it is a resolver, as a
     DnsResolver or an AddressGroupMap: then the names it was asked for are watched, every
-    *watch_interval* seconds (those of ``geventpool.directory`` tell of changes by themselves), and
-    a change counts once it has held for *watch_hold*.  Connections to an address that is gone are
-    closed, those in use on return.  With *rebalance*, when an address is new, all connections of
-    that name are replaced within so many seconds.
+    *watch_interval* seconds (a directory tells by itself), and a change counts once it has held for
+    *watch_hold*.  Connections to an address that is gone are closed, those in use on return.  With
+    *rebalance*, when an address is new, all of that name are replaced within so many seconds.
     *address_aliases* maps a name to another one, or to one address.  *ssl_context* is what
     ``ssl=True`` means (None: TLS 1.2 or later, verified against the system's roots).
 

@@ -122,7 +122,9 @@ class RealFleet:
     def until_open(self, least: int, seconds: float) -> None:
         """Wait until so many are open, and print how long that took."""
         began = time.monotonic()
-        until(lambda: self.open >= least, f"{least} open connections", seconds)
+        ends = began + seconds
+        until(lambda: self.open >= least or time.monotonic() > ends, seconds=2 * seconds)
+        assert self.open >= least, f"{self.open} open, not {least}, after {seconds:g} s"
         print(f"{least} were open after {time.monotonic() - began:.1f} s")
 
     @property
