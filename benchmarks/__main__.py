@@ -24,6 +24,7 @@ from benchmarks import (  # noqa: E402
     monitored,
     rows,
     simulation,
+    subset,
     web,
 )
 from benchmarks.clients import bars as clients  # noqa: E402
@@ -36,6 +37,7 @@ ROWS = {
     "monitored": monitored.monitored,
     "simulation": simulation.simulation,
     "fleet": fleet_cap.fleet_cap,
+    "subset": subset.subset,
 }
 #: These have HEADINGS and compare(quick), and no bar.
 COMPARISONS = {"peers": comparison, "herd": herd, "web": web}

@@ -81,6 +81,7 @@ with EchoServer() as echo, closed_port() as nobody:
         ("127.0.0.1", options.port), observe.mount(application, "/-/pools"), log=None
     )
     server.start()
+    observe.listen()  # for python -m geventpool dump; the hooks of geventpool.gunicorn see to it
     print(f"http://127.0.0.1:{server.server_port}/-/pools/", flush=True)
     fetch("/-/pools/")  # from now on it remembers
     gevent.sleep(options.seconds)

@@ -41,6 +41,7 @@ from geventpool.manager import (
     HealthPolicy,
     ServerModel,
     ServerModelDirectory,
+    Subset,
 )
 from geventpool.overload import CoDel
 from geventpool.pools import ConnectionPool, EndpointPool, Lease
@@ -69,6 +70,7 @@ __all__ = [
     "MonitoredSocket",
     "ServerModel",
     "ServerModelDirectory",
+    "Subset",
     # Opening connections, trying again
     "Backoff",
     "Deadline",

@@ -64,14 +64,17 @@ def worker_int(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close the pools as the worker ends, within a second, and give back its share of every
-    FleetLimit.
+    """Close the pools as the worker ends, within a second, remove what it has announced in a
+    directory, and give back its share of every FleetLimit.
 
     gunicorn calls this in its master, too, for a worker that it did not find, and not at all for
     one that is killed: then nothing is done, and the system closes what the worker had open.
     """
     if worker.pid == os.getpid():
         observe.stop_listening()
+        announced: Any = sys.modules.get("geventpool.directory.registration")
+        if announced is not None:
+            announced.close_all()  # before connections are refused
         _close(worker, min(_LAST_CLOSE, worker.cfg.graceful_timeout * _SHARE))
         fleet: Any = sys.modules.get("geventpool.fleet.limit")
         if fleet is not None:

@@ -66,7 +66,7 @@ class ConnectionSlot(Slot):
         self.where: Any = None  # the Stack that acquired it, when the pool tracks
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
-        self.looks_on_return = False  # its probe is asked before it is taken back, too
+        self.looks_on_return = False  # the fast path must not take it back unseen
         self.loose_use = 0  # in which no ``with`` has it: another greenlet may give it back
         self.raised_before = 0  # mark of the exception that was being handled when it was acquired
         self.fds: tuple[int, ...] = ()  # the files that are watched
@@ -85,12 +85,9 @@ class ConnectionSlot(Slot):
             return False
 
     def is_quiet_again(self, conn: Any) -> bool:
-        """The same of one whose caller gives *conn* back; if not, it is looked at more closely.
-        What lies unread on a plain socket is seen before the next hand-out."""
+        """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
         try:
-            if self.looks_on_return:
-                return bool(self.fds) and not self.why_unusable(conn)
-            return not self.why_unusable.cut_short
+            return bool(self.fds) and not self.why_unusable(conn)
         except Exception:
             return False
 
@@ -116,8 +113,6 @@ def is_held(hold: Hold) -> bool:
     """Whether that use still lasts."""
     slot, use = hold
     return slot.state is IN_USE and slot.uses == use
-
-
 
 
 class Look(NamedTuple):

@@ -261,9 +261,7 @@ class _Channel(BlockingChannel):  # type: ignore[misc]
         auto_delete: bool = False,
         arguments: Any = None,
     ) -> Any:
-        declared = super().queue_declare(
-            queue, passive, durable, exclusive, auto_delete, arguments
-        )
+        declared = super().queue_declare(queue, passive, durable, exclusive, auto_delete, arguments)
         if exclusive and not passive:
             self.connection.exclusive.add(declared.method.queue)
         return declared

@@ -18,7 +18,7 @@ What it raises (any Exception, or a gevent.Timeout), or its end, means that the 
 it is called again, after a back-off that grows.  It runs in a greenlet of its own, one for each
 name, and is ended there by a kill, or by its ``close()`` where it yields: what it has open, a
 ``with`` or a ``finally`` of it closes.  It must notice by itself, by a time limit, that nothing
-comes any more.
+comes any more.  In a forked child it is ended, as a copy, and begun anew.
 
 A resolver is a subclass that makes its source, which must not hold it::
 
@@ -55,6 +55,3 @@ class Source(Protocol):
     def close(self) -> None:
         """End what is open beside the generators, which have ended by now.  May block; must not
         raise."""
-
-    def forked(self) -> None:
-        """In a child, within the fork: let go of what is the parent's, without I/O or a switch."""

@@ -182,7 +182,6 @@ class WatchingResolver:
 
     def _forked(self, fork: Fork, hub: Any) -> None:
         """In a child: watch anew; the greenlets here are copies of the parent's."""
-        self._source.forked()
         strays = [service.greenlet for service in self._services.values()]
         if self._hub is not hub:  # of a thread that is not here
             self._hub = None

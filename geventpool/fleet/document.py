@@ -10,9 +10,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from geventpool.backoff import Backoff
 from geventpool.fleet.share import Grant, Record, Report, grant
 
-__all__ = ["Document"]
+__all__ = ["AGAIN", "Document"]
+
+#: After another has written in between: those that meet would meet again else, and the more of them
+#: there are, and the slower the store is, the more often.
+AGAIN = Backoff(first=0.02, longest=0.5, jitter=1.0)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Document:
         share, records = grant(self.records, report, now, learns_until=self.learns_until)
         others = [each for id, each in records.items() if id != report.id]
         members = 1 + sum(now < each.expires for each in others)
-        return Grant(share, members, self.epoch), Document(self.learns_until, self.epoch, records)
+        answer = Grant(share, members, self.epoch, records[report.id].place)
+        return answer, Document(self.learns_until, self.epoch, records)
 
     def without(self, id: str) -> Document:
         """The document with that process forgotten."""

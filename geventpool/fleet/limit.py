@@ -45,7 +45,8 @@ _all: weakref.WeakSet[FleetLimit] = weakref.WeakSet()
 class FleetStats:
     """What a process knows of a cap: its *share* of it, what is *used* of that, what its callers
     *need*, what it *wants* by its last report, how many *members* there are by the last answer,
-    for how many seconds the store has not answered, or None, and why."""
+    the *age* in seconds of what the store knows of it, or None if that is nothing, and for how many
+    seconds the store has not answered, or None, and why."""
 
     name: str
     cap: int
@@ -54,6 +55,7 @@ class FleetStats:
     needs: int
     wants: int
     members: int
+    age: float | None
     lost_for: float | None
     last_error: BaseException | None
 
@@ -129,9 +131,12 @@ class FleetLimit(Limit):
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.members = 0  # processes, by the last answer
         self.epoch: str | None = None
+        #: Which of them this one is, 0, 1, 2, ..., for a Subset; None before the first answer.
+        self.place: int | None = None
         #: Since when the store has not answered; None while it does.
         self.lost_at: float | None = None
         self.last_error: BaseException | None = None
+        self._known_since: float | None = None  # when the last report that was answered was sent
         self._lease_ends = -math.inf
         self._ceiling = math.inf  # by what the server has said,
         self._ceiling_until = -math.inf  # until then
@@ -186,7 +191,7 @@ class FleetLimit(Limit):
 
     def stats(self) -> FleetStats:
         """What is known of the cap in this process.  Does not block; from any thread."""
-        lost_at = self.lost_at
+        now, lost_at, known_since = monotonic(), self.lost_at, self._known_since
         return FleetStats(
             name=str(self.name),
             cap=self.cap,
@@ -195,7 +200,8 @@ class FleetLimit(Limit):
             needs=self.needs,
             wants=self._asked_for,
             members=self.members,
-            lost_for=None if lost_at is None else monotonic() - lost_at,
+            age=None if known_since is None else now - known_since,
+            lost_for=None if lost_at is None else now - lost_at,
             last_error=self.last_error,
         )
 
@@ -227,14 +233,15 @@ class FleetLimit(Limit):
             lease=self.lease,
             generation=self.generation,
             number=next(self._numbers),
+            place=self.place,
         )
         self._told, self._asked_for = max(report.used, report.has), wants
         answer = self.store.renew(report)
         if self.closed:
             self.store.release(report.name, report.id)
             return answer
-        self._lease_ends = sent + self.lease * (1 - _MARGIN)
-        self.members, self.epoch = answer.members, answer.epoch
+        self._known_since, self._lease_ends = sent, sent + self.lease * (1 - _MARGIN)
+        self.members, self.epoch, self.place = answer.members, answer.epoch, answer.place
         share, self._was_full = answer.share, False
         if sent < self._ceiling_until:
             share = int(min(share, self._ceiling))

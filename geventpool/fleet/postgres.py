@@ -15,13 +15,13 @@ __all__ = ["PostgresStore"]
 
 _SCHEMA = files(__package__).joinpath("postgres.sql").read_text(encoding="utf-8")
 _RENEW = (
-    "select my_share, members, epoch from geventpool_fleet_renew("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    "select my_share, members, epoch, place from geventpool_fleet_renew("
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 _RELEASE = "delete from geventpool_fleet_member where name = %s and id = %s"
 _INSTALLED = "select to_regprocedure('geventpool_fleet_renew(text, text, integer, integer," + (
-    " integer, integer, integer, integer, integer, double precision, integer, integer, text)')"
-    " is not null"
+    " integer, integer, integer, integer, integer, double precision, integer, integer, text,"
+    " integer)') is not null"
 )
 
 
@@ -61,11 +61,11 @@ class PostgresStore:
         given = (
             *(report.name, report.id, report.cap, report.used, report.has, report.needs),
             *(report.wants, report.weight, report.floor, report.lease, report.generation),
-            *(report.number, uuid.uuid4().hex),
+            *(report.number, uuid.uuid4().hex, report.place),
         )
         with self.pool.get() as conn:
-            share, members, epoch = _fetch(conn, _RENEW, given)
-        return Grant(share, members, epoch)
+            share, members, epoch, place = _fetch(conn, _RENEW, given)
+        return Grant(share, members, epoch, place)
 
     def release(self, name: str, id: str) -> None:
         """See Store: as ``renew``."""

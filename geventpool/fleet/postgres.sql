@@ -23,11 +23,14 @@ create unlogged table if not exists geventpool_fleet_member (
     number integer not null,
     primary key (name, id)
 );
+-- Tables of before have none.
+alter table geventpool_fleet_member add column if not exists place integer;
 
 create or replace function geventpool_fleet_renew(
     my_name text, my_id text, my_cap integer, my_used integer, my_has integer, my_needs integer,
     my_wants integer, my_weight integer, my_floor integer, my_lease double precision,
-    my_generation integer, my_number integer, new_epoch text, out my_share integer, out members integer, out epoch text
+    my_generation integer, my_number integer, new_epoch text, my_place integer,
+    out my_share integer, out members integer, out epoch text, out place integer
 ) language plpgsql as $$
 declare
     memory constant integer := 6;
@@ -44,7 +47,7 @@ begin
     select f.epoch, f.learns_until into epoch, learns
         from geventpool_fleet f where f.name = my_name for update;
     moment := extract(epoch from clock_timestamp());  -- after the wait for others
-    select p.share into earlier from geventpool_fleet_member p
+    select p.share, p.place into earlier, place from geventpool_fleet_member p
         where p.name = my_name and p.id = my_id and p.number >= my_number;
     if found then
         my_share := earlier;
@@ -52,6 +55,8 @@ begin
             from geventpool_fleet_member p where p.name = my_name;
         return;
     end if;
+    select coalesce(p.place, my_place) into place
+        from (select) one left join geventpool_fleet_member p on p.name = my_name and p.id = my_id;
     delete from geventpool_fleet_member p
         where p.name = my_name and (p.id = my_id or moment >= p.expires + memory * p.lease);
     select count(*) filter (where moment < p.expires) + 1,
@@ -85,9 +90,19 @@ begin
         ) unit;
         my_share := greatest(0, least(my_share, free));
     end if;
+    if place is null or exists (
+        select from geventpool_fleet_member p
+            where p.name = my_name and p.place = geventpool_fleet_renew.place
+    ) then
+        select min(k) into place
+            from generate_series(0, (select count(*) from geventpool_fleet_member p
+                                         where p.name = my_name)) k
+            where not exists (select from geventpool_fleet_member p
+                                  where p.name = my_name and p.place = k);
+    end if;
     insert into geventpool_fleet_member values (
         my_name, my_id, moment + my_lease, my_used, my_has, my_share, my_needs, my_wants,
-        my_weight, my_floor, my_lease, my_generation, my_number
+        my_weight, my_floor, my_lease, my_generation, my_number, place
     );
 end
 $$;

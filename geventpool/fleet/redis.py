@@ -14,6 +14,17 @@ from geventpool.fleet.share import Grant, Record, Report
 
 __all__ = ["RedisError", "RedisStore"]
 
+#: Answers its time, and the id and the numbers of each record, as JSON.
+_LOOK = """
+local found, fields = {}, redis.call('HGETALL', KEYS[1])
+for place = 1, #fields, 2 do
+    if string.sub(fields[place], 1, 2) == 'p:' then
+        found[#found + 1] = string.sub(fields[place], 3)
+        found[#found + 1] = cjson.encode({cmsgpack.unpack(fields[place + 1])})
+    end
+end
+return {redis.call('TIME'), found}
+"""
 _SCRIPT = files(__package__).joinpath("renew.lua").read_text(encoding="utf-8")
 
 
@@ -37,10 +48,11 @@ class RedisStore:
         self.client = client
         self.prefix = prefix
         self._renew = client.register_script(_SCRIPT)
+        self._look = client.register_script(_LOOK)
 
     def renew(self, report: Report) -> Grant:
         """See Store: one round trip.  Raises what redis-py raises."""
-        share, members, epoch = self._renew(
+        share, members, epoch, place = self._renew(
             keys=[self.prefix + report.name],
             args=[
                 report.id,
@@ -55,24 +67,20 @@ class RedisStore:
                 report.generation,
                 report.number,
                 uuid.uuid4().hex,
+                "" if report.place is None else report.place,
             ],
         )
-        return Grant(int(share), int(members), _text(epoch))
+        return Grant(int(share), int(members), _text(epoch), int(place))
 
     def records(self, name: str) -> tuple[float, dict[str, Record]]:
         """The store's time and what it knows of each process, by its id: to look at.
 
-        Two round trips.  Raises what redis-py raises.
+        One round trip.  Raises what redis-py raises.
         """
-        seconds, microseconds = self.client.time()
-        fields = self.client.hgetall(self.prefix + name)
-        records = {}
-        for key, text in fields.items():
-            if _text(key).startswith("p:"):
-                found = json.loads(text)
-                id = found.pop("id")
-                records[id] = Record(**found)
-        return seconds + microseconds / 1e6, records
+        (seconds, microseconds), found = self._look(keys=[self.prefix + name])
+        pairs = zip(found[::2], found[1::2], strict=True)
+        records = {_text(id): Record(*json.loads(numbers)) for id, numbers in pairs}
+        return int(seconds) + int(microseconds) / 1e6, records
 
     def release(self, name: str, id: str) -> None:
         """See Store: one round trip.  Raises what redis-py raises."""

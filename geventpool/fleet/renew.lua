@@ -1,121 +1,148 @@
 -- Who may have how many connections of one cap: geventpool.fleet.share.grant, in Redis.
 --
--- KEYS[1]: a hash with a field "epoch", one "learns_until", and one for each process.
--- ARGV: id, cap, used, has, needs, wants, weight, floor, lease, generation, number, a new epoch.
--- Answers share, members, epoch.
+-- KEYS[1]: a hash with a field "epoch", one "learns_until", and one for each process: "p:" and its
+-- id, with the numbers of a Record in their order.  ARGV: id, cap, used, has, needs, wants, weight,
+-- floor, lease, generation, number, a new epoch, and the place it was given, or nothing.  Answers
+-- share, members, epoch, place.
+--
+-- It runs for each renewal of each process, and Redis does nothing else meanwhile: so there is no
+-- JSON in it, no table for a process, and nothing is sorted.
 
 local MEMORY = 6
+local max, min, floor_of = math.max, math.min, math.floor
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local id, cap = ARGV[1], tonumber(ARGV[2])
-local own = {
-    id = id, used = tonumber(ARGV[3]), has = tonumber(ARGV[4]), needs = tonumber(ARGV[5]),
-    wants = tonumber(ARGV[6]), weight = tonumber(ARGV[7]), floor = tonumber(ARGV[8]),
-    lease = tonumber(ARGV[9]), generation = tonumber(ARGV[10]), number = tonumber(ARGV[11]),
-}
+local used, has, needs = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local wants, weight, floor = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local lease, generation, number = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 
-local function water_level(claims, whole)
-    table.sort(claims, function(a, b) return a.wants / a.weight < b.wants / b.weight end)
-    local level, width, left = 0, 0, whole
-    for _, each in ipairs(claims) do width = width + each.weight end
-    for _, each in ipairs(claims) do
-        local height = each.wants / each.weight
-        if (height - level) * width >= left then return level + left / width end
-        left = left - (height - level) * width
-        level = height
-        width = width - each.weight
-    end
-    return level
+local epoch, learns_until = nil, 0
+local free, floors, newest, longest, members = cap, floor, generation, lease, 0
+-- Of those whose lease has not ended, what they have beyond their floors; this one is the last.
+local needed, liked, weights, generations, ids = {}, {}, {}, {}, {}
+
+local function add(id, needs, wants, weight, floor, generation)
+    members = members + 1
+    needed[members] = max(0, needs - floor)
+    liked[members] = max(0, max(0, wants - floor) - needed[members])
+    weights[members], generations[members], ids[members] = weight, generation, id
+    newest = max(newest, generation)
 end
 
--- What the one called *wanted* gets, and what is left of the whole.
-local function max_min(claims, whole, wanted)
-    if whole <= 0 then return 0, 0 end
-    local level, given, ranked = water_level(claims, whole), {}, {}
-    local left = whole
-    for _, each in ipairs(claims) do
-        local least = math.min(each.wants, math.floor(each.weight * level * (1 - 1e-12)))
-        given[each.id] = least
-        left = left - least
-        for unit = least + 1, math.min(each.wants, least + each.weight + 1) do
-            ranked[#ranked + 1] = {unit / each.weight, each.id}
+-- The level that the whole reaches, poured into vessels as wide as the weights and as high as what
+-- is wanted for each unit of weight; they overflow.
+local function water_level(claims, whole)
+    local level, last = 0, -1
+    while level > last do
+        local left, width = whole, 0
+        for index = 1, members do
+            if claims[index] <= weights[index] * level then
+                left = left - claims[index]
+            else
+                width = width + weights[index]
+            end
         end
+        last = level
+        if width > 0 then level = left / width end
     end
-    table.sort(ranked, function(a, b)
-        if a[1] ~= b[1] then return a[1] < b[1] end
-        return a[2] < b[2]
-    end)
-    for place = 1, math.min(left, #ranked) do
-        local other = ranked[place][2]
-        given[other] = given[other] + 1
+    return last
+end
+
+-- What the last one gets of the whole, and what all of them leave.
+local function max_min(claims, whole)
+    local total = 0
+    for index = 1, members do total = total + claims[index] end
+    if total <= whole then return claims[members], whole - total end
+    if whole <= 0 then return 0, 0 end
+    local level, left, given = water_level(claims, whole), whole, {}
+    for index = 1, members do
+        -- All units up to the water level have a place.
+        local height = floor_of(weights[index] * level * (1 - 1e-12))
+        given[index] = min(claims[index], height)
+        left = left - given[index]
     end
-    return given[wanted], math.max(0, left - #ranked)
+    -- Of those above it, the ones that rank first have one: how many rank before its own?
+    local own, weight = given[members], weights[members]
+    for unit = own + 1, min(claims[members], own + weight + 1) do
+        local rank, before = unit / weight, unit - given[members] - 1
+        for index = 1, members - 1 do
+            local least = given[index]
+            for other = least + 1, min(claims[index], least + weights[index] + 1) do
+                local its = other / weights[index]
+                if its > rank or its == rank and ids[index] > id then break end
+                before = before + 1
+            end
+        end
+        if before >= left then break end
+        own = unit
+    end
+    return own, 0
 end
 
 -- What this one is to have beyond its floor.
-local function beyond_floor(live, newest, whole)
-    if own.generation < newest then return 0 end
-    local needed, liked = {}, {}
-    for _, each in ipairs(live) do
-        if each.generation == newest then
-            local needs = math.max(0, each.needs - each.floor)
-            local likes = math.max(0, math.max(0, each.wants - each.floor) - needs)
-            needed[#needed + 1] = {id = each.id, wants = needs, weight = each.weight}
-            liked[#liked + 1] = {id = each.id, wants = likes, weight = each.weight}
-        end
+local function beyond_floor(whole)
+    if generation < newest then return 0 end
+    for index = 1, members do
+        if generations[index] < newest then needed[index], liked[index] = 0, 0 end
     end
-    local first, left = max_min(needed, whole, id)
-    return first + max_min(liked, left, id)
+    local first, left = max_min(needed, whole)
+    local rest = max_min(liked, left)
+    return first + rest
 end
 
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
-local learns_until = tonumber(redis.call('HGET', KEYS[1], 'learns_until') or 0)
-if not epoch then
-    epoch, learns_until = ARGV[12], now + own.lease
-    redis.call('HSET', KEYS[1], 'epoch', epoch, 'learns_until', string.format('%.6f', learns_until))
-end
-
-local free, floors, newest, members, live = cap, own.floor, own.generation, 1, {}
 local fields = redis.call('HGETALL', KEYS[1])
-local longest, last = own.lease, nil
-for place = 1, #fields, 2 do
-    local other = fields[place]
-    local each = string.sub(other, 1, 2) == 'p:' and cjson.decode(fields[place + 1])
-    if each and each.id == id then
-        last = each
-    elseif each then
-        if now >= each.expires + MEMORY * each.lease then
-            redis.call('HDEL', KEYS[1], other)
+local own, last_share, taken = 'p:' .. id, nil, {}
+local place = tonumber(ARGV[13])
+for index = 1, #fields, 2 do
+    local name, value = fields[index], fields[index + 1]
+    if name == 'epoch' then
+        epoch = value
+    elseif name == 'learns_until' then
+        learns_until = tonumber(value)
+    else
+        local expires, used, has, share, needs, wants, weight, floor, lease, generation, last, its =
+            cmsgpack.unpack(value)
+        if name == own then
+            if number <= last then last_share = share end
+            place = its
+        elseif now >= expires + MEMORY * lease then
+            redis.call('HDEL', KEYS[1], name)
         else
-            floors = floors + each.floor
-            longest = math.max(longest, each.lease)
-            if now < each.expires then
-                free = free - math.max(each.share, each.used, each.has)
-                newest = math.max(newest, each.generation)
-                members = members + 1
-                live[#live + 1] = each
+            taken[its] = true
+            floors = floors + floor
+            longest = max(longest, lease)
+            if now < expires then
+                free = free - max(share, used, has)
+                add(string.sub(name, 3), needs, wants, weight, floor, generation)
             else
-                free = free - each.floor
+                free = free - floor
             end
         end
     end
 end
-
-if last and own.number <= last.number then return {last.share, members, epoch} end
+if not epoch then
+    epoch, learns_until = ARGV[12], now + lease
+    redis.call('HSET', KEYS[1], 'epoch', epoch, 'learns_until', string.format('%.6f', learns_until))
+end
+add(id, needs, wants, weight, floor, generation)
+if last_share then return {last_share, members, epoch, place} end
 
 local share
 if now < learns_until then
-    share = own.has
-    if share == 0 then share = math.min(own.floor, math.max(free, 0)) end
+    share = has
+    if share == 0 then share = min(floor, max(free, 0)) end
 else
-    live[#live + 1] = own
-    local wanted = own.floor + beyond_floor(live, newest, cap - floors)
-    share = math.max(0, math.min(wanted, free))
+    share = max(0, min(floor + beyond_floor(cap - floors), free))
 end
 
-own.share = share
-own.expires = now + own.lease
-redis.call('HSET', KEYS[1], 'p:' .. id, cjson.encode(own))
+if not place or taken[place] then  -- the lowest that is free
+    place = 0
+    while taken[place] do place = place + 1 end
+end
+
+redis.call('HSET', KEYS[1], own, cmsgpack.pack(
+    now + lease, used, has, share, needs, wants, weight, floor, lease, generation, number, place))
 redis.call('PEXPIRE', KEYS[1], math.ceil((MEMORY + 1) * longest * 1000))
-return {share, members, epoch}
+return {share, members, epoch, place}

@@ -10,6 +10,7 @@ them equal.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,15 +44,18 @@ class Report:
     lease: float = 10.0
     generation: int = 0
     number: int = 1
+    place: int | None = None
 
 
 class Grant(NamedTuple):
-    """How many connections it may have, its floor included; how many processes there are; and
-    which store that was: an *epoch* that changes if the store was emptied."""
+    """How many connections it may have, its floor included; how many processes there are;
+    which store that was: an *epoch* that changes if the store was emptied; and the *place* of the
+    process: the lowest number that no other has, and its own for as long as it lives."""
 
     share: int
     members: int
     epoch: str
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Record:
     lease: float
     generation: int
     number: int = 1
+    place: int = 0
 
     def counted(self, now: float) -> int:
         """How many connections of the cap it may have open at that time."""
@@ -163,8 +168,17 @@ def grant(
         lease=report.lease,
         generation=report.generation,
         number=report.number,
+        place=_place(kept, report.place if last is None else last.place),
     )
     return share, kept
+
+
+def _place(others: Mapping[str, Record], had: int | None) -> int:
+    """The one that it *had*, or else the lowest that is free."""
+    taken = {each.place for each in others.values()}
+    if had is not None and had not in taken:
+        return had
+    return next(place for place in itertools.count() if place not in taken)
 
 
 def _beyond_floor(live: Mapping[str, Record | Report], whole: int) -> dict[str, int]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 from typing import Any
 from urllib.parse import quote
 
 import gevent
-from kazoo.client import KazooClient
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from kazoo.handlers.gevent import SequentialGeventHandler
 
-from geventpool.fleet.document import Document
+from geventpool.coordination.zookeeper import ZooKeeperSession
+from geventpool.fleet.document import AGAIN, Document
 from geventpool.fleet.share import Grant, Report
 
 __all__ = ["ZooKeeperStore"]
@@ -24,7 +24,8 @@ class ZooKeeperStore:
     SequentialGeventHandler, that is started and stopped by you.  *prefix* is the path of the node
     below which each cap has its own, in ``caps``, and its clock, in ``clocks``.
 
-    Where processes fork, make it after the fork: a client of kazoo does not survive one.
+    Made with a text it is another session in a forked child.  A client of yours does not survive a
+    fork: make it after that.
 
     A renewal is three round trips, and more while others are at it: for some hundred processes.
     """
@@ -32,49 +33,48 @@ class ZooKeeperStore:
     def __init__(self, client: Any, *, prefix: str = "/geventpool/fleet") -> None:
         if not isinstance(prefix, str) or not prefix.startswith("/"):
             raise ValueError(f'prefix must be a path that begins with "/", not {prefix!r}')
-        self._is_own = isinstance(client, str)
-        if self._is_own:
-            client = KazooClient(client, handler=SequentialGeventHandler())
-        if not isinstance(getattr(client, "handler", None), SequentialGeventHandler):
+        self._session = ZooKeeperSession(client) if isinstance(client, str) else None
+        handler = getattr(client, "handler", None)
+        if self._session is None and not isinstance(handler, SequentialGeventHandler):
             raise TypeError(
                 "client must be a text of hosts, or a client of kazoo with its"
                 f" SequentialGeventHandler, not a {type(client).__name__}"
             )
-        self.client = client
+        self._given = client
         self.prefix = prefix.rstrip("/")
 
     def renew(self, report: Report) -> Grant:
-        """See Store.  Raises what kazoo raises."""
-        self._start()
+        """See Store.  Raises what kazoo raises, or ConnectionError."""
         path = self._path("caps", report.name)
         now = self._now(report.name)
+        tries = itertools.count(1)
         while True:
             found, version = self._read(path)
             document = found or Document(now + report.lease)
             answer, changed = document.renewed(report, now)
-            if self._write(path, changed, version):
+            if self._write(path, changed, version, next(tries)):
                 return answer
 
     def release(self, name: str, id: str) -> None:
-        """See Store.  Raises what kazoo raises."""
-        self._start()
+        """See Store.  Raises as ``renew``."""
         path = self._path("caps", name)
+        tries = itertools.count(1)
         while True:
             found, version = self._read(path)
             if found is None or id not in found.records:
                 return
-            if self._write(path, found.without(id), version):
+            if self._write(path, found.without(id), version, next(tries)):
                 return
 
     def close(self) -> None:
-        """End the client, if it was made here."""
-        if self._is_own:
-            self.client.stop()
-            self.client.close()
+        """End the session, if it was begun here."""
+        if self._session is not None:
+            self._session.close()
 
-    def _start(self) -> None:
-        if self._is_own and not self.client.connected:
-            self.client.start(timeout=5.0)
+    @property
+    def client(self) -> Any:
+        """The client of kazoo, connected; blocks and raises as ``renew`` if it is not."""
+        return self._given if self._session is None else self._session.client()
 
     def _path(self, folder: str, name: str) -> str:
         # ZooKeeper takes no node of the name "." or "..".
@@ -97,14 +97,15 @@ class ZooKeeperStore:
             return None, -1
         return Document.load(text), stat.version
 
-    def _write(self, path: str, document: Document, version: int) -> bool:
-        """Whether nothing was changed since *version* was read."""
+    def _write(self, path: str, document: Document, version: int, tries: int) -> bool:
+        """Whether nothing was changed since *version* was read; if it was, waits, the longer the
+        more *tries* there were."""
         try:
             if version < 0:
                 self.client.create(path, document.dump(), makepath=True)
             else:
                 self.client.set(path, document.dump(), version=version)
         except (BadVersionError, NodeExistsError, NoNodeError):
-            gevent.sleep(random.uniform(0, 0.01))  # else those that meet would meet again
+            gevent.sleep(AGAIN.delay(tries))
             return False
         return True

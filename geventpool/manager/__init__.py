@@ -10,6 +10,7 @@ from geventpool.manager.manager import ConnectionManager
 from geventpool.manager.names import AddressGroupMap, ConnectInfo
 from geventpool.manager.peak_ewma import PeakEwma
 from geventpool.manager.policy import HealthPolicy
+from geventpool.manager.subset import Subset
 
 __all__ = [
     "AddressGroupMap",
@@ -21,4 +22,5 @@ __all__ = [
     "PeakEwma",
     "ServerModel",
     "ServerModelDirectory",
+    "Subset",
 ]

@@ -40,7 +40,7 @@ import bisect
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias, get_args
 from weakref import WeakValueDictionary
 
@@ -48,6 +48,7 @@ from geventpool.addresses import AddressGroup, AnyAddress, Tier, address, weight
 from geventpool.manager.health import Attempt, ServerModel
 from geventpool.manager.journal import Journal
 from geventpool.manager.policy import HealthPolicy
+from geventpool.manager.subset import Candidate, Subset
 
 __all__ = ["Balance", "ServerModelDirectory"]
 
@@ -78,7 +79,8 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
     in proportion to the weights; or "p2c", the less loaded of two drawn by weight.  That one takes
     the end of an attempt for the answer of the server: it is for connections that are acquired for
     a request, and not for those that are held for hours.  With *draw*, the ``expovariate`` of a
-    ``random.Random(seed)``, the draws are repeatable.
+    ``random.Random(seed)``, the draws are repeatable.  With a *subset*, a part of each tier
+    comes first, and the rest of it if none of that has served.
 
     Of a server that was not looked for in ten minutes, that is not in use, was not marked down by
     hand and whose model nothing else holds, nothing is kept.
@@ -89,6 +91,7 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         policy: HealthPolicy | None = None,
         *,
         balance: Balance = "weighted",
+        subset: Subset | None = None,
         draw: Callable[[float], float] = random.expovariate,
     ) -> None:
         super().__init__()
@@ -96,8 +99,11 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
             raise TypeError(f"policy must be a HealthPolicy or None, not {policy!r}")
         if balance not in get_args(Balance):
             raise ValueError(f'balance must be "weighted" or "p2c", not {balance!r}')
+        if subset is not None and not isinstance(subset, Subset):
+            raise TypeError(f"subset must be a Subset or None, not {subset!r}")
         self.policy = HealthPolicy() if policy is None else policy
         self.balance = balance
+        self.subset = subset
         self.journal = Journal()
         self._draw = draw
         # Also those it has forgotten, for as long as another has them: a second model of
@@ -165,26 +171,22 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
             self.forget(now)
         seen = set(tried)
         last: list[ServerModel] = []
+        rest: Sequence[Candidate]
         for tier in group.tiers:
-            if len(tier) >= _MANY and not avoid:
-                view = self._view(tier, now)
-                for server in self._balanced_lazily(view, seen, now):
-                    seen.add(server.address)
-                    yield server, True
-                last += [server for server in view.down if server.address not in seen]
-                seen.update(server.address for server in view.down)
-                continue
-            usable = []
-            for share, server in self._shares(tier, now):
+            near, rest = tier, ()
+            if self.subset is not None:
+                near, rest = self.subset.near(tier, lambda each: self[each].admits(now))
+            for server in self._usable(near, len(tier), now, seen, avoid, last):
+                yield server, True
+            for candidate in rest:  # as none of those has served
+                server = self[candidate.address]
                 if server.address in seen:
                     continue
                 seen.add(server.address)
-                if share is None or server.address in avoid:
+                if server.address in avoid or not server.admits(now):
                     last.append(server)
                 else:
-                    usable.append((share, server))
-            for server in self._balanced(usable, now):
-                yield server, True
+                    yield server, True
         for server in sorted(last, key=_longest_ago):
             yield server, False
 
@@ -202,10 +204,40 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
 
     # How it chooses.
 
-    def _shares(self, tier: Tier, now: float) -> list[tuple[float | None, ServerModel]]:
+    def _usable(
+        self,
+        tier: Tier,
+        count: int,
+        now: float,
+        seen: set[AnyAddress],
+        avoid: Collection[AnyAddress],
+        last: list[ServerModel],
+    ) -> Iterator[ServerModel]:
+        """Those of *tier*, of which there are *count* all in all, that were not *seen* and are of
+        use, the best first; the others are for the *last*."""
+        if count >= _MANY and not avoid:
+            view = self._view(tier, count, now)
+            for server in self._balanced_lazily(view, seen, now):
+                seen.add(server.address)
+                yield server
+            last += [server for server in view.down if server.address not in seen]
+            seen.update(server.address for server in view.down)
+            return
+        usable = []
+        for share, server in self._shares(tier, count, now):
+            if server.address in seen:
+                continue
+            seen.add(server.address)
+            if share is None or server.address in avoid:
+                last.append(server)
+            else:
+                usable.append((share, server))
+        yield from self._balanced(usable, now)
+
+    def _shares(self, tier: Tier, count: int, now: float) -> list[tuple[float | None, ServerModel]]:
         """Each server of *tier* with its weight, as it counts now; None if it is down."""
         servers = [(weight, self[each]) for weight, each in tier]
-        spared = self._spared([server for _, server in servers], now)
+        spared = self._spared([server for _, server in servers], count, now)
         shares: list[tuple[float | None, ServerModel]] = []
         for weight, server in servers:
             server._asked_for = now
@@ -217,11 +249,11 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
                 shares.append((None, server))
         return shares
 
-    def _view(self, tier: Tier, now: float) -> _TierView:
+    def _view(self, tier: Tier, count: int, now: float) -> _TierView:
         """How a tier of many stands: for a moment, or until something happens."""
         view = self._views.get(id(tier))
         if view is None or view.tier is not tier or not view.is_valid(self.journal.version, now):
-            shares = self._shares(tier, now)
+            shares = self._shares(tier, count, now)
             self._views.pop(id(tier), None)
             while len(self._views) >= _MOST_VIEWS:
                 del self._views[next(iter(self._views))]
@@ -262,15 +294,19 @@ class ServerModelDirectory(dict[AnyAddress, ServerModel]):
         rest = [(pair[0], pair) for pair in left if pair[1].address not in had]
         yield from weighted_order(rest, self._draw)
 
-    def _spared(self, servers: Collection[ServerModel], now: float) -> Collection[ServerModel]:
-        """Those that are down, and used all the same, as too many of their tier would be down."""
+    def _spared(
+        self, servers: Collection[ServerModel], count: int, now: float
+    ) -> Collection[ServerModel]:
+        """Those that are down, and used all the same, as too many of the *count* of their tier
+        would be down."""
         if all(server._down_until is None for server in servers):
             return ()
         candidates = [server for server in servers if not server._held_down(now)]
         down = [server for server in candidates if server._down_until is not None]
         if len(down) == len(candidates):
             return ()
-        may_be_down = max(int(self.policy.max_down * len(candidates) + 1e-9), 1)
+        count -= len(servers) - len(candidates)
+        may_be_down = max(int(self.policy.max_down * count + 1e-9), 1)
         return set(sorted(down, key=_longest_ago)[: max(len(down) - may_be_down, 0)])
 
     def _balanced(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -19,7 +19,7 @@ from gevent import getcurrent
 from geventpool._util.arguments import check_seconds
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
-from geventpool.addresses import AnyAddress, Resolver, address
+from geventpool.addresses import AddressGroup, AnyAddress, Resolver, address
 from geventpool.errors import ConnectError, MarkedDownError
 from geventpool.events import Holder, PoolStats
 from geventpool.manager.address_walk import AddressWalk
@@ -28,6 +28,7 @@ from geventpool.manager.lease import ManagedLease
 from geventpool.manager.names import AddressGroupMap, ConnectInfo, Names, longest_connect
 from geventpool.manager.policy import HealthPolicy
 from geventpool.manager.socket_pool import Endpoint, SocketPool, SockType
+from geventpool.manager.subset import Subset
 from geventpool.manager.tls import Tls, certified_host, check_context, context_of
 from geventpool.manager.uses import Uses
 from geventpool.overload import CoDel
@@ -49,9 +50,9 @@ class ConnectionManager:
 
     *address_groups* maps each name to an AddressGroup or to its tiers; or it is a resolver, as a
     DnsResolver or an AddressGroupMap: then the names it was asked for are watched, every
-    *watch_interval* seconds, and a change counts once it has held for *watch_hold*.  Connections
-    to an address that is gone are closed, those in use on return.  With *rebalance*, when an
-    address is new, all connections of that name are replaced within so many seconds.
+    *watch_interval* seconds (a directory tells by itself), and a change counts once it has held for
+    *watch_hold*.  Connections to an address that is gone are closed, those in use on return.  With
+    *rebalance*, when an address is new, all of that name are replaced within so many seconds.
     *address_aliases* maps a name to another one, or to one address.  *ssl_context* is what
     ``ssl=True`` means (None: TLS 1.2 or later, verified against the system's roots).
 
@@ -62,6 +63,7 @@ class ConnectionManager:
       when its caller has gone on to the next address.
     - *balance* ("weighted" or "p2c") and *health* say which address comes first, and when one is
       marked down: see ServerModelDirectory and HealthPolicy.  ``servers`` has what is known.
+      Of a service with many servers a *subset*, a Subset, has each process use a part of its own.
     - At most *max_sockets* are open (None: 0.8 of the files that the process may open), and at most
       *max_per_address* to one address; the longest idle ones are closed to make room.  With
       *limits* it shares the limits of other pools.  No caller waits for a place: at a limit it gets
@@ -86,6 +88,7 @@ class ConnectionManager:
         connect_timeout: float | None = 5.0,
         balance: Balance = "weighted",
         health: HealthPolicy | None = None,
+        subset: Subset | None = None,
         max_sockets: int | None = None,
         max_per_address: int | None = None,
         limits: Iterable[Limit] = (),
@@ -99,7 +102,7 @@ class ConnectionManager:
         listeners: Iterable[object] = (),
         track: bool = False,
         leak_threshold: float | None = None,
-        name: str = "manager",
+        name: str | None = None,
     ) -> None:
         check_seconds("timeout", timeout, zero=True)
         check_seconds("rebalance", rebalance, zero=True)
@@ -107,7 +110,7 @@ class ConnectionManager:
         self.timeout = timeout
         self.ssl_context = ssl_context
         self.rebalance = rebalance
-        self.servers = ServerModelDirectory(health, balance=balance)
+        self.servers = ServerModelDirectory(health, balance=balance, subset=subset)
         self._contexts: dict[object, ssl.SSLContext | None] = {}
         self._names = Names(
             address_groups,
@@ -120,6 +123,7 @@ class ConnectionManager:
         self.connect_infos = self._names.infos
         self._pool = SocketPool(
             self.servers,
+            manager=type(self),
             max_sockets=max_sockets,
             max_per_address=max_per_address,
             connect_timeout=longest_connect(connect_timeout, self.connect_infos),
@@ -357,26 +361,24 @@ class ConnectionManager:
         latest = ends_at(getcurrent()) if deadlines else math.inf
         return latest if seconds is None else min(monotonic() + seconds, latest)
 
-    def _changed(self, gone: Collection[AnyAddress], joined: Collection[AnyAddress]) -> None:
-        """No name leads to those *gone* any more; to others, those *joined*, a new one has come."""
+    def _changed(self, gone: Iterable[AnyAddress], old: AddressGroup, new: AddressGroup) -> None:
+        """A name led to *old* and leads to *new*; no name leads to those *gone* any more."""
         for each in gone:
             self._pool.drain_address(each)
-        if self.rebalance is not None:
-            for each in joined:
+        subset = self.servers.subset
+        used = new.addresses if subset is None else subset.of(new)
+        if self.rebalance is not None and not used <= old.addresses:
+            for each in old.addresses & new.addresses:
                 self._pool.drain_address(each, over=self.rebalance)
 
     def _end_lease(self, hold: Hold, sock: Any, exc: BaseException | None) -> None:
         """End a ``with``; do nothing if *sock* was given back in it."""
-        pool = self._pool
-        if not pool._is_held(hold):
+        if not self._pool._is_held(hold):
             return
         if exc is None:
             self.release_connection(sock)
             return
-        monitored = pool.socket_of(sock)
-        if monitored is not None:
-            self._uses.left_by(monitored, exc)
-        pool._end_use(hold, sock, exc)
+        self._uses.end_by(hold, sock, exc)
         self._log_transitions()
 
     def _run(self, walk: AddressWalk) -> Any:

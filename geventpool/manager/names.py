@@ -135,8 +135,8 @@ class Names:
     ConnectInfo of its own has that of the name it leads to.
 
     What a resolver was asked for is watched: *on_change*, a method whose object is held weakly, is
-    told which addresses no name leads to any more, and which ones share a name with a new one.  A
-    name that was not asked for in ten minutes is forgotten.
+    told which addresses no name leads to any more, and what the name that has changed led to before
+    and leads to now.  A name that was not asked for in ten minutes is forgotten.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Names:
         aliases: Mapping[str, Any] | None,
         infos: Mapping[str, ConnectInfo] | None,
         *,
-        on_change: Callable[[Collection[AnyAddress], Collection[AnyAddress]], object],
+        on_change: Callable[[Collection[AnyAddress], AddressGroup, AddressGroup], object],
         watch_interval: float,
         watch_hold: float,
     ) -> None:
@@ -291,7 +291,7 @@ class Names:
         before, watched.group = watched.group, group
         known = [other.group.addresses for other in self._watched.values()]
         gone = [each for each in removed if not any(each in other for other in known)]
-        on_change(gone, before.addresses - removed if added else ())
+        on_change(gone, before, group)
 
 
 _PLAIN = ConnectInfo()

@@ -95,7 +95,8 @@ class DialError(ConnectError):
 
 
 class SocketPool(EndpointPool[Endpoint, Any]):
-    """The sockets of a manager.  No caller waits for a place in it, or for a server that is away.
+    """The sockets of a *manager*, of that class.  No caller waits for a place in it, or for a
+    server that is away.
 
     At most *max_sockets* are open (None: 0.8 of the files that this process may open), and at most
     *max_per_address* to one address.
@@ -107,6 +108,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         self,
         servers: ServerModelDirectory,
         *,
+        manager: type,
         max_sockets: int | None,
         max_per_address: int | None,
         **settings: Any,
@@ -118,6 +120,7 @@ class SocketPool(EndpointPool[Endpoint, Any]):
         else:
             check_whole("max_sockets", max_sockets, least=1)
         self.servers = servers
+        self._named_after = manager
         self._max_per_address = max_per_address
         self._address_limits: WeakValueDictionary[AnyAddress, Limit] = WeakValueDictionary()
         self._traffic: WeakKeyDictionary[ServerModel, Traffic] = WeakKeyDictionary()

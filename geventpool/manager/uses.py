@@ -9,6 +9,7 @@ from gevent import getcurrent
 from geventpool.errors import NotInUse
 from geventpool.manager.socket_pool import SocketPool
 from geventpool.manager.use import Use, blames_server
+from geventpool.pools.extension import Hold
 from geventpool.sockets.monitored import MonitoredSocket
 
 __all__ = ["Uses"]
@@ -48,13 +49,17 @@ class Uses:
         if use.outcome is None:
             use.succeeded()
 
-    def left_by(self, monitored: MonitoredSocket, exc: BaseException) -> None:
-        """*exc* has ended it: the server has failed, if that says so and it was not reported."""
-        use = self.end(monitored)
-        if blames_server(exc) and use.outcome is not False:
-            self.failed(use, exc)
-        else:
-            use.cancelled()
+    def end_by(self, hold: Hold, sock: Any, exc: BaseException) -> None:
+        """End the use of *sock*, whose ``with`` *exc* has left: the server has failed, if that says
+        so and it was not reported."""
+        monitored = self._pool.socket_of(sock)
+        if monitored is not None:
+            use = self.end(monitored)
+            if blames_server(exc) and use.outcome is not False:
+                self.failed(use, exc)
+            else:
+                use.cancelled()
+        self._pool._end_use(hold, sock, exc)
 
     def end(self, monitored: MonitoredSocket) -> Use:
         """The use of a socket that goes back: what is said of it later is of the next one."""

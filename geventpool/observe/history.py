@@ -76,8 +76,7 @@ class Record:
         self._looks += 1
 
     def shown(self) -> dict[str, Any]:
-        """``{"minute": {"in_use": [...], ...}, "hour": {...}, "wait_p99": ...}``, the lists with the
-        oldest first."""
+        """``{"minute": {"in_use": [...], ...}, "hour": {...}, "wait_p99": ...}``, oldest first."""
         return {
             "minute": _columns(self._minute),
             "hour": _columns(self._hour),

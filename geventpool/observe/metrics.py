@@ -64,6 +64,7 @@ _FLEET = (
     ("share", "connections that this process may have of a shared cap", _sum),
     ("used", "connections that this process has open under a shared cap", _sum),
     ("needs", "callers that hold or wait for a connection under a shared cap", _sum),
+    ("wants", "connections that this process would like under a shared cap", _sum),
     ("members", "processes that share a cap, as the store said last", max),
 )
 _COUNTERS = (
@@ -182,6 +183,9 @@ class _Families:
         labels = {"fleet": fleet["name"], **process}
         for figure, text, combine in _FLEET:
             self.add(f"fleet_{figure}", "gauge", text, fleet[figure], labels, combine=combine)
+        if fleet["age"] is not None:
+            text = "how old what the store of a shared cap knows of this process is"
+            self.add("fleet_age_seconds", "gauge", text, fleet["age"], labels, "", max)
         text = "1: the store of a cap over many processes answers"
         self.add("fleet_store_up", "gauge", text, fleet["lost_for"] is None, labels, "", min)
 

@@ -77,10 +77,11 @@ def _fleet_rows(worker: dict[str, Any]) -> list[list[Any]]:
     fleets = worker.get("fleets") or ()
     names = ("name", "cap", "share", "used", "needs", "wants", "members")
     return [
-        [*names, "store"],
+        [*names, "age", "store"],
         *(
             [
                 *(each[name] for name in names),
+                seconds(each["age"]),
                 "answers"
                 if each["lost_for"] is None
                 else f"lost for {seconds(each['lost_for'])}: {each['last_error']}",

@@ -137,7 +137,7 @@ class Lease:
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == clock.get_ident()
-                    and (slot.why_unusable is None or slot.is_quiet_again(self._conn))
+                    and (not slot.looks_on_return or slot.is_quiet_again(self._conn))
                 ):
                     used = now - slot.since
                     counts = bucket.use_counts
@@ -186,6 +186,8 @@ def lend(
     pool: BasePool[Any], bucket: PoolBucket, timeout: float | None
 ) -> tuple[ConnectionSlot, Any]:
     """Enter a lease that no ``with`` will leave: what a caller gets that gives back by hand."""
+    if pool._runtime.hub.dead:  # a thread may have the id of one that has ended
+        pool._runtime.assert_usable_here(bucket)
     lease = Lease()
     lease._pool = pool
     lease._bucket = bucket
@@ -196,15 +198,22 @@ def lend(
     return lease._slot, conn
 
 
-def take_back(
-    pool: BasePool[Any], hold: Hold, conn: Any, exc: BaseException | None = None
-) -> None:
-    """Leave a lease for a caller that gives back by hand, as *exc* would leave a ``with``."""
+def take_back(pool: BasePool[Any], hold: Hold, conn: Any, exc: BaseException | None = None) -> None:
+    """Leave a lease for a caller that gives back by hand, as *exc* would leave a ``with``.
+
+    But for a wait that was cut short it is looked at here and now, as such callers often catch the
+    Timeout themselves: the next caller need not find it out.
+    """
     lease = Lease()
     lease._pool = pool
     lease._slot, lease._use = hold
     lease._conn = conn
-    lease.__exit__(None, exc, None)
+    slot, _ = hold
+    probe = slot.why_unusable
+    if exc is None and probe is not None and not slot.looks_on_return and probe.cut_short:
+        lease._give_back(None)
+    else:
+        lease.__exit__(None, exc, None)
 
 
 def assert_not_entered(lease: Lease) -> None:

@@ -397,9 +397,7 @@ def test_the_session_is_set_up_once_for_a_connection(make: MakeDatabase, adapter
     assert counts[0] == counts[1] == counts[2] > 0
 
 
-def test_what_a_server_is_is_asked_once_for_all_greenlets(
-    make: MakeDatabase, adapter: Any
-) -> None:
+def test_what_a_server_is_is_asked_once_for_all_greenlets(make: MakeDatabase, adapter: Any) -> None:
     if adapter.backend != "mysql":
         pytest.skip("PostgreSQL tells as it is connected to")
     database = make()

@@ -296,12 +296,13 @@ def test_a_child_has_a_share_of_its_own(
         def in_child() -> list[Any]:
             before = process.limit.maximum
             process.pool.acquire(timeout=20)
-            return [before, process.limit.id, process.limit.maximum]
+            return [before, process.limit.id, process.limit.maximum, process.limit.place]
 
-        before, id, after = Child(fork, in_child).result()
+        before, id, after, place = Child(fork, in_child).result()
         assert before == 0
         assert id != parent == process.limit.id
         assert after >= 1
+        assert (process.limit.place, place) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +334,7 @@ def test_what_a_process_knows_of_its_caps_is_in_its_snapshot(
         (found,) = [each for each in snapshot()["fleets"] if each["lost_for"] is not None]
         share = process.limit.maximum
     assert found.pop("lost_for") >= 0
+    assert found.pop("age") > 0
     assert found.pop("wants") >= 1
     assert found == {
         "name": "db",
@@ -358,8 +360,29 @@ def test_the_metrics_and_the_page_have_a_cap_that_is_shared(
     assert metrics["geventpool_fleet_cap"] == [10]
     assert metrics["geventpool_fleet_used"] == [1]
     assert metrics["geventpool_fleet_members"] == [1]
+    assert metrics["geventpool_fleet_wants"] == [seen["fleets"][0]["wants"]]
     assert metrics["geventpool_fleet_store_up"] == [1]
+    (age,) = metrics["geventpool_fleet_age_seconds"]
+    assert 0 <= age < 60
     head = worker_head(seen)
     assert "Caps shared with other processes" in head
     assert "<td>db</td>" in head
+    assert '"col">age<' in head
     assert "answers" in head
+
+
+def test_what_the_store_knows_of_a_process_grows_old_while_it_is_away(
+    server: EchoServer, store: Store
+) -> None:
+    store.away = True
+    with Process(server, store) as process:
+        assert process.limit.stats().age is None
+        store.away = False
+        process.limit.renew()
+        store.away = True
+        known = process.limit.stats().age
+        assert known is not None
+        until(lambda: (process.limit.stats().age or 0) > known + 0.05)
+        with pytest.raises(Away):
+            process.limit.renew()
+        assert (process.limit.stats().age or 0) > 0.05

@@ -45,7 +45,7 @@ on_redis = pytest.mark.parametrize("fleet_and_store", ["redis"], indirect=True)
 
 
 def fleet_on(store: str, slack: int = SLACK, **settings: Any) -> RealFleet:
-    needs = PROCESSES / 60  # as many requests a second, however many processes
+    needs = PROCESSES / 24  # as many requests a second, however many processes
     more = {"processes": PROCESSES, "store": store, "lease": LEASE, "callers": 6, **settings}
     return RealFleet(cap=CAP, slack=slack, hubs=HUBS, needs=needs, **more)
 
@@ -62,7 +62,7 @@ def all_is_well(fleet: RealFleet, *, beyond: int = 0) -> None:
     """Nobody was refused, no request was lost, and the cap held but for *beyond*."""
     assert fleet.refused == []
     assert fleet.errors == []
-    assert fleet.in_vain == 0
+    assert fleet.in_vain == []
     # What its client has closed may be in pg_stat_activity for a moment.
     assert fleet.most <= CAP + beyond + 2
     print(f"at most {fleet.most} of {CAP} were open; {fleet.done} requests are done")
@@ -159,8 +159,11 @@ class TestOnAServerOfItsOwn:
         until(lambda: self.fleet.open <= PROCESSES * HUBS, "floors only", LEASE + BUSY)
         before = [each.said["done"] for each in self.fleet.processes]
         left.join()
-        after = [each.said["done"] for each in self.fleet.processes]
-        assert all(more > less for less, more in zip(before, after, strict=True))
+        done = [
+            each.said["done"] - less
+            for less, each in zip(before, self.fleet.processes, strict=True)
+        ]
+        assert min(done) > 0, done
         assert self.fleet.open <= PROCESSES * HUBS
         self.store.start()
         self.fleet.until_open(CAP, 2 * LEASE + BUSY)

@@ -128,7 +128,8 @@ class Worker:
 
 class Fleet(RuleBasedStateMachine):
     """Two or three workers and a store: messages may take as long as they like, be lost with their
-    answers, workers may stop, go on and die, time passes as it likes.  Never over the cap."""
+    answers, workers may stop, go on and die, the store may forget all, time passes as it likes.
+    Never over the cap."""
 
     CAP, LEASE, MARGIN = 3, 10.0, 1.0
 
@@ -136,6 +137,7 @@ class Fleet(RuleBasedStateMachine):
     def begin(self, count: int) -> None:
         self.now = 0.0
         self.records: dict[str, Record] = {}
+        self.learns_until = 0.0
         self.workers = [Worker(str(n)) for n in range(count)]
         self.born = count
 
@@ -165,7 +167,9 @@ class Fleet(RuleBasedStateMachine):
             worker = data.draw(st.sampled_from(waiting))
             report = data.draw(st.sampled_from(worker.under_way))
             worker.under_way.remove(report)
-            share, self.records = grant(self.records, report, self.now)
+            share, self.records = grant(
+                self.records, report, self.now, learns_until=self.learns_until
+            )
             if worker.sent is not None and report is worker.sent[1]:
                 worker.answer = share
 
@@ -181,6 +185,11 @@ class Fleet(RuleBasedStateMachine):
         if not lost:
             worker.has, worker.ends = worker.answer, worker.sent[0] + self.LEASE - self.MARGIN
         worker.sent = worker.answer = None
+
+    @rule()
+    def the_store_loses_all_it_knows(self) -> None:
+        # It is another one as of its first report: not before this, at any rate.
+        self.records, self.learns_until = {}, self.now + self.LEASE
 
     @rule(data=st.data())
     def a_worker_gives_up_its_question(self, data: st.DataObject) -> None:

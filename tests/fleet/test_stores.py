@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from geventpool.fleet import MemoryStore, Store
 from geventpool.fleet.local import LocalStore
 from geventpool.fleet.share import MEMORY, Grant, Report
+from support.child import FORKS, Child
 from support.own_servers import OwnEtcd, OwnServer, OwnZooKeeper
 from support.servers import require_server
 from support.waiting import until
@@ -115,7 +116,7 @@ class Cap:
 def test_shares_move_to_who_wants_more_once_they_are_free(store: Store) -> None:
     cap = Cap(store)
     assert cap.renew("a", 10).share == 10
-    assert cap.renew("b", 10) == (0, 2, cap.renew("a", 10, used=10, has=10).epoch)
+    assert cap.renew("b", 10) == (0, 2, cap.renew("a", 10, used=10, has=10).epoch, 1)
     assert cap.renew("a", 10, used=5, has=5).share == 5
     assert cap.renew("b", 10).share == 5
 
@@ -160,6 +161,27 @@ def test_a_report_that_comes_after_a_later_one_changes_nothing(store: Store) -> 
     assert cap.renew("a", 9, used=4, has=4).share == 9
     assert cap.renew("a", 1, used=0, has=0, number=late)[:2] == (9, 1)
     assert cap.renew("b", 10).share == 1
+
+
+def test_each_process_has_a_place_of_its_own_for_as_long_as_it_lives(store: Store) -> None:
+    cap = Cap(store)
+    assert [cap.renew(id).place for id in "abcabc"] == [0, 1, 2, 0, 1, 2]
+    store.release(cap.name, "b")
+    assert [cap.renew(id).place for id in "cda"] == [2, 1, 0]
+
+
+def test_an_emptied_store_gives_each_process_the_place_that_it_had(store: Store) -> None:
+    cap = Cap(store)
+    assert cap.renew("a", place=4).place == 4
+    assert cap.renew("b", place=2).place == 2
+    assert cap.renew("c", place=4).place == 0  # which another has by now
+
+
+def test_a_late_report_is_told_the_place_too(store: Store) -> None:
+    cap = Cap(store)
+    cap.renew("a")
+    assert cap.renew("b").place == 1
+    assert cap.renew("b", number=1).place == 1
 
 
 def test_an_older_generation_wants_nothing_more(store: Store) -> None:
@@ -230,7 +252,8 @@ def test_all_stores_decide_the_same(request: pytest.FixtureRequest) -> None:
                 id, wants, needs, used, has, weight, floor, generation = step
                 more = {"weight": weight, "floor": min(floor, size), "generation": generation}
                 more["needs"] = needs
-                answers = [cap.renew(id, wants, used, has, **more)[:2] for cap in caps]
+                grants = [cap.renew(id, wants, used, has, **more) for cap in caps]
+                answers = [(each.share, each.members, each.place) for each in grants]
                 assert answers == [answers[0]] * 3, (step, answers)
 
         same()
@@ -260,3 +283,22 @@ def test_a_client_that_is_none_is_not_shown() -> None:
 
     with pytest.raises(TypeError, match="client must be .*, not a tuple$"):
         RedisStore(("user", "hunter2"))
+
+
+@pytest.mark.slow
+@FORKS
+def test_a_child_has_a_session_with_zookeeper_of_its_own(zookeeper: OwnServer, fork: Any) -> None:
+    store = zookeeper_store(zookeeper)
+    try:
+        name = uuid.uuid4().hex
+        store.renew(Report(name, 10, "parent", 0, 0, 3, 3))
+
+        def child() -> int:
+            members: int = store.renew(Report(name, 10, "child", 0, 0, 3, 3)).members
+            store.close()
+            return members
+
+        assert Child(fork, child).result() == 2
+        assert store.renew(Report(name, 10, "parent", 0, 0, 3, 3, number=2)).members == 2
+    finally:
+        store.close()

@@ -116,6 +116,18 @@ def test_the_log_has_a_line_at_each_end_of_an_outage_and_none_for_a_dial(
     assert f"; {refused} callers got no connection meanwhile" in back.getMessage()
 
 
+def test_managers_without_a_name_are_told_apart(manage: Manage) -> None:
+    class Gateway(ConnectionManager):
+        pass
+
+    first, second = manage(), manage()
+    kind, number = first.name.split("-")
+    assert kind == "ConnectionManager"
+    assert second.name == f"ConnectionManager-{int(number) + 1}"
+    assert Gateway().name.startswith("Gateway-")
+    assert manage(name="pay").name == "pay"
+
+
 # Held for long
 
 

@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ import pytest
 from support import ROOT, TESTS
 from support.adapters.http import OwnNginx
 from support.adapters.memcached import OwnMemcached
+from support.own_servers import OwnEtcd, OwnZooKeeper
 from support.servers import require_server
 from support.small_servers import OwnImap, OwnSlapd, OwnSmtp, OwnThrift, OwnWebSocket, shared
 
@@ -55,6 +56,8 @@ ENVIRONMENT: dict[str, tuple[Any, str]] = {
     "LDAP_SERVER": (OwnSlapd, "{0}:{1}"),
     "THRIFT_SERVER": (OwnThrift, "{0}:{1}"),
     "WEBSOCKET_URL": (OwnWebSocket, "ws://{0}:{1}/"),
+    "ETCD_SERVER": (OwnEtcd, "{0}:{1}"),
+    "ZOOKEEPER_SERVERS": (OwnZooKeeper, "{0}:{1}"),
 }
 
 # Starts as many echo servers as it is told, prints their addresses, and serves until its standard
@@ -180,25 +183,16 @@ def run_snippets(page: str, files: Path) -> list[str | None]:
     return result + [f"never finished:\n{said}"] * (len(snippets) - len(result))
 
 
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str | None]]:
-    """What went wrong on a page, which is run once."""
-    return cache(lambda page: run_snippets(page, tmp_path_factory.mktemp("snippets")))
-
-
-@pytest.mark.parametrize(
-    ("page", "number"),
-    [
-        pytest.param(page, number, id=f"{page}_line_{snippet.line}")
-        for page, snippets in SNIPPETS.items()
-        for number, snippet in enumerate(snippets)
-    ],
-)
-def test_a_snippet_works(
-    page: str, number: int, failures: Callable[[str], list[str | None]]
-) -> None:
-    if (failure := failures(page)[number]) is not None:
-        pytest.fail(f"{page}, line {SNIPPETS[page][number].line}:\n{failure}", pytrace=False)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, snippets in SNIPPETS.items() if snippets])
+def test_the_snippets_of_a_page_work(page: str, tmp_path: Path) -> None:
+    failures = [
+        f"{page}, line {snippet.line}:\n{failure}"
+        for snippet, failure in zip(SNIPPETS[page], run_snippets(page, tmp_path), strict=True)
+        if failure is not None
+    ]
+    if failures:
+        pytest.fail("\n\n".join(failures), pytrace=False)
 
 
 def test_the_readme_has_snippets() -> None:
@@ -237,13 +231,17 @@ def test_a_file_that_a_page_names_in_its_text_is_there(page: str) -> None:
 
 
 PACKAGE_ROOT = ROOT / "geventpool"
-PACKAGE = "\n".join(path.read_text() for path in sorted(PACKAGE_ROOT.rglob("*.py")))
-#: The names that the classes of the package define, by the name of the class.
-MEMBERS: defaultdict[str, set[str]] = defaultdict(set)
-for _path in PACKAGE_ROOT.rglob("*.py"):
-    for _node in ast.walk(ast.parse(_path.read_text())):
-        if isinstance(_node, ast.ClassDef):
-            MEMBERS[_node.name].update(each.name for each in _node.body if hasattr(each, "name"))
+
+
+@cache
+def members() -> dict[str, set[str]]:
+    """The names that the classes of the package define, by the name of the class."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE_ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].update(each.name for each in node.body if hasattr(each, "name"))
+    return dict(found)
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/glossary.md"])
@@ -257,11 +255,13 @@ def test_the_files_and_classes_that_the_map_names_are_there(page: str) -> None:
     missing += [
         name
         for name, _ in classes
-        if not hasattr(builtins, name)
-        and name not in vars(gevent)
-        and not re.search(rf"^class {name}\b", PACKAGE, re.MULTILINE)
+        if not hasattr(builtins, name) and name not in vars(gevent) and name not in members()
     ]
-    missing += [f"{name}.{verb}" for name, verb in classes if verb and verb not in MEMBERS[name]]
+    missing += [
+        f"{name}.{verb}"
+        for name, verb in classes
+        if verb and verb not in members().get(name, set())
+    ]
 
     assert missing == []
 

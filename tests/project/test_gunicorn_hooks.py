@@ -13,12 +13,14 @@ import gevent
 import pytest
 
 from geventpool import (
+    Address,
     ConnectionManager,
     ConnectionPool,
     PoolClosed,
     SocketFactory,
     gunicorn,
 )
+from geventpool.directory.registration import Registration
 from geventpool.observe.worker_socket import workers
 from geventpool.testing import EchoServer, closed_port
 from support.threads import Thread
@@ -68,6 +70,28 @@ def test_a_worker_that_exits_closes_its_pools_and_waits_for_no_holder() -> None:
         assert pool.closed
         server.wait_open(0)
         assert held.fileno() < 0
+
+
+def test_a_worker_that_exits_withdraws_what_it_has_announced() -> None:
+    class Entry:
+        withdrawn = False
+
+        def announce(self) -> None:
+            """It is there at once."""
+
+        def keep(self) -> None:
+            """It is there still."""
+
+        def withdraw(self) -> None:
+            self.withdrawn = True
+
+    entry = Entry()
+    registration = Registration(entry, "web", Address("10.0.0.1", 80), 10.0)
+    assert registration.wait(10)
+    gunicorn.worker_exit(None, Worker(pid=os.getppid()))
+    assert not entry.withdrawn
+    gunicorn.worker_exit(None, Worker())
+    assert entry.withdrawn
 
 
 def test_at_an_interrupt_a_request_may_finish_and_one_in_line_is_sent_away() -> None:

@@ -20,12 +20,9 @@ from support import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-#: Instructions, as multiples of a LifoQueue's; what was measured, and a tenth more.
-MOST = (
-    {"with pool.get()": 99.0, "a hand-over": 99.0}
-    if COMPILED
-    else {"with pool.get()": 99.0, "a hand-over": 99.0}
-)
+#: Instructions, as multiples of a LifoQueue's; what was measured, and a tenth more.  A hand-over is
+#: one of 50 greenlets that share 10 connections, and give way once while they have one.
+MOST = {"with pool.get()": 2.3, "a hand-over": 20.7} if COMPILED else PURE_MOST
 
 SCRIPT = """
 import sys
@@ -96,4 +93,6 @@ def test_the_hot_path_takes_no_more_instructions_than_it_did(tmp_path: Path) -> 
         "a hand-over": each("hand_over", 5_000) / queue,
     }
 
-    assert {what: took[what] <= most for what, most in MOST.items()} == dict.fromkeys(MOST, True), took
+    assert {what: took[what] <= most for what, most in MOST.items()} == dict.fromkeys(MOST, True), (
+        took
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +48,9 @@ ROWS = (
     Row({"manager"}, may_import={*ROW_0, "pools", "sockets", "discovery"}),
     # What it was before it moved, as its old name is in the examples.
     Row({"health"}, may_import={"manager"}),
-    Row({"observe", "fleet", "directory", "testing"}, may_import=PUBLIC, only_public=True),
+    Row({"coordination"}, may_import=PUBLIC, only_public=True),
+    Row({"fleet", "directory"}, may_import={*PUBLIC, "coordination"}, only_public=True),
+    Row({"observe", "testing"}, may_import=PUBLIC, only_public=True),
     Row({"gunicorn"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
     Row({"demo"}, may_import={*PUBLIC, "_compiled", "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
@@ -67,6 +70,9 @@ BUILT_ON = {
     "contrib/django": CLIENT_POOLS,
     "contrib/sqlalchemy": {*CLIENT_POOLS, "geventpool.contrib.mysqlclient"},
 }
+
+#: A folder that hands on nothing: each of its files is imported by itself, as it may want a client.
+BY_FILE = {"coordination"}
 
 #: A file that is pure in a row that is not.
 PURE = {"demo/verdicts.py": GEVENT | {"time"}}
@@ -90,6 +96,8 @@ CLIENTS: dict[str, set[str]] = {
     "contrib/sqlalchemy.py": {"sqlalchemy"},
     "contrib/thrift.py": {"thriftpy2"},
     "contrib/websocket.py": {"websocket"},
+    "coordination/zookeeper.py": {"kazoo"},
+    "directory/zookeeper.py": {"kazoo"},
     "discovery/_srv_wire.py": {"dns"},
     "fleet/redis.py": {"redis"},
     "fleet/zookeeper.py": {"kazoo"},
@@ -112,13 +120,15 @@ def module_of(name: str) -> str:
 SOURCES = {module_of(name): name for name in FILES}
 
 
-def imported(name: str, source: str, type_checking: bool = True) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute dotted name) for every import in a file of geventpool, at any depth.
+@cache  # a file is read again for each that imports it
+def imported(name: str, source: str, type_checking: bool = True) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) for every import in a file of geventpool, at any depth.
 
-    A ``from package import name`` yields ``package.name``.  *type_checking*: those under
+    A ``from package import name`` gives ``package.name``.  *type_checking*: those under
     ``if TYPE_CHECKING:``, too.
     """
     package = ("geventpool", *name.split("/")[:-1])
+    found: list[tuple[int, str]] = []
     todo: list[ast.AST] = [ast.parse(source, name)]
     while todo:
         node = todo.pop()
@@ -128,13 +138,14 @@ def imported(name: str, source: str, type_checking: bool = True) -> Iterator[tup
             continue
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield node.lineno, alias.name
+                found.append((node.lineno, alias.name))
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*base, *(node.module or "").split("."))).strip(".")
             for alias in node.names:
-                yield node.lineno, f"{module}.{alias.name}"
+                found.append((node.lineno, f"{module}.{alias.name}"))
         todo += ast.iter_child_nodes(node)
+    return found
 
 
 def module_in(target: str) -> str:
@@ -174,7 +185,8 @@ def why_wrong(name: str, target: str) -> str | None:
         return None
     if member not in row.may_import:
         return "which is in no row above it"
-    if row.only_public and module_in(target).count(".") > 1 and module_in(target) != SEAM:
+    in_a_file = module_in(target).count(".") > 1 and member not in BY_FILE
+    if row.only_public and in_a_file and module_in(target) != SEAM:
         return f"of which {member} hands on nothing"
     return None
 

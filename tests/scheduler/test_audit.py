@@ -174,6 +174,10 @@ def test_an_audit_finds_nothing_in_books_that_are_right(world: World) -> None:
     assert [audited(world, each) for each in (bucket, other)] == ["", ""]
 
 
+def test_an_audit_finds_nothing_wrong_with_hundreds_of_idle_slots(world: World) -> None:
+    assert audited(world, world.full(300)) == ""
+
+
 def test_an_audit_finds_nothing_wrong_with_slots_in_every_state(world: World) -> None:
     limit = Limit(9)
     bucket = world.full(5, limits=(limit,))
@@ -353,6 +357,19 @@ def test_an_audit_counts_a_shared_limit_once_a_minute_or_if_a_bucket_was_wrong(
     limit._closing = 3
     world.now += AUDIT_EVERY
     assert audited(world, bucket) == "closing was 3 and is 0"
+
+
+def test_audits_within_a_minute_count_a_claim_once(world: World) -> None:
+    total = Limit(1)
+    bucket = world.full(1, limits=(total,))
+    world.discard(world.checkout(bucket))
+    world.enqueue(bucket)
+
+    for _ in range(3):
+        world.scheduler.audit(bucket, world.now)
+
+    assert bucket.coming == 1
+    assert bucket.own.spare == total.spare == 0
 
 
 def test_an_audit_gives_places_that_were_claimed_to_whose_turn_it_is(world: World) -> None:

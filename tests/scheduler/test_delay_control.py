@@ -7,6 +7,7 @@ import random
 import pytest
 
 from geventpool import CoDel, PoolOverloaded
+from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.waiter import Waiter
@@ -226,6 +227,28 @@ def test_a_look_leaves_those_alone_that_a_dial_is_about_to_serve(world: World) -
     assert outcomes(waiters) == "wrr"
 
 
+def test_a_look_leaves_those_alone_for_whom_a_dial_or_a_place_is_on_its_way(world: World) -> None:
+    total = Limit(3)
+    other = world.full(1, name="other", limits=(total,))
+    bucket = world.bucket(2, limits=(total,), overload=CODEL)
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+    bucket.dials.width = 2  # as after a first success
+    total.maximum = 2
+    world.scheduler.reconcile(bucket, world.now)
+    assert (bucket.connecting, bucket.coming, other.closing) == (1, 1, 1)
+
+    world.pass_time(1.5)
+
+    assert outcomes(waiters) == "wwr"
+
+
+def test_a_line_is_looked_at_twice_in_an_interval(world: World) -> None:
+    bucket, _ = held(world)
+    world.enqueue(bucket)
+
+    assert world.notes.looks == {bucket: world.now + CODEL.interval / 2}
+
+
 def test_a_line_is_not_looked_at_once_it_is_empty(world: World) -> None:
     bucket, [slot] = held(world)
     world.enqueue(bucket)
@@ -389,6 +412,14 @@ def test_how_long_it_takes_to_drain_goes_by_the_pace_of_late(world: World) -> No
     assert control.drains_in(30, world.now) == pytest.approx(0.3, rel=0.05)
     world.now += 1.0  # and nothing came back
     assert control.drains_in(30, world.now) == pytest.approx(30.0)
+
+
+def test_the_pace_begins_with_the_first_hand_over() -> None:
+    control = DelayControl(CODEL)
+    control.begins(100.0)
+    control.served(1.0, 101.0)
+
+    assert control.drains_in(10, 101.0) == pytest.approx(1.0), "a tenth of the second that it took"
 
 
 # Without it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from geventpool import Backoff, Limit, PoolDown, Verdict
+from geventpool._scheduler.ceiling import Ceiling
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.state import CLOSING, IN_USE
 from geventpool.events import Reason
@@ -129,6 +130,20 @@ def test_a_dial_that_hangs_does_not_hold_it_up():
     assert world.notes.dials, "it hangs from now on"
 
     pass_time(world, 2.0, bucket)
+
+    assert isinstance(waiter.error, PoolDown)
+
+
+def test_an_outage_begins_though_the_timer_is_late():
+    world = World()
+    bucket = world.bucket(1, down_after=3.0, backoff=EACH_SECOND)
+    waiter = world.enqueue(bucket)
+    fail(world)
+    pass_time(world, 1.5, bucket)  # the second dial is under way, and hangs
+    assert len(world.notes.dials) == 1
+    world.now += 10.0
+
+    world.reconcile(bucket)
 
     assert isinstance(waiter.error, PoolDown)
 
@@ -302,6 +317,33 @@ def test_a_full_server_is_asked_for_no_more_than_are_open_and_for_one_more_each_
     assert bucket.last_error is None or bucket.last_error is REFUSED
 
 
+def test_a_full_server_has_room_for_what_is_open_and_for_the_other_dials_under_way():
+    world = World()
+    bucket = world.bucket(9)
+    for _ in range(9):
+        world.enqueue(bucket)
+    world.open_one()
+    world.open_one()
+    assert (bucket.open, bucket.connecting) == (2, 4)
+
+    fail(world, Verdict.SERVER_FULL)
+
+    assert bucket.own.maximum == 5
+
+
+def test_a_minimum_that_a_full_server_had_no_room_for_is_dialed_once_it_may_have():
+    world = World()
+    bucket = world.bucket(2, 2)
+    world.open_one()
+    fail(world, Verdict.SERVER_FULL)
+    pass_time(world, 0.9, bucket)
+    assert not world.notes.dials
+
+    pass_time(world, 0.2, bucket)
+
+    assert len(world.notes.dials) == 1
+
+
 def test_when_the_second_is_over_one_more_is_asked_for_whatever_a_difference_is_rounded_to():
     world = World()
     world.now = 1.3  # 2.3 - 1.3 is less than 1.0, as floats go
@@ -385,6 +427,16 @@ def test_a_server_that_was_full_is_as_any_other_after_a_minute():
     assert bucket.own.maximum == 100
 
 
+def test_a_minute_is_a_minute_on_a_clock_that_has_just_begun():
+    ceiling = Ceiling()
+    ceiling.lower(1, REFUSED, 0.5)
+
+    ceiling.rise(1000, 60.4)
+    assert ceiling.on
+    ceiling.rise(1000, 60.5)
+    assert not ceiling.on
+
+
 def test_that_a_server_is_full_ends_an_outage():
     world = World()
     bucket = world.bucket(2, down_after=3.0, backoff=EACH_SECOND)
@@ -432,3 +484,16 @@ def test_a_wrong_server_has_all_closed_that_was_dialed_before_and_nothing_after(
 
     assert held[1].state is CLOSING
     assert list(bucket.idle_slots()) == fresh
+
+
+def test_what_is_dialed_as_the_server_is_found_wrong_may_be_found_wrong_as_well():
+    world = World()
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    world.now += 1
+    assert world.scheduler.wrong_server(slot, world.now)
+    world.discard(slot, Reason.ERROR)
+    world.close_all()
+    world.open_all()  # in that very instant, as the clock has it
+
+    assert world.scheduler.wrong_server(world.checkout(bucket), world.now + 1)

@@ -405,6 +405,61 @@ def test_a_waiter_that_needs_places_in_two_limits_is_not_overtaken_while_one_com
 # Waiters who leave
 
 
+def test_who_comes_while_a_connection_closes_has_its_place_before_a_later_one_of_another_bucket(
+    world: World,
+) -> None:
+    total = Limit(1)
+    bucket = world.bucket(1, name="one", limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    world.enqueue(bucket)
+    world.discard(world.open_one())
+
+    first = world.enqueue(bucket)
+    second = world.enqueue(other)
+    world.close_all()
+    world.open_all()
+
+    assert first.slot is not None
+    assert second.pending
+
+
+def test_the_second_in_line_has_the_second_place_that_comes_free_before_one_of_another_bucket(
+    world: World,
+) -> None:
+    total = Limit(2)
+    bucket = world.full(2, name="one", limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    slots = [world.checkout(bucket) for _ in range(2)]
+    first = world.enqueue(bucket)
+    for slot in slots:
+        world.discard(slot)
+    bucket.dials.width = 2  # as after a first success
+
+    second = world.enqueue(bucket)
+    third = world.enqueue(other)
+
+    assert (bucket.coming, other.coming) == (2, 0)
+    world.close_all()
+    world.open_all()
+    assert first.slot is not None
+    assert second.slot is not None
+    assert third.pending
+
+
+def test_a_limit_knows_the_youngest_for_which_a_place_is_claimed_behind_those_being_dialed(
+    world: World,
+) -> None:
+    total = Limit(3)
+    world.full(2, name="idle", limits=(total,))
+    bucket = world.bucket(3, limits=(total,))
+    bucket.dials.width = 4  # as in the middle of a burst
+
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+
+    assert (bucket.connecting, bucket.coming) == (1, 2)
+    assert total.youngest_claim() == (waiters[2].ticket, bucket)
+
+
 def test_a_waiter_that_gives_up_before_it_is_served_leaves_the_line(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
@@ -555,15 +610,16 @@ def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
 def test_deadlines_of_those_who_were_served_do_not_pile_up(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
-    world.enqueue(bucket, 1e6)
+    first = [world.enqueue(bucket, 1e6) for _ in range(5)]
 
     for _ in range(2000):
-        waiter = world.enqueue(bucket, 1e6)
+        waiter = world.enqueue(bucket, 1e3)  # is due before those ahead of it
         world.scheduler.cancel(waiter, world.now)
 
     assert len(bucket.waiters._early) < 100
     assert list(world.scheduler.with_waiters) == [bucket]
-    world.release(slot)
+    for _ in first:
+        world.release(slot)
     assert not world.scheduler.with_waiters
     assert world.scheduler.next_deadline() is None
 
@@ -732,6 +788,20 @@ def test_connections_that_die_before_anybody_used_them_slow_the_dials_down(world
         world.reconcile(bucket)
 
     assert world.notes.reasons == [Reason.PEER_CLOSED] * 3
+
+
+def test_a_place_that_was_claimed_before_the_pause_begins_is_not_dialed_in_it(world: World) -> None:
+    bucket = world.full(2)
+    one, other = world.checkout(bucket), world.checkout(bucket)
+    world.enqueue(bucket)
+    world.discard(one)
+    assert bucket.coming == 1
+
+    world.discard(other, Reason.DEAD)
+    world.close_all()
+
+    assert bucket.failing
+    assert not world.notes.dials
 
 
 def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: World) -> None:
@@ -1376,6 +1446,21 @@ def test_the_reaper_leaves_the_idle_of_a_fixed_pool_until_they_are_idle_too_long
     assert world.notes.reasons == [Reason.IDLE]
 
 
+def test_the_reaper_replaces_none_of_those_that_min_idle_spares(world: World) -> None:
+    bucket = world.full(3, idle_timeout=5.0, min_idle=2)
+    bucket.backoff = Backoff(first=100.0, longest=100.0, jitter=0.0)
+    world.discard(world.checkout(bucket))
+    world.close_all()
+    world.fail_one()
+    assert bucket.open == 2  # and no third is to be had
+    world.now += 5
+
+    world.scheduler.reap(bucket, world.now)
+
+    assert not bucket.retiring
+    assert bucket.idle == 2
+
+
 def test_each_reason_is_counted_from_one(world: World) -> None:
     bucket = world.full(3)
 
@@ -1465,6 +1550,19 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
             world.enqueue(bucket, 30.0)
         waiter = Waiter(bucket, world.scheduler.next_ticket(), world.now + 30, None)
         return Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
+
+    assert_flat(cost)
+
+
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
+def test_to_join_costs_the_same_however_many_are_due_before_those_ahead_of_them() -> None:
+    def cost(waiting: int) -> int:
+        world = World()
+        bucket = world.full(1)
+        world.checkout(bucket)
+        for number in range(waiting):
+            world.enqueue(bucket, 1e6 - number)
+        return Steps().of(lambda: world.enqueue(bucket, 10.0))
 
     assert_flat(cost)
 
@@ -1585,6 +1683,7 @@ def test_tombstones_among_the_idle_never_outnumber_the_living_by_much(world: Wor
 
     for slot in slots[10:290]:
         world.scheduler.peer_closed(slot, world.now)
+        assert bucket.idle == sum(1 for _ in bucket.idle_slots())
         assert len(bucket._idle) <= 2 * bucket.idle + 33
 
     assert list(bucket.idle_slots()) == slots[:10] + slots[290:]

@@ -20,7 +20,6 @@ import os
 import random
 import sys
 from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -36,6 +35,7 @@ from hypothesis.stateful import (
 )
 
 from geventpool import COMPILED
+from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.scheduler import Scheduler
@@ -87,6 +87,33 @@ class WatchedSlot(Slot):
 _STATE: Any = vars(Slot)["state"]
 
 
+class WatchedControl(DelayControl):
+    """Finds a line slow when the definition does, by what the machine has seen of that line.
+
+    The definition (``CoDel``): not fine for two intervals, or for one if the line was slow when it
+    was judged last or its next caller has waited for 0.8 of one; and so for an interval.
+    """
+
+    __slots__ = ("fine_at", "judged_at", "slow")
+
+    def __init__(self, now: float) -> None:
+        super().__init__(CODEL)
+        self.fine_at, self.judged_at, self.slow = now, -math.inf, False
+
+    def calm(self, now: float) -> None:
+        """No waiter waits for more than a dial of its own."""
+        self.fine_at, self.judged_at, self.slow = now, -math.inf, False
+
+    def is_slow(self, waited: float, now: float) -> bool:
+        if not self.slow or now >= self.judged_at + CODEL.interval:
+            one = self.slow or waited >= 0.8 * CODEL.interval
+            self.slow = now >= self.fine_at + (1 if one else 2) * CODEL.interval
+            self.judged_at = now
+        said = super().is_slow(waited, now)
+        assert said is self.slow, "slow too early" if said else "slow, and not known"
+        return said
+
+
 class Hub:
     """The effects: notes what is asked for, and checks what must hold just then."""
 
@@ -100,7 +127,6 @@ class Hub:
         self.woken: list[Waiter] = []
         self.timers: dict[Bucket, float] = {}
         self.looks: dict[Bucket, float] = {}  # at the lines of those with *overload*
-        self.fine: dict[Bucket, list[float]] = {}  # when those lines were
         self.lowered: dict[Limit, None] = {}  # limits to be reconciled
         self.buckets: list[Bucket] = []
         self.held: list[Slot] = []
@@ -191,15 +217,14 @@ class Hub:
     def _look_at_overload(self, waiter: Waiter) -> None:
         """Nobody is sent away that has not waited too long, or whose line is not slow."""
         waited = self.now - waiter.came
+        control = control_of(waiter.bucket)
         if waiter.slot is not None and waited <= CODEL.target:
-            self.fine[waiter.bucket].append(self.now)
+            control.fine_at = self.now
         if isinstance(waiter.error, PoolOverloaded):
             assert waited > 2 * CODEL.target, "sent away too soon"
             assert waiter.error.waited == waited
-            # It was found slow not longer ago than an interval.
-            times = [at for at in self.fine[waiter.bucket] if at < self.now] + [self.now]
-            gaps = [b - a for a, b in pairwise(times) if b >= self.now - CODEL.interval]
-            assert max(gaps) >= CODEL.interval - 1e-9, "sent away from a line that is not slow"
+            assert control.slow, "sent away from a line that is not slow"
+            assert self.now < control.judged_at + CODEL.interval, "that was long ago"
 
     def look_later(self, bucket: Bucket, at: float) -> None:
         assert bucket.delay_control is not None
@@ -226,6 +251,11 @@ class Hub:
 def ticket_at(bucket: Bucket, place: int) -> float:
     waiters = list(bucket.waiters)
     return waiters[place].ticket if place < len(waiters) else math.inf
+
+
+def control_of(bucket: Bucket) -> WatchedControl:
+    assert isinstance(bucket.delay_control, WatchedControl)
+    return bucket.delay_control
 
 
 def neighbours(bucket: Bucket, buckets: list[Bucket]) -> list[Bucket]:
@@ -298,7 +328,8 @@ class Machine(RuleBasedStateMachine):
             down_after=draw(st.sampled_from([None, 0.5, 3.0])),
             overload=draw(st.sampled_from([None, CODEL])),
         )
-        self.hub.fine[bucket] = [self.now]
+        if bucket.delay_control is not None:
+            bucket.delay_control = WatchedControl(self.now)
         bucket.postpone(draw(st.sampled_from([False, False, True])))
         if max_uses is None and not transient:
             bucket.fast_path_thread = draw(st.sampled_from([THREAD, THREAD, 0]))
@@ -355,15 +386,15 @@ class Machine(RuleBasedStateMachine):
             came = self.now if came is None else came
             waiter = Waiter(bucket, ticket, deadline, None, came, useless_after)
             bucket.postpone(False)
-            if not bucket.waiters:
-                self._note_if_fine(bucket)
+            if bucket.delay_control is not None and not bucket.waiters:
+                control_of(bucket).fine_at = self.now
             self.scheduler.enqueue(waiter, self.now, requeued)
 
-    def _note_if_fine(self, bucket: Bucket) -> None:
-        """When no waiter waits for more than a dial of its own.  Asked for where the scheduler is
-        bound to see that; between two looks at the line it need not."""
-        if bucket.unserved <= bucket.coming:
-            self.hub.fine[bucket].append(self.now)
+    def _note_if_calm(self, bucket: Bucket) -> None:
+        """Whether no waiter waits for more than a dial of its own.  Asked for where the scheduler
+        is bound to see that; between two looks at the line it need not."""
+        if bucket.delay_control is not None and bucket.unserved <= bucket.coming:
+            control_of(bucket).calm(self.now)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, UNDER_A_DEADLINE]))
     def acquire(self, n: int, timeout: float | None) -> None:
@@ -395,6 +426,24 @@ class Machine(RuleBasedStateMachine):
         for _ in range(callers):
             self.acquire(n, None)
             self.books()
+
+    @rule(n=st.integers(0, 3), callers=st.integers(5, 25), seconds=st.sampled_from([0.11, 0.2]))
+    def a_line_does_not_end(self, n: int, callers: int, seconds: float) -> None:
+        """Each caller waits, and is served: it may be slow, and what is slow may end."""
+        bucket = self._pick(n)
+        if bucket is None:
+            return
+        for number in range(callers):
+            self._acquire(bucket, self.scheduler.next_ticket(), None)
+            if number <= bucket.size:  # nobody comes back before there is a line
+                continue
+            self._pass_time(seconds)
+            while self.hub.woken:
+                self.run_a_woken_waiter(0)
+            mine = [s for s in self.held if s.bucket is bucket and s.state is IN_USE]
+            if mine:
+                self.held.remove(mine[0])
+                self._release(mine[0])
 
     @rule(n=st.integers(0, 3))
     def be_served_and_find_it_unfit(self, n: int) -> None:
@@ -509,7 +558,8 @@ class Machine(RuleBasedStateMachine):
     def dial_succeeds(self, n: int) -> None:
         slot = self.hub.begun.pop(n % len(self.hub.begun))
         self.hub.failed_since.pop(slot.bucket, None)
-        self._note_if_fine(slot.bucket)
+        if slot.state is CONNECTING:
+            self._note_if_calm(slot.bucket)
         self.scheduler.opened(slot, self.now)
         bucket = slot.bucket  # a closed one says no more
         assert bucket.closed or bucket not in self.hub.down, "the first success ends it"
@@ -571,7 +621,8 @@ class Machine(RuleBasedStateMachine):
         for bucket, at in list(self.hub.looks.items()):
             if at <= self.now:
                 del self.hub.looks[bucket]
-                self._note_if_fine(bucket)
+                if bucket.waiters:
+                    self._note_if_calm(bucket)
                 self.scheduler.look_at_line(bucket, self.now)
         for bucket, at in list(self.hub.timers.items()):
             if at <= self.now:

@@ -420,6 +420,17 @@ def test_prompt_at_its_own_limit_too_which_is_named(world: World) -> None:
     assert (error.limit, error.used, error.maximum) == ("api", 1, 1)
 
 
+def test_prompt_a_limit_with_one_place_left_is_not_the_one_that_is_named(world: World) -> None:
+    total = Limit(2, "sockets")
+    bucket, _ = busy(world, total, fail_when_full=True, name="api")
+    assert total.spare == 1
+
+    error = world.enqueue(bucket).error
+
+    assert isinstance(error, OutOfSockets)
+    assert error.limit == "api"
+
+
 def test_prompt_what_is_idle_elsewhere_makes_room_and_it_waits_for_that(world: World) -> None:
     total = Limit(1)
     _, slot = idle(world, total)

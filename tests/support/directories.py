@@ -23,7 +23,7 @@ class Board:
         self.silent = False  # it neither answers nor fails
         self.begun = 0  # watches
         self.open = 0  # watches that have not ended
-        self.closed = self.children = 0
+        self.closed = 0
         self.greenlets: set[Any] = set()
         self._bells: list[Event] = []
         for name, targets in services.items():
@@ -69,9 +69,6 @@ class Board:
 
     def close(self) -> None:
         self.closed += 1
-
-    def forked(self) -> None:
-        self.children += 1
 
     def __str__(self) -> str:
         return "the board"

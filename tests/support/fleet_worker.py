@@ -31,7 +31,8 @@ class Counts:
     """What became of the requests of one hub."""
 
     def __init__(self) -> None:
-        self.done = self.in_vain = 0
+        self.done = 0
+        self.in_vain: list[str] = []
         self.errors: list[str] = []
         self.limit: Any = None
 
@@ -91,7 +92,7 @@ def run_hub(settings: dict[str, Any], counts: Counts) -> None:
                 with pool.get() as conn:
                     conn.cursor().execute("select pg_sleep(%s)", (settings["needs"],))
             except PoolTimeout:
-                counts.in_vain += 1
+                counts.in_vain.append(repr(limit.stats()))
             except Exception as error:
                 counts.errors.append(repr(error))
                 gevent.sleep(0.1)
@@ -114,8 +115,8 @@ def main() -> None:
             gevent.sleep(0.1)
             said = {
                 "done": sum(each.done for each in hubs),
-                "in_vain": sum(each.in_vain for each in hubs),
-                "errors": [error for each in hubs for error in each.errors],
+                "in_vain": [each for hub in hubs for each in hub.in_vain],
+                "errors": [error for hub in hubs for error in hub.errors],
                 "shares": [int(each.limit.maximum) for each in hubs if each.limit],
             }
             os.write(1, json.dumps(said).encode() + b"\n")

@@ -41,7 +41,7 @@ class RealProcess:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         os.set_blocking(self._process.stdout.fileno(), False)
-        self.said: dict[str, Any] = {"done": 0, "in_vain": 0, "errors": [], "shares": []}
+        self.said: dict[str, Any] = {"done": 0, "in_vain": [], "errors": [], "shares": []}
         self._reader = gevent.spawn(self._read)
 
     def _read(self) -> None:
@@ -122,7 +122,9 @@ class RealFleet:
     def until_open(self, least: int, seconds: float) -> None:
         """Wait until so many are open, and print how long that took."""
         began = time.monotonic()
-        until(lambda: self.open >= least, f"{least} open connections", seconds)
+        ends = began + seconds
+        until(lambda: self.open >= least or time.monotonic() > ends, seconds=2 * seconds)
+        assert self.open >= least, f"{self.open} open, not {least}, after {seconds:g} s"
         print(f"{least} were open after {time.monotonic() - began:.1f} s")
 
     @property
@@ -134,8 +136,9 @@ class RealFleet:
         return [error for process in self.processes for error in process.said["errors"]]
 
     @property
-    def in_vain(self) -> int:
-        return sum(process.said["in_vain"] for process in self.processes)
+    def in_vain(self) -> list[str]:
+        """Of each request that waited for too long, what its limit was like then."""
+        return [stats for process in self.processes for stats in process.said["in_vain"]]
 
     @property
     def refused(self) -> list[str]:

@@ -6,8 +6,8 @@
 
 Each is started from what is installed, in a temporary folder, at a free port of 127.0.0.1, by a
 user without rights if the tests are run by root; or at a place of a network of ``networks.py``,
-where nobody of this process's network can reach it, but for a Unix socket.  What is not installed is skipped, or, with
-``GEVENTPOOL_REQUIRE_SERVERS=1``, a failure, as in ``servers.py``.
+where nothing of this process's network can reach it, but for a Unix socket.  What is not
+installed is skipped, or, with ``GEVENTPOOL_REQUIRE_SERVERS=1``, a failure, as in ``servers.py``.
 """
 
 from __future__ import annotations
@@ -262,6 +262,15 @@ class OwnZooKeeper(OwnServer):
             _missing("zookeeper")
         main = "org.apache.zookeeper.server.ZooKeeperServerMain"
         return [self.program_path, "-cp", ":".join(jars), main, str(self.folder / "zoo.cfg")]
+
+    def answers(self) -> bool:
+        # It listens before it serves, and may never answer a client that comes in between.
+        try:
+            with gevent.socket.create_connection(self.address, timeout=1) as sock:
+                sock.sendall(b"srvr")
+                return b"Mode: " in sock.makefile("rb").read()
+        except OSError:
+            return False
 
 
 def free_port() -> int:

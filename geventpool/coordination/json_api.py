@@ -1,0 +1,84 @@
+"""A service that is asked over HTTP and answers in JSON: one connection to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+__all__ = ["ApiError", "JsonConnection"]
+
+_LONGEST = 200  # characters of an answer that is shown
+
+
+class ApiError(OSError):
+    """It answered, but not with what was asked for; *status* is that of HTTP."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"status {status}: {text[:_LONGEST].strip()}")
+        self.status = status
+
+
+class JsonConnection(http.client.HTTPConnection):
+    """One connection of http.client's to *host*, over sockets that *dial* opens: gevent's, whether
+    or not the program is patched.
+
+    It is opened as it is needed, and again if the server has closed it after an answer.  What it
+    raises: OSError, of which ApiError is one, or http.client.HTTPException.
+    """
+
+    def __init__(self, host: str, dial: Callable[[], Any]) -> None:
+        super().__init__(host)
+        self._dial = dial
+
+    def connect(self) -> None:
+        self.sock = self._dial()
+
+    def fileno(self) -> int:
+        """That of its socket, for a pool."""
+        return int(self.sock.fileno())
+
+    def ask(
+        self, path: str, headers: Mapping[str, str], silence: float, question: Any = None
+    ) -> tuple[Any, http.client.HTTPMessage]:
+        """What GET *path* is answered with, or POST with a *question*, and the headers of the
+        answer.
+
+        Raises TimeoutError once nothing has come for *silence* seconds.
+        """
+        answer = self._send(path, headers, silence, question)
+        return _parsed(answer.status, answer.read()), answer.headers
+
+    def stream(
+        self, path: str, headers: Mapping[str, str], silence: float, question: Any = None
+    ) -> Generator[dict[str, Any], None, None]:
+        """One line of the answer after the other, until it ends.  Raises as ``ask``."""
+        with self._send(path, headers, silence, question) as answer:
+            while line := answer.readline():
+                found = _parsed(answer.status, line)
+                if not isinstance(found, dict):
+                    raise ApiError(answer.status, f"no JSON object: {line[:100]!r}")
+                yield found
+
+    def _send(
+        self, path: str, headers: Mapping[str, str], silence: float, question: Any
+    ) -> http.client.HTTPResponse:
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(silence)
+        if question is None:
+            self.request("GET", path, headers=dict(headers))
+        else:
+            self.request("POST", path, json.dumps(question), dict(headers))
+        answer = self.getresponse()
+        if answer.status != 200:
+            raise ApiError(answer.status, answer.read().decode(errors="replace"))
+        return answer
+
+
+def _parsed(status: int, text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(status, f"no JSON: {text[:100]!r}") from error
