@@ -596,6 +596,19 @@ def test_claims_of_those_that_have_no_use_for_a_place_any_more_are_the_next_ones
     assert limit._coming == 0
 
 
+def test_a_waiter_that_is_back_in_line_still_has_its_deadline(world: World) -> None:
+    bucket = world.full(1)
+    world.checkout(bucket)
+    ticket = world.scheduler.next_ticket()
+    world.enqueue(bucket)
+
+    back = world.enqueue(bucket, 5.0, ticket=ticket)
+
+    assert world.scheduler.next_deadline() == world.now + 5
+    world.scheduler.expire(world.now + 5)
+    assert back.expired
+
+
 def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
@@ -922,6 +935,20 @@ def test_an_expired_slot_is_not_handed_out_and_not_kept_on_return(world: World) 
     assert world.notes.reasons == [Reason.EXPIRED] * 2
 
 
+def test_where_there_is_room_the_reaper_closes_what_has_expired_after_its_replacement_is_open(
+    world: World,
+) -> None:
+    bucket = world.full(1, max_overflow=2, max_lifetime=10.0)
+    world.now += 10
+
+    world.scheduler.reap(bucket, world.now)
+    assert len(world.notes.dials) == 1
+    assert not world.notes.closes
+    world.open_all()
+
+    assert world.notes.reasons == [Reason.EXPIRED]
+
+
 def test_what_is_found_expired_at_hand_out_is_replaced_while_it_closes(world: World) -> None:
     bucket = world.full(2, max_lifetime=10.0, max_overflow=2)
     world.now += 9
@@ -1160,6 +1187,25 @@ def test_an_overflow_slot_is_closed_on_return_when_no_caller_waits(world: World)
 
 
 # Limits that change
+
+
+def test_an_overflow_slot_goes_to_its_own_waiter_where_another_bucket_waits_as_well(
+    world: World,
+) -> None:
+    total = Limit(2)
+    bucket = world.bucket(1, max_overflow=1, limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    for _ in range(2):
+        world.enqueue(bucket)
+    slots = [world.open_one() for _ in range(2)]
+    first = world.enqueue(bucket)
+    world.enqueue(other)
+    assert bucket.open > bucket.size
+    assert bucket.crowded
+
+    world.release(slots[0])
+
+    assert first.slot is slots[0]
 
 
 def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world: World) -> None:
