@@ -329,6 +329,20 @@ def test_a_caller_that_comes_finds_nothing_idle_while_others_wait(world: World) 
     assert world.scheduler.try_checkout(bucket, world.now) is None
 
 
+def test_each_hand_over_to_a_crowd_counts_as_a_use(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    for _ in range(3):
+        world.enqueue(bucket)
+
+    uses = [slot.uses]
+    for _ in range(3):
+        world.release(slot)
+        uses.append(slot.uses)
+
+    assert uses == [1, 2, 3, 4]
+
+
 def test_a_waiter_served_something_unfit_goes_back_to_where_it_stood(world: World) -> None:
     bucket = world.full(3)
     held = [world.checkout(bucket) for _ in range(3)]
@@ -1119,6 +1133,19 @@ def test_checks_leave_callers_every_other_idle_slot(world: World) -> None:
 
     assert bucket.checking == 2
     assert bucket.idle == 3
+
+
+def test_what_was_idle_for_less_than_the_keepalive_is_not_checked_before_it_is_due(
+    world: World,
+) -> None:
+    bucket = world.full(2)
+    world.now += 3
+
+    assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now + 2
+    assert not world.notes.checks
+    world.checkout(bucket)
+    world.checkout(bucket)
+    assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now + 5
 
 
 def test_a_checked_slot_returns_to_its_place_among_the_idle(world: World) -> None:
