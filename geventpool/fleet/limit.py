@@ -269,7 +269,7 @@ class FleetLimit(Limit):
     def _fallback(self) -> float:
         """What is left when the lease is over."""
         if self.on_loss == "keep" and self.epoch is not None:
-            return self._maximum
+            return max(self._maximum, self.floor)
         return 0 if self.on_loss == "stop" else self.floor
 
     def _look_at_lease(self) -> None:
@@ -290,8 +290,11 @@ class FleetLimit(Limit):
                     "fleet %r: the store does not answer: %r; at most %s connections from then on"
                 )
                 _log.warning(text, self.name, error, self._fallback())
-            if self.epoch is None and self._maximum < self._fallback():
-                self.maximum = int(self._fallback())  # it has never answered
+            # It has never answered, or last had no room for the floor of this one: a lease later
+            # all have closed what was in its way.
+            may_rise = self.epoch is None or monotonic() - self.lost_at >= self.lease
+            if may_rise and self._maximum < self._fallback():
+                self.maximum = int(self._fallback())
             self._look_at_lease()
             return
         if self.lost_at is not None:
