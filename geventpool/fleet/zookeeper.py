@@ -11,7 +11,7 @@ from kazoo.client import KazooClient
 from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from kazoo.handlers.gevent import SequentialGeventHandler
 
-from geventpool.fleet.document import AGAIN, Document
+from geventpool.fleet.document import AGAIN, PER_SECOND, Document
 from geventpool.fleet.share import Grant, Report
 
 __all__ = ["ZooKeeperStore"]
@@ -26,8 +26,10 @@ class ZooKeeperStore:
 
     Where processes fork, make it after the fork: a client of kazoo does not survive one.
 
-    A renewal is three round trips, and more while others are at it: for some hundred processes.
+    A renewal is three round trips, and more while others are at it: for some dozen processes.
     """
+
+    per_second = PER_SECOND
 
     def __init__(self, client: Any, *, prefix: str = "/geventpool/fleet") -> None:
         if not isinstance(prefix, str) or not prefix.startswith("/"):
