@@ -68,8 +68,9 @@ class FleetLimit(Limit):
 
     Each process leases a share of *cap* from the store and renews it in the background: each
     second, and with more than 250 processes (40, in ZooKeeper or etcd) less often.  To acquire a
-    connection costs nothing more.  Shares follow the demand, max-min fair by *weight*: what callers need comes first, then a
-    quarter to spare.  What is open counts until it is closed, so the cap holds while shares move.
+    connection costs nothing more.  Shares follow the demand, max-min fair by *weight*: what callers
+    need comes first, then a quarter to spare.  What is open counts until it is closed, so the cap
+    holds while shares move.
 
     - *name* says which cap it is: processes with the same name in one store share it, and should
       give the same *cap*, *floor* and *lease*.

@@ -263,6 +263,15 @@ class OwnZooKeeper(OwnServer):
         main = "org.apache.zookeeper.server.ZooKeeperServerMain"
         return [self.program_path, "-cp", ":".join(jars), main, str(self.folder / "zoo.cfg")]
 
+    def answers(self) -> bool:
+        # It takes connections before it takes sessions.
+        try:
+            with gevent.socket.create_connection(self.address, timeout=5) as sock:
+                sock.sendall(b"srvr")
+                return sock.recv(100).startswith(b"Zookeeper version")
+        except OSError:
+            return False
+
 
 def free_port() -> int:
     """One that no client gets by chance while its server is away, as it would one of the system's
