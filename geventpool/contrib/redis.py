@@ -156,7 +156,8 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
         real.forget()
         return conn
 
-    def _socket(self, conn: Any) -> Any:
+    @staticmethod
+    def _socket(conn: Any) -> Any:
         real = _real(conn)
         dirty = real.has_state or real.unfinished or _has_unread(real._parser)
         return None if dirty else real._sock
