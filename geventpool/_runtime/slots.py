@@ -28,10 +28,10 @@ __all__ = [
     "Hold",
     "Look",
     "PoolBucket",
+    "comes_back_clean",
     "hold_of",
     "is_held",
     "is_quiet",
-    "is_quiet_again",
 ]
 
 
@@ -111,10 +111,12 @@ def is_quiet(slot: ConnectionSlot) -> bool:
         return False
 
 
-def is_quiet_again(slot: ConnectionSlot, conn: Any) -> bool:
-    """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
+def comes_back_clean(owner: Any, slot: ConnectionSlot, conn: Any) -> bool:
+    """Whether *conn*, which its caller gives back to *owner*, may go to the next one as it is; if
+    not, it is looked at more closely.  What lies unread on it is seen before that one has it."""
     try:
-        return bool(slot.fds) and not slot.why_unusable(conn)
+        clean = bool(slot.fds) and slot.why_unusable.untouched(conn)
+        return clean and not (owner.has_reset and owner._needs_reset(conn))
     except Exception:
         return False
 

@@ -284,6 +284,27 @@ class PoolExtension(Generic[C]):
         if (bucket := self._bucket_of(*key)) is not None:
             bucket.note_error(error)
 
+    # Resets
+
+    def _needs_reset(self, conn: C) -> bool:
+        """Whether ``_reset_connection`` has anything to do for *conn*, whose use has ended in good
+        order.  For an adapter to override beside that hook, if it can tell without asking the
+        server: what needs none goes to the next caller at once.
+
+        Must not switch, and counts as true if it raises.  A subclass that overrides the other hook
+        alone has it called at each return.
+        """
+        return True
+
+    def _can_tell_what_needs_reset(self) -> bool:
+        """Whether ``_needs_reset`` speaks for this very ``_reset_connection``."""
+        for each in (self, *type(self).__mro__):
+            if "_needs_reset" in vars(each):
+                return each is not PoolExtension
+            if "_reset_connection" in vars(each):
+                return False
+        return False
+
     # Hang-ups, listeners, the log
 
     def _make_probe(self, conn: C, ask: Callable[[Any], Any]) -> Probe | None:

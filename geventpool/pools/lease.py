@@ -21,9 +21,9 @@ from geventpool._runtime.slots import (
     ConnectionSlot,
     Hold,
     PoolBucket,
+    comes_back_clean,
     is_held,
     is_quiet,
-    is_quiet_again,
 )
 from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.inbox import CUT_SHORT
@@ -164,7 +164,7 @@ class Lease(Generic[C]):
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == get_ident()
-                    and (not slot.looks_on_return or is_quiet_again(slot, self._conn))
+                    and (not slot.looks_on_return or comes_back_clean(self._pool, slot, self._conn))
                 ):
                     used = now - slot.since
                     counts = bucket.use_counts
