@@ -74,7 +74,6 @@ class BasePool(PoolExtension[C]):
     #: It is a part of a manager, which is in ``geventpool.pools()``, counts the callers that get no
     #: connection, and has a line in the log for each server that is away.
     _is_managed = False
-    _named_after: type | None = None  # if it is given no name; None: its own class
 
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
