@@ -831,6 +831,16 @@ def test_a_place_that_was_claimed_before_the_pause_begins_is_not_dialed_in_it(wo
     assert not world.notes.dials
 
 
+def test_a_success_that_was_dialed_before_the_last_failure_ends_no_pause() -> None:
+    window = DialWindow(16, Backoff(first=1.0, longest=8.0, jitter=0.0))
+    window.failed(9.0, 10.0)
+
+    window.opened(8.0, 10.5)
+
+    assert window.failing
+    assert window.width == 1
+
+
 def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: World) -> None:
     bucket = world.bucket(2, 2)
     for _ in range(3):
