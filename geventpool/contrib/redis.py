@@ -156,8 +156,9 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
         real.forget()
         return conn
 
-    def _socket(self, conn: Any) -> Any:
-        real = _real(conn)
+    @staticmethod
+    def _socket(conn: Any) -> Any:
+        real = getattr(conn, "_conn", conn)  # as _real(): it is asked twice a request
         dirty = real.has_state or real.unfinished or _has_unread(real._parser)
         return None if dirty else real._sock
 
@@ -352,7 +353,9 @@ def _has_unread(parser: Any) -> object:
     if reader is not None:
         return reader.has_data()
     buffer = parser._buffer
-    return buffer is not None and buffer.unread_bytes()
+    if buffer is None or not buffer._buffer.getvalue():
+        return False  # nearly always: it is emptied after each reply that was read to its end
+    return buffer.unread_bytes()
 
 
 def _context(conn: Any) -> ssl.SSLContext:

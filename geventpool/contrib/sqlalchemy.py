@@ -18,6 +18,7 @@ from geventpool.errors import NotInUse, PoolDown, PoolTimeout, Verdict
 from geventpool.events import Reason
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import check_callable, check_whole, copy_of
+from geventpool.sockets import carriers
 
 __all__ = ["GeventPool"]
 
@@ -268,9 +269,9 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
         elif record.dbapi_connection is not None:
             record.dbapi_connection.close()
 
-    def _socket(self, record: _Record) -> Any:
-        conn: Any = record.driver_connection
-        return super()._socket(conn)
+    @staticmethod
+    def _socket(record: _Record) -> Any:
+        return carriers(record.driver_connection)
 
     def _keepalive(self, record: _Record) -> None:
         owner = self._owner()
