@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-WHAT = runpy.run_path(str(ROOT / "geventpool" / "_compiled.py"))
+WHAT = runpy.run_path(str(ROOT / "geventpool" / "_compiled.py"), run_name="__main__")
 MODULES, PURE_PYTHON = WHAT["MODULES"], WHAT["PURE_PYTHON"]
 
 DIRECTIVES = {
@@ -45,6 +46,8 @@ class BuildAll(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
+        if self.inplace:
+            forget_compiled()
         try:
             self.extensions[:] = self._translate()
             super().build_extensions()
@@ -53,7 +56,6 @@ class BuildAll(build_ext):
             for extension in self.extensions:
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions[:] = []
-            forget_compiled()
 
     def _translate(self) -> list[Any]:
         from Cython.Build import cythonize
@@ -83,17 +85,15 @@ class BuildSources(build_py):
     """Leaves nothing of an earlier build in a tree that is installed in place without one."""
 
     def run(self) -> None:
-        if PURE_PYTHON:
+        if PURE_PYTHON and self.editable_mode:
             forget_compiled()
         super().run()
 
 
 def forget_compiled() -> None:
-    """Remove what an earlier build in place has left in the tree."""
-    for module in MODULES:
-        path = ROOT.joinpath(*module.split("."))
-        for file in path.parent.glob(f"{path.name}.*.so"):
-            file.unlink()
+    """Remove what an earlier build in place has left in the tree for this Python, of whatever."""
+    for file in (ROOT / "geventpool").rglob(f"*{EXTENSION_SUFFIXES[0]}"):
+        file.unlink()
 
 
 os.chdir(ROOT)

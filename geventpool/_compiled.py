@@ -42,6 +42,7 @@ PURE_PYTHON = bool(os.environ.get("PURE_PYTHON"))
 
 
 _ROOT = Path(__file__).parent.parent
+_SOURCES = (".py", ".pyx", ".pxd")
 
 
 def _source_of(name: str) -> Path:
@@ -55,8 +56,14 @@ def _compiled(name: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-#: Whether the compiled modules are what runs.
-COMPILED = not PURE_PYTHON and None not in map(_compiled, MODULES)
+def _is_stale() -> bool:
+    """Whether a source has changed since all was compiled, as it may in a tree that is installed in
+    place."""
+    if not (_ROOT / "setup.py").exists():
+        return False
+    built = min(file.stat().st_mtime for name in MODULES if (file := _compiled(name)))
+    sources = (_source_of(name).with_suffix(each) for name in MODULES for each in _SOURCES)
+    return any(each.stat().st_mtime > built for each in sources if each.exists())
 
 
 class _Compiled(ExtensionFileLoader):
@@ -67,16 +74,27 @@ class _Compiled(ExtensionFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds all of those modules in the one form."""
+    """Finds all of those modules in the one form, where there are both."""
+
+    _is_geventpools = True
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in MODULES:
+        file = _compiled(name) if name in MODULES else None
+        if file is None:
             return None
-        if COMPILED and (file := _compiled(name)):
+        if COMPILED:
             return spec_from_file_location(name, file, loader=_Compiled(name, str(file)))
         return spec_from_file_location(name, _source_of(name))
 
 
-sys.meta_path.insert(0, _Finder())
+#: Of an earlier import of the package, in this process.  Compiled modules are made once in a
+#: process, and would not fit to what is imported now.
+_earlier = [each for each in sys.meta_path if vars(type(each)).get("_is_geventpools")]
+
+#: Whether the compiled modules are what runs.
+COMPILED = not (PURE_PYTHON or _earlier or None in map(_compiled, MODULES) or _is_stale())
+
+if __name__ != "__main__":
+    sys.meta_path[:] = [_Finder(), *(each for each in sys.meta_path if each not in _earlier)]
