@@ -22,7 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Instructions, as multiples of a LifoQueue's; what was measured, and a tenth more.  A hand-over is
 #: one of 50 greenlets that share 10 connections, and give way once while they have one.
-MOST = {"with pool.get()": 2.3, "a hand-over": 20.7} if COMPILED else PURE_MOST
+MOST = (
+    {"with pool.get()": 2.3, "a hand-over": 20.7}
+    if COMPILED
+    else {"with pool.get()": 6.5, "a hand-over": 28.0}
+)
 
 SCRIPT = """
 import sys
@@ -68,16 +72,24 @@ def instructions(what: str, count: int, folder: Path) -> int:
     environ["PYTHONPYCACHEPREFIX"] = str(folder)
     command = [sys.executable, "-c", SCRIPT, what, str(count)]
     if not any(folder.iterdir()):
-        subprocess.run(command, env=environ, check=True, timeout=120)  # compiles what is imported
+        # Compiles what is imported.
+        subprocess.run(command, env=environ, cwd="/", check=True, timeout=120)
     counter = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     done = subprocess.run(
-        [*counter, *command], env=environ, check=True, capture_output=True, text=True, timeout=400
+        [*counter, *command],
+        env=environ,
+        cwd="/",
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
     assert found is not None, done.stderr
     return int(found[1].replace(",", ""))
 
 
+@pytest.mark.skipif(bool(os.environ.get("PURE_PYTHON")), reason="then gevent is another, too")
 def test_the_hot_path_takes_no_more_instructions_than_it_did(tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:
         assert not os.environ.get("GEVENTPOOL_REQUIRE_SERVERS"), "valgrind is not installed"
