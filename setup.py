@@ -45,9 +45,12 @@ class BuildAll(build_ext):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
-    def build_extensions(self) -> None:
+    def run(self) -> None:
         if self.inplace:
             forget_compiled()
+        super().run()
+
+    def build_extensions(self) -> None:
         try:
             self.extensions[:] = self._translate()
             super().build_extensions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -54,6 +55,22 @@ for module in ("geventpool", "geventpool.pools", "geventpool.manager", "geventpo
                 if not member.startswith("_") and callable(getattr(thing, member)):
                     add(f"{module}.{name}.{member}", getattr(thing, member))
 print(json.dumps(found))
+"""
+
+#: As a test runner does that forgets what its tests have imported.
+IMPORTED_ANEW = """
+import json, sys
+import geventpool
+for name in [name for name in sys.modules if name.partition(".")[0] == "geventpool"]:
+    del sys.modules[name]
+import geventpool
+from geventpool.testing import EchoServer
+with EchoServer() as server:
+    with geventpool.ConnectionPool(2, connect=geventpool.SocketFactory(server.address)) as pool:
+        pool.fill(timeout=5)
+        with pool.get() as sock:
+            sock.sendall(b"right\\n")
+            print(json.dumps([pool.stats().idle, sock.recv(10).decode()]))
 """
 
 #: An error that goes through what is compiled.
@@ -116,6 +133,38 @@ def test_where_one_is_missing_none_is_a_compiled_one(tmp_path: Path, missing: st
 
     assert not compiled
     assert [Path(file).suffix for file in files] == [".py"] * len(MODULES)
+
+
+@compiled_only
+def test_where_a_source_is_newer_none_is_a_compiled_one(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "geventpool", tmp_path / "geventpool")
+    shutil.copy(ROOT / "setup.py", tmp_path)  # a tree that is installed in place
+    assert said(WHERE_FROM, tmp_path)[0]
+
+    source = tmp_path / "geventpool" / "pools" / "lease.py"
+    later = source.stat().st_mtime + 1e6
+    os.utime(source, (later, later))
+
+    compiled, files = said(WHERE_FROM, tmp_path)
+    assert not compiled
+    assert [Path(file).suffix for file in files] == [".py"] * len(MODULES)
+
+
+def test_the_package_is_imported_without_its_sources_too(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(ROOT / "geventpool", tmp_path / "geventpool", ignore=ignored)
+    compileall.compile_dir(tmp_path, quiet=2, legacy=True)
+    for source in (tmp_path / "geventpool").rglob("*.py"):
+        source.unlink()
+
+    compiled, files = said(WHERE_FROM, tmp_path)
+
+    assert not compiled
+    assert [Path(file).suffix for file in files] == [".pyc"] * len(MODULES)
+
+
+def test_imported_anew_in_one_process_the_package_works_in_whatever_build() -> None:
+    assert said(IMPORTED_ANEW) == [1, "right\n"]
 
 
 @compiled_only
