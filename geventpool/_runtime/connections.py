@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from geventpool._runtime.fork import identity_of
@@ -28,7 +29,10 @@ class Carrier(NamedTuple):
 
 def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Carrier:
     """Ask the hooks how *conn* is to be watched.  They may do anything."""
-    probe = owner._make_probe(conn, bucket.carriers_of)
+    ask = bucket.carriers_of
+    if owner.has_socket and not bucket.key and isinstance(owner._socket, FunctionType):
+        ask = owner._socket  # a static method, which does not keep the pool: asked sooner
+    probe = owner._make_probe(conn, ask)
     is_socket = owner._is_socket(conn)
     if probe is None:
         return Carrier(is_socket=is_socket)
@@ -59,7 +63,9 @@ class ConnectionIndex:
         slot.why_unusable = probe = carrier.probe
         # The socket of a user's object may have been replaced: it is asked for that at each return.
         # And what can be salvaged should be soon: it is not left lying until the next hand-out.
-        slot.looks_on_return = probe is not None and (owner.has_salvage or not carrier.is_socket)
+        slot.looks_on_return = owner.has_reset or (
+            probe is not None and (owner.has_salvage or not carrier.is_socket)
+        )
         self._watch(slot, carrier.fds, carrier.identities)
 
     def _watch_anew(self, slot: ConnectionSlot) -> None:
@@ -94,7 +100,7 @@ class ConnectionIndex:
         probe = slot.why_unusable
         why = None if probe is None else probe(conn)
         if not why:
-            if slot.looks_on_return and not slot.fds:
+            if probe is not None and slot.looks_on_return and not slot.fds:
                 self._watch_anew(slot)  # its driver connects at the first use
             return None
         reason = self._judge(owner, slot, conn, why)

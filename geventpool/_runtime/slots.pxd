@@ -22,7 +22,7 @@ cdef class ConnectionSlot(Slot):
     cdef public double reported_since
 
     cpdef bint is_quiet(self)
-    cpdef bint is_quiet_again(self, object conn)
+    cpdef bint comes_back_clean(self, object owner, object conn)
 
 
 @cython.freelist(16)

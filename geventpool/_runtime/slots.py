@@ -84,10 +84,13 @@ class ConnectionSlot(Slot):
         except Exception:
             return False
 
-    def is_quiet_again(self, conn: Any) -> bool:
-        """The same of one whose caller gives *conn* back; if not, it is looked at more closely."""
+    def comes_back_clean(self, owner: Any, conn: Any) -> bool:
+        """Whether *conn*, which its caller gives back to *owner*, may go to the next one as it is;
+        if not, it is looked at more closely.  What lies unread on it is seen before that one has
+        it."""
         try:
-            return bool(self.fds) and not self.why_unusable(conn)
+            clean = bool(self.fds) and self.why_unusable.untouched(conn)
+            return clean and not (owner.has_reset and owner._needs_reset(conn))
         except Exception:
             return False
 

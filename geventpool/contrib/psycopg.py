@@ -149,7 +149,8 @@ class PsycopgPool(ConnectionPool[Connection]):
             raise
         return conn
 
-    def _socket(self, conn: Connection) -> int:
+    @staticmethod
+    def _socket(conn: Connection) -> int:
         return conn.fileno()
 
     def _make_probe(self, conn: Connection, ask: Callable[[Any], Any]) -> Any:
@@ -159,6 +160,21 @@ class PsycopgPool(ConnectionPool[Connection]):
         (self._check or self.check_connection)(conn)
         if conn.pgconn.transaction_status != _IDLE:
             conn.rollback()
+
+    def _needs_reset(self, conn: Connection) -> bool:
+        pgconn = conn.pgconn
+        if pgconn.transaction_status != _IDLE or pgconn.pipeline_status != PipelineStatus.OFF:
+            return True
+        if self._discard_all or self._reset is not None:
+            return True
+        if getattr(conn, "_notifies_backlog", ()) is None:  # its generator has the lock
+            return True
+        as_opened, (notice_handlers, notify_handlers) = vars(conn)[_AS_OPENED]
+        return bool(
+            conn._notice_handlers != notice_handlers
+            or conn._notify_handlers != notify_handlers
+            or _attributes_of(conn) != as_opened
+        )
 
     def _reset_connection(self, conn: Connection) -> None:
         if conn.pgconn.pipeline_status != PipelineStatus.OFF:
@@ -245,6 +261,9 @@ class _Probe:
         if self._pgconn.transaction_status == _ACTIVE:
             return CUT_SHORT
         return self._probe(conn)
+
+    def untouched(self, conn: Connection) -> bool:
+        return bool(self._pgconn.transaction_status != _ACTIVE and self._probe.untouched(conn))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._probe, name)

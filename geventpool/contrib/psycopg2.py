@@ -138,7 +138,8 @@ class Psycopg2Pool(ConnectionPool[Any]):
             raise
         return conn
 
-    def _socket(self, conn: Any) -> int:
+    @staticmethod
+    def _socket(conn: Any) -> int:
         # It raises once psycopg2 has closed it, as the number may be another file's by then.
         return conn.fileno()  # type: ignore[no-any-return]
 
@@ -148,6 +149,18 @@ class Psycopg2Pool(ConnectionPool[Any]):
         else:
             _execute(conn, "select 1")
         _roll_back(conn)
+
+    def _needs_reset(self, conn: Any) -> bool:
+        if conn.status != extensions.STATUS_READY or self._discard_all or self._reset is not None:
+            return True
+        idle = conn.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE
+        as_opened, notices, notifies = self._as_opened[conn]
+        return bool(
+            not idle
+            or _attributes_of(conn) != as_opened
+            or conn.notices is not notices
+            or conn.notifies is not notifies
+        )
 
     def _reset_connection(self, conn: Any) -> None:
         _roll_back(conn)

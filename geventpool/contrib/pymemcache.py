@@ -145,7 +145,8 @@ class PymemcachePool(ConnectionPool[Client]):
             raise
         return client
 
-    def _socket(self, conn: Client) -> Any:
+    @staticmethod
+    def _socket(conn: Client) -> Any:
         return conn.sock  # None once it was closed
 
     def _keepalive(self, conn: Client) -> None:

@@ -136,7 +136,8 @@ class PyMySQLPool(ConnectionPool[Any]):
             raise
         return conn
 
-    def _socket(self, conn: Any) -> Any:
+    @staticmethod
+    def _socket(conn: Any) -> Any:
         return conn._sock  # None once it was closed
 
     def _make_probe(self, conn: Any, ask: Callable[[Any], Any]) -> Any:

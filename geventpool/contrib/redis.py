@@ -156,8 +156,9 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
         real.forget()
         return conn
 
-    def _socket(self, conn: Any) -> Any:
-        real = _real(conn)
+    @staticmethod
+    def _socket(conn: Any) -> Any:
+        real = getattr(conn, "_conn", conn)  # as _real(): it is asked twice a request
         dirty = real.has_state or real.unfinished or _has_unread(real._parser)
         return None if dirty else real._sock
 
@@ -274,6 +275,8 @@ class _GeventConnection:
         self.has_state, self.unfinished = False, frozenset()
 
     def _note(self, args: Any) -> None:
+        if not self.unfinished and args and type(args[0]) is str and not _may_be_noted(args[0]):
+            return  # nearly always
         words = _words(args)
         if self.unfinished:
             self.unfinished -= {"ASKING"}  # it is for one command
@@ -322,6 +325,13 @@ def _real(conn: Any) -> Any:
     return getattr(conn, "_conn", conn)
 
 
+@functools.lru_cache(1024)
+def _may_be_noted(name: str) -> bool:
+    """Whether a command of that name may begin or end a state."""
+    words = name.upper().split()
+    return not words or words[0] in _NOTED
+
+
 def _words(args: Any) -> list[str]:
     """A command's name, and its subcommand if it has such: what redis-py makes of *args*."""
     words: list[str] = []
@@ -352,7 +362,9 @@ def _has_unread(parser: Any) -> object:
     if reader is not None:
         return reader.has_data()
     buffer = parser._buffer
-    return buffer is not None and buffer.unread_bytes()
+    if buffer is None or not buffer._buffer.getvalue():
+        return False  # nearly always: it is emptied after each reply that was read to its end
+    return buffer.unread_bytes()
 
 
 def _context(conn: Any) -> ssl.SSLContext:

@@ -14,6 +14,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
+from geventpool import sockets
 from geventpool.errors import NotInUse, PoolDown, PoolTimeout, Verdict
 from geventpool.events import Reason
 from geventpool.pools import ConnectionPool
@@ -268,9 +269,9 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
         elif record.dbapi_connection is not None:
             record.dbapi_connection.close()
 
-    def _socket(self, record: _Record) -> Any:
-        conn: Any = record.driver_connection
-        return super()._socket(conn)
+    @staticmethod
+    def _socket(record: _Record) -> Any:
+        return sockets.carriers(record.driver_connection)
 
     def _keepalive(self, record: _Record) -> None:
         owner = self._owner()

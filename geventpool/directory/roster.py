@@ -45,12 +45,11 @@ class Roster:
                 self._left[each] = weight, now
         was_emptied = self.is_known and not self._members
         self.is_known, self._members = True, dict(members)
-        if members or not was_emptied:
-            self._left = {
-                each: (weight, at)
-                for each, (weight, at) in self._left.items()
-                if each not in members and now - at < _TOGETHER
-            }
+        self._left = {
+            each: (weight, at)
+            for each, (weight, at) in self._left.items()
+            if each not in members and now - at < _TOGETHER
+        }
         if members:
             self._group, self._ends_at = _group(self._members), math.inf
         elif self._left and not was_emptied:

@@ -88,8 +88,8 @@ class WatchingResolver:
         """
         service = self._service(name)
         group = service.roster.group(service.asked_at)
-        if group is None and not service.news.is_set():
-            service.news.wait(self.timeout)
+        if group is None:
+            service.news.wait(self.timeout)  # not once there was an answer, or a failure
             group = service.roster.group(self._clock())
         if group is None:
             raise self._failure(service)

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass, field
 from geventpool.backoff import Backoff
 from geventpool.fleet.share import Grant, Record, Report, grant
 
-__all__ = ["AGAIN", "Document"]
+__all__ = ["AGAIN", "PER_SECOND", "Document"]
 
 #: After another has written in between: those that meet would meet again else, and the more of them
 #: there are, and the slower the store is, the more often.
 AGAIN = Backoff(first=0.02, longest=0.5, jitter=1.0)
+#: So many renewals in a second all processes of a cap together make at most, or they would do
+#: little but meet.
+PER_SECOND = 40.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from geventpool.coordination.etcd import EtcdGateway, text64
-from geventpool.fleet.document import AGAIN, Document
+from geventpool.fleet.document import AGAIN, PER_SECOND, Document
 from geventpool.fleet.share import Grant, Report
 
 __all__ = ["EtcdStore"]
@@ -28,8 +28,10 @@ class EtcdStore:
     *prefix* begins each key.  Its clock is that of the member that answers, in seconds: those of
     all members must agree to within the margin of a lease, a tenth of it.
 
-    A renewal is two round trips, and more while others are at it: for some hundred processes.
+    A renewal is two round trips, and more while others are at it: for some dozen processes.
     """
+
+    per_second = PER_SECOND
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ __all__ = ["FleetLimit", "FleetStats", "OnLoss", "fleets", "release_all"]
 OnLoss = Literal["floor", "keep", "stop"]
 
 _EVERY = 1.0  # seconds from one renewal to the next, give or take, but all of a cap together make
-_PER_SECOND = 250.0  # so many in a second: each costs the store more the more there are
+_PER_SECOND = 250.0  # so many in a second, if the store does not name a number of its own
 _VARIED = 0.1  # that share of them, lest all processes ask at the same time
 _SOONEST = 0.2  # seconds between two, where callers wait; longer each time it does not help
 _MARGIN = 0.1  # of its lease a process does not use: clocks run differently
@@ -67,9 +67,10 @@ class FleetLimit(Limit):
         pool = ConnectionPool(20, connect=..., limits=[limit])
 
     Each process leases a share of *cap* from the store and renews it in the background: each
-    second, and with more than 250 processes less often.  To acquire a connection costs nothing
-    more.  Shares follow the demand, max-min fair by *weight*: what callers need comes first, then a
-    quarter to spare.  What is open counts until it is closed, so the cap holds while shares move.
+    second, and with more than 250 processes (40, in ZooKeeper or etcd) less often.  To acquire a
+    connection costs nothing more.  Shares follow the demand, max-min fair by *weight*: what callers
+    need comes first, then a quarter to spare.  What is open counts until it is closed, so the cap
+    holds while shares move.
 
     - *name* says which cap it is: processes with the same name in one store share it, and should
       give the same *cap*, *floor* and *lease*.
@@ -122,6 +123,7 @@ class FleetLimit(Limit):
         self.on_loss = on_loss
         self.generation = generation
         self.store = store
+        self._per_second = float(getattr(store, "per_second", _PER_SECOND))
         self.closed = False
         self._begin()
         _all.add(self)
@@ -272,7 +274,7 @@ class FleetLimit(Limit):
     def _fallback(self) -> float:
         """What is left when the lease is over."""
         if self.on_loss == "keep" and self.epoch is not None:
-            return self._maximum
+            return max(self._maximum, self.floor)
         return 0 if self.on_loss == "stop" else self.floor
 
     def _look_at_lease(self) -> None:
@@ -293,8 +295,11 @@ class FleetLimit(Limit):
                     "fleet %r: the store does not answer: %r; at most %s connections from then on"
                 )
                 _log.warning(text, self.name, error, self._fallback())
-            if self.epoch is None and self._maximum < self._fallback():
-                self.maximum = int(self._fallback())  # it has never answered
+            # It has never answered, or last had no room for the floor of this one: a lease later
+            # all have closed what was in its way.
+            may_rise = self.epoch is None or monotonic() - self.lost_at >= self.lease
+            if may_rise and self._maximum < self._fallback():
+                self.maximum = int(self._fallback())
             self._look_at_lease()
             return
         if self.lost_at is not None:
@@ -304,16 +309,16 @@ class FleetLimit(Limit):
 
     @property
     def _every(self) -> float:
-        return min(max(_EVERY, self.members / _PER_SECOND), self.lease / 4)
+        return min(max(_EVERY, self.members / self._per_second), self.lease / 4)
 
     @property
     def _soonest(self) -> float:
-        return max(_SOONEST, self.members / _PER_SECOND / 4)
+        return max(_SOONEST, self.members / self._per_second / 4)
 
     @property
     def _rarest(self) -> float:
         """Seconds between two renewals of a process that is short of a cap that is full."""
-        return max(_EVERY / 2, self.members / _PER_SECOND)
+        return max(_EVERY / 2, self.members / self._per_second)
 
     @property
     def _has_less(self) -> bool:

@@ -11,7 +11,7 @@ from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError
 from kazoo.handlers.gevent import SequentialGeventHandler
 
 from geventpool.coordination.zookeeper import ZooKeeperSession
-from geventpool.fleet.document import AGAIN, Document
+from geventpool.fleet.document import AGAIN, PER_SECOND, Document
 from geventpool.fleet.share import Grant, Report
 
 __all__ = ["ZooKeeperStore"]
@@ -27,8 +27,10 @@ class ZooKeeperStore:
     Made with a text it is another session in a forked child.  A client of yours does not survive a
     fork: make it after that.
 
-    A renewal is three round trips, and more while others are at it: for some hundred processes.
+    A renewal is three round trips, and more while others are at it: for some dozen processes.
     """
+
+    per_second = PER_SECOND
 
     def __init__(self, client: Any, *, prefix: str = "/geventpool/fleet") -> None:
         if not isinstance(prefix, str) or not prefix.startswith("/"):

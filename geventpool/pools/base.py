@@ -75,7 +75,6 @@ class BasePool(PoolExtension[C]):
     #: It is a part of a manager, which is in ``geventpool.pools()``, counts the callers that get no
     #: connection, and has a line in the log for each server that is away.
     _is_managed = False
-    _named_after: type | None = None  # if it is given no name; None: its own class
 
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)
@@ -103,8 +102,8 @@ class BasePool(PoolExtension[C]):
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")
         self.has_salvage = self._overrides("_salvage_connection")
-        self._has_socket = self._overrides("_socket")
-        self._has_fileno = self._overrides("_fileno") and not self._has_socket
+        self.has_socket = self._overrides("_socket")
+        self._has_fileno = self._overrides("_fileno") and not self.has_socket
         self.socket_hook = "_fileno" if self._has_fileno else "_socket"
         self._connect: Callable[..., C] | None = settings.connect
         self._leases: weakref.WeakKeyDictionary[Any, dict[Any, SharedConnection[C]]]
@@ -258,7 +257,7 @@ class BasePool(PoolExtension[C]):
 
     def _make_probe(self, conn: Any, ask: Callable[[Any], Any]) -> sockets.Probe | None:
         """What looks at *conn*; by ``ask(conn)`` it asks the hook, and does not keep the pool."""
-        asked = ask if self._has_socket or self._has_fileno else sockets.carriers
+        asked = ask if self.has_socket or self._has_fileno else sockets.carriers
         return sockets.watch(conn, asked, guarded=not self._may_poll)
 
     def _seems_alive(self, *key_and_conn: Any) -> bool:
@@ -282,7 +281,7 @@ class BasePool(PoolExtension[C]):
 
     def _should_hint(self) -> bool:
         """Whether to say, once, that the pool is blind and which hook would help."""
-        knows = self._has_socket or self._has_fileno or self.has_is_alive
+        knows = self.has_socket or self._has_fileno or self.has_is_alive
         asks = self.keepalive is not None or self.check_after is not None
         if knows or asks or "blind" in self.warned:
             return False

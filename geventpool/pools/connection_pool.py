@@ -186,7 +186,8 @@ class ConnectionPool(BasePool[C]):
             limits=self._limits,
             lifo=order == "lifo" or (order is None and min_size < size),
         )
-        plain = not (self.has_is_alive or self.has_reset or max_uses is not None)
+        resets = self.has_reset and not self._can_tell_what_needs_reset()
+        plain = not (self.has_is_alive or resets or max_uses is not None)
         bucket.allow_fast_path(
             self._runtime.ident if plain and not self.listening else 0,
             min((each for each in (idle_timeout, check_after) if each is not None), default=None),

@@ -87,6 +87,9 @@ class PoolExtension(Generic[C]):
     _runtime: Runtime
     slots_by_id: dict[int, ConnectionSlot]
 
+    #: What it is called after if it is given no name; None: its own class.
+    _named_after: type | None = None
+
     def _all_buckets(self) -> Sequence[PoolBucket]:
         raise NotImplementedError
 
@@ -283,6 +286,27 @@ class PoolExtension(Generic[C]):
         that is not theirs.  Does not switch."""
         if (bucket := self._bucket_of(*key)) is not None:
             bucket.note_error(error)
+
+    # Resets
+
+    def _needs_reset(self, conn: C) -> bool:
+        """Whether ``_reset_connection`` has anything to do for *conn*, whose use has ended in good
+        order.  For an adapter to override beside that hook, if it can tell without asking the
+        server: what needs none goes to the next caller at once.
+
+        Must not switch, and counts as true if it raises.  A subclass that overrides the other hook
+        alone has it called at each return.
+        """
+        return True
+
+    def _can_tell_what_needs_reset(self) -> bool:
+        """Whether ``_needs_reset`` speaks for this very ``_reset_connection``."""
+        for each in (self, *type(self).__mro__):
+            if "_needs_reset" in vars(each):
+                return each is not PoolExtension
+            if "_reset_connection" in vars(each):
+                return False
+        return False
 
     # Hang-ups, listeners, the log
 

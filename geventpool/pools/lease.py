@@ -137,7 +137,7 @@ class Lease:
                 if (
                     now < slot.fast_path_until
                     and bucket.fast_path_thread == clock.get_ident()
-                    and (not slot.looks_on_return or slot.is_quiet_again(self._conn))
+                    and (not slot.looks_on_return or slot.comes_back_clean(self._pool, self._conn))
                 ):
                     used = now - slot.since
                     counts = bucket.use_counts

@@ -54,6 +54,10 @@ class Probe(Protocol):
 
     def __call__(self, conn: Any) -> object: ...
 
+    def untouched(self, conn: Any) -> bool:
+        """Whether nothing is to be found against *conn* without asking the system: it is open and
+        carried by what it was, as far as it says, and no wait on it was cut short."""
+
     def why_gone(self, conn: Any) -> str | None:
         """Why *conn* is not what it was, CLOSED or REPLACED, or None.
 
@@ -178,6 +182,12 @@ class _SocketProbe(weakref.ref):  # type: ignore[type-arg]
         """Whether *carrier* is what it looks at."""
         return _dereference(self) is carrier
 
+    def untouched(self, conn: Any = None) -> bool:
+        sock = _dereference(self)
+        if sock is None or sock.fileno() != self.descriptor:
+            return False
+        return not (self.guarded and sock.cut_short)
+
     def why_gone(self, conn: Any = None) -> str | None:
         sock = _dereference(self)
         return CLOSED if sock is None or sock.fileno() != self.descriptor else None
@@ -222,6 +232,10 @@ class _TLSProbe(_SocketProbe):
         super().__init__(sock)  # type: ignore[call-arg]
         self.verdict = None
 
+    def untouched(self, conn: Any = None) -> bool:
+        sock = _dereference(self)
+        return self.verdict is None and super().untouched() and sock._sslobj is not None
+
     def __call__(self, conn: Any = None) -> object:
         sock = _dereference(self)
         if self.verdict is not None or sock is None or sock.fileno() != self.descriptor:
@@ -263,6 +277,9 @@ class _DescriptorProbe:
     def is_for(self, carrier: Any) -> bool:
         return isinstance(carrier, int) and carrier == self.descriptor
 
+    def untouched(self, conn: Any = None) -> bool:
+        return self._identity is not None
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         return () if self._identity is None else (self.descriptor,)
@@ -303,6 +320,16 @@ class _ObjectProbe:
         except Exception:
             return CLOSED
         return next((why for part in self._parts if (why := part())), None)
+
+    def untouched(self, conn: Any) -> bool:
+        try:
+            carrier = self._ask(conn)
+            only = self._only
+            if only is not None:
+                return bool(only.is_for(carrier) and only.untouched())  # nearly always
+            return not self._compare(carrier) and all(part.untouched() for part in self._parts)
+        except Exception:
+            return False
 
     def why_gone(self, conn: Any) -> str | None:
         try:

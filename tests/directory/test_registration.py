@@ -119,6 +119,8 @@ def test_it_is_tried_again_while_the_directory_is_away(
     assert registration.wait(10)
     assert registration.error is None
     assert len([each for each in caplog.messages if "is not announced" in each]) == 1
+    board.entry.trouble = trouble
+    until(lambda: not registration.announced)
 
 
 def test_one_that_cannot_be_removed_is_told_of_and_let_go(
@@ -139,6 +141,28 @@ def test_a_caller_that_is_killed_as_it_closes_has_it_removed_all_the_same(board:
     gevent.sleep(0)
     closing.kill()
     until(lambda: board.entry.withdrawn == 1)
+
+
+def test_it_is_removed_once_nothing_else_is_under_way(board: Board) -> None:
+    order: list[str] = []
+
+    class Slow(Entry):
+        def keep(self) -> None:
+            try:
+                gevent.sleep(600)
+            finally:
+                gevent.sleep(0.01)  # a connection is closed, say
+                order.append("kept")
+
+        def withdraw(self) -> None:
+            order.append("withdrawn")
+
+    board.entry = Slow()
+    registration = board.register("web", A)
+    assert registration.wait(10)
+    gevent.sleep(0.05)
+    registration.close()
+    assert order == ["kept", "withdrawn"]
 
 
 def test_all_are_closed_together(board: Board) -> None:

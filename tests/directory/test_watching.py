@@ -219,6 +219,18 @@ def test_a_watch_that_ends_begins_anew(watch: Any) -> None:
     assert resolver.resolve("web") == AddressGroup.of(A)
 
 
+def test_one_that_stays_away_is_asked_less_and_less_often(watch: Any) -> None:
+    board = Board(web=[A])
+    board.fail(OSError("no route"))
+    resolver = watch(board, backoff=Backoff(first=0.001, factor=20.0, longest=60.0, jitter=0))
+    with pytest.raises(ConnectError):
+        resolver.resolve("web")
+    until(lambda: board.begun == 3)  # after 1 ms, and 20 ms; the next are 0.4 s and 8 s later
+    gevent.sleep(0.1)
+    assert board.begun <= 4
+    assert resolver._services["web"].error.__traceback__ is None  # what is kept holds no frame
+
+
 def test_what_a_handler_of_the_log_raises_ends_no_watch(
     watch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

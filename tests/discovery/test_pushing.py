@@ -9,9 +9,11 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from geventpool.addresses import Address, AddressGroup
 from geventpool.discovery import Watcher
+from geventpool.discovery import watcher as module
 from support.waiting import until
 
 A, B, C = Address("10.0.0.1", 80), Address("10.0.0.2", 80), Address("10.0.0.3", 80)
@@ -99,6 +101,29 @@ def test_a_change_that_is_yet_to_hold_is_looked_at_again(heard: list[Any]) -> No
         resolver.asked.clear()
         gevent.sleep(0.05)
         assert len(resolver.asked) <= 1  # that it is settled
+
+
+def test_what_takes_long_to_say_is_told_when_it_is_there(
+    heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Pushing):
+        said = Event()
+
+        def resolve(self, name: str, /) -> AddressGroup:
+            self.said.wait()
+            return super().resolve(name)
+
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    resolver = Slow(web=[A])
+    resolver.said.set()
+    with watcher_of(resolver, heard, interval=0.01):
+        resolver.said.clear()
+        resolver.push("web", B)
+        gevent.sleep(0.05)
+        assert not heard
+        resolver.said.set()
+        until(lambda: heard)
+        assert heard == [("web", {B}, {A})]
 
 
 def test_many_pushes_are_one_look(heard: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -386,3 +387,28 @@ def test_what_the_store_knows_of_a_process_grows_old_while_it_is_away(
         with pytest.raises(Away):
             process.limit.renew()
         assert (process.limit.stats().age or 0) > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_loss", ["floor", "keep", "stop"])
+def test_one_that_got_nothing_has_its_floor_a_lease_after_the_store_is_lost(
+    server: EchoServer, store: Store, on_loss: Any
+) -> None:
+    with Process(server, store, lease=2.0) as one:
+        one.hold(10)
+        with Process(server, store, lease=2.0, on_loss=on_loss) as other:
+            until(lambda: other.limit.members == 2)
+            assert other.limit.maximum == 0  # all is held by the one
+            store.away = True
+            until(lambda: other.limit.lost_at is not None)
+            lost_at = other.limit.lost_at
+            assert lost_at is not None
+            while time.monotonic() < lost_at + 1.9:
+                assert other.limit.maximum == 0
+                gevent.sleep(0.01)
+            if on_loss == "stop":
+                gevent.sleep(1.5)
+                assert other.limit.maximum == 0
+            else:
+                until(lambda: other.limit.maximum == 1)
+                other.pool.release(other.pool.acquire())

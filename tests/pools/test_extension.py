@@ -367,3 +367,70 @@ def test_what_a_probe_of_the_adapter_s_own_calls_cut_short_is_salvaged():
             assert again is conn
         assert salvaged == [(conn, None)]
         assert pool.stats().salvaged == 1
+
+
+# Resets
+
+
+class Telling(ConnectionPool[Any]):
+    """An adapter that can tell what needs a reset."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.resets = 0
+        self.needs: Any = False
+        super().__init__(1, **settings)
+
+    def _socket(self, conn: Any) -> Any:
+        return conn
+
+    def _needs_reset(self, conn: Any) -> bool:
+        if isinstance(self.needs, Exception):
+            raise self.needs
+        return bool(self.needs)
+
+    def _reset_connection(self, conn: Any) -> None:
+        self.resets += 1
+
+
+class Further(Telling):
+    """Of a user's, who knows nothing of the other hook."""
+
+    def _reset_connection(self, conn: Any) -> None:
+        super()._reset_connection(conn)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "needs", "resets"),
+    [(Telling, False, 0), (Telling, True, 3), (Telling, ValueError("?"), 3), (Further, False, 3)],
+    ids=["needs none", "needs one", "raises", "overridden alone"],
+)
+def test_what_needs_no_reset_goes_to_the_next_caller_without_one(kind, needs, resets, by_hand):
+    with EchoServer() as server, kind(connect=SocketFactory(server.address)) as pool:
+        pool.needs = needs
+        for _ in range(3):
+            if by_hand:
+                pool.release(pool.acquire())
+            else:
+                with pool.get():
+                    pass
+
+        assert pool.resets == resets
+        assert (pool.stats().opened, pool.stats().released) == (1, 3)
+
+
+def test_after_an_exception_it_is_reset_whether_or_not_it_seems_to_need_that():
+    with EchoServer() as server, Telling(connect=SocketFactory(server.address)) as pool:
+        with pytest.raises(ValueError, match="a bug"), pool.get():
+            raise ValueError("a bug")
+
+        assert pool.resets == 1
+
+
+def test_what_needs_no_reset_and_was_cut_short_is_not_handed_out_again():
+    with EchoServer() as server, Telling(connect=SocketFactory(server.address)) as pool:
+        with pool.get() as conn, gevent.Timeout(0.001, False):
+            conn.recv(1)
+        with pool.get() as other:
+            assert other is not conn
+        assert pool.resets == 0

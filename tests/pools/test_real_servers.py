@@ -189,7 +189,7 @@ def test_a_query_of_psycopg2_cut_short_leaves_its_answer_to_no_other(
 
     def query(conn: Any, number: int, slow: bool) -> Any:
         with conn.cursor() as cursor:
-            cursor.execute("select %s::int, pg_sleep(%s)", (number, 0.1 * slow))
+            cursor.execute("select %s::int, pg_sleep(%s)", (number, 1.0 * slow))
             return cursor.fetchone()[0]
 
     def body(conn: Any, number: int) -> Any:

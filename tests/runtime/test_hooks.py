@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from geventpool import Backoff, ConnectionPool, PoolClosed, PoolListener, PoolTimeout
 from support import named
@@ -157,30 +158,30 @@ def test_a_backoff_whose_rng_fails_waits_without_jitter(drawn: Callable[[], Any]
     pool.close()
 
 
-def slow_listener(what: str) -> PoolListener:
-    listener = PoolListener()
-    setattr(listener, what, lambda event: gevent.sleep(1.0))
-    return listener
-
-
 @pytest.mark.parametrize(
     "what", ["connection_created", "connection_recycled", "connection_disposed"]
 )
 def test_a_listener_that_takes_its_time_holds_up_no_dial(what: str) -> None:
-    maker = Maker()
-    pool = ConnectionPool(100, connect=maker, max_overflow=4, listeners=[slow_listener(what)])
-    with gevent.Timeout(0.9):
-        pool.fill()
-        pool.drain()
-        maker.wait_until(lambda: maker.opened >= 200 and len(maker.open) == 100)
-    pool.close(timeout=0)
-    gevent.sleep(1.1)
+    maker, listener, end = Maker(), PoolListener(), Event()
+    setattr(listener, what, lambda event: end.wait())
+    pool = ConnectionPool(100, connect=maker, max_overflow=4, listeners=[listener])
+    try:
+        with gevent.Timeout(20):
+            pool.fill()
+            pool.drain()
+            maker.wait_until(lambda: maker.opened >= 200 and len(maker.open) == 100)
+        pool.close(timeout=0)
+    finally:
+        end.set()
+        gevent.idle()
 
 
 def test_a_log_handler_that_takes_its_time_holds_up_no_dial() -> None:
+    end = Event()
+
     class Slow(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            gevent.sleep(0.5)
+            end.wait()
 
         def acquire(self) -> None:  # each by itself
             pass
@@ -193,15 +194,17 @@ def test_a_log_handler_that_takes_its_time_holds_up_no_dial() -> None:
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     try:
-        with gevent.Timeout(0.4):
+        with gevent.Timeout(20):
             pool = ConnectionPool(80, connect=maker, name="slowly logged")
             pool.fill()
             pool.dispose()
             maker.wait_until(lambda: maker.opened == 160 and len(maker.open) == 80)
-        gevent.sleep(0.6)
+        end.set()
+        gevent.idle()
         log.setLevel(logging.WARNING)
         pool.close()
     finally:
+        end.set()
         log.removeHandler(handler)
         log.setLevel(logging.NOTSET)
 

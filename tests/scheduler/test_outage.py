@@ -161,6 +161,15 @@ def test_a_failure_of_long_ago_after_which_nothing_was_dialed_counts_for_nothing
     assert not world.notes.down
 
 
+def test_a_bucket_whose_first_dial_is_under_way_refuses_no_caller():
+    world = World()
+    bucket = world.bucket(1, down_after=3.0)
+    world.enqueue(bucket)
+    assert bucket.connecting
+
+    assert world.scheduler.refusal(bucket, world.now) is None
+
+
 def test_no_place_to_dial_is_not_down():
     world = World()
     limit = Limit(1)

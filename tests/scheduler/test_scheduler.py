@@ -329,6 +329,20 @@ def test_a_caller_that_comes_finds_nothing_idle_while_others_wait(world: World) 
     assert world.scheduler.try_checkout(bucket, world.now) is None
 
 
+def test_each_hand_over_to_a_crowd_counts_as_a_use(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    for _ in range(3):
+        world.enqueue(bucket)
+
+    uses = [slot.uses]
+    for _ in range(3):
+        world.release(slot)
+        uses.append(slot.uses)
+
+    assert uses == [1, 2, 3, 4]
+
+
 def test_a_waiter_served_something_unfit_goes_back_to_where_it_stood(world: World) -> None:
     bucket = world.full(3)
     held = [world.checkout(bucket) for _ in range(3)]
@@ -596,6 +610,19 @@ def test_claims_of_those_that_have_no_use_for_a_place_any_more_are_the_next_ones
     assert limit._coming == 0
 
 
+def test_a_waiter_that_is_back_in_line_still_has_its_deadline(world: World) -> None:
+    bucket = world.full(1)
+    world.checkout(bucket)
+    ticket = world.scheduler.next_ticket()
+    world.enqueue(bucket)
+
+    back = world.enqueue(bucket, 5.0, ticket=ticket)
+
+    assert world.scheduler.next_deadline() == world.now + 5
+    world.scheduler.expire(world.now + 5)
+    assert back.expired
+
+
 def test_a_wait_that_expires_opens_the_fast_path_again(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
@@ -804,6 +831,16 @@ def test_a_place_that_was_claimed_before_the_pause_begins_is_not_dialed_in_it(wo
     assert not world.notes.dials
 
 
+def test_a_success_that_was_dialed_before_the_last_failure_ends_no_pause() -> None:
+    window = DialWindow(16, Backoff(first=1.0, longest=8.0, jitter=0.0))
+    window.failed(9.0, 10.0)
+
+    window.opened(8.0, 10.5)
+
+    assert window.failing
+    assert window.width == 1
+
+
 def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: World) -> None:
     bucket = world.bucket(2, 2)
     for _ in range(3):
@@ -920,6 +957,20 @@ def test_an_expired_slot_is_not_handed_out_and_not_kept_on_return(world: World) 
     world.release(held)
 
     assert world.notes.reasons == [Reason.EXPIRED] * 2
+
+
+def test_where_there_is_room_the_reaper_closes_what_has_expired_after_its_replacement_is_open(
+    world: World,
+) -> None:
+    bucket = world.full(1, max_overflow=2, max_lifetime=10.0)
+    world.now += 10
+
+    world.scheduler.reap(bucket, world.now)
+    assert len(world.notes.dials) == 1
+    assert not world.notes.closes
+    world.open_all()
+
+    assert world.notes.reasons == [Reason.EXPIRED]
 
 
 def test_what_is_found_expired_at_hand_out_is_replaced_while_it_closes(world: World) -> None:
@@ -1094,6 +1145,19 @@ def test_checks_leave_callers_every_other_idle_slot(world: World) -> None:
     assert bucket.idle == 3
 
 
+def test_what_was_idle_for_less_than_the_keepalive_is_not_checked_before_it_is_due(
+    world: World,
+) -> None:
+    bucket = world.full(2)
+    world.now += 3
+
+    assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now + 2
+    assert not world.notes.checks
+    world.checkout(bucket)
+    world.checkout(bucket)
+    assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now + 5
+
+
 def test_a_checked_slot_returns_to_its_place_among_the_idle(world: World) -> None:
     bucket = world.bucket(5, 5)
     while world.notes.dials:
@@ -1160,6 +1224,25 @@ def test_an_overflow_slot_is_closed_on_return_when_no_caller_waits(world: World)
 
 
 # Limits that change
+
+
+def test_an_overflow_slot_goes_to_its_own_waiter_where_another_bucket_waits_as_well(
+    world: World,
+) -> None:
+    total = Limit(2)
+    bucket = world.bucket(1, max_overflow=1, limits=(total,))
+    other = world.bucket(1, name="other", limits=(total,))
+    for _ in range(2):
+        world.enqueue(bucket)
+    slots = [world.open_one() for _ in range(2)]
+    first = world.enqueue(bucket)
+    world.enqueue(other)
+    assert bucket.open > bucket.size
+    assert bucket.crowded
+
+    world.release(slots[0])
+
+    assert first.slot is slots[0]
 
 
 def test_a_shared_limit_lowered_closes_idle_ones_now_and_others_on_return(world: World) -> None:

@@ -86,7 +86,7 @@ class PooledWrapper:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return (self.alias, *(self.settings_dict.get(each) for each in _IDENTITY))
+        return (self.alias, *map(self.settings_dict.get, _IDENTITY))
 
     def close_pool(self) -> None:
         """Close the pool, as Django does before it drops a test database; a query makes another."""
@@ -97,7 +97,7 @@ class PooledWrapper:
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        if self.pool is not None:
+        if _pool_of(self.connection) is not None:
             self.close_at = 0.0  # it is due back at the end of the request
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -110,7 +110,7 @@ class PooledWrapper:
         except PoolUnavailable as error:
             raise OperationalError(str(error)) from error
         greenlet = getcurrent()
-        if self.pool is not None and isinstance(greenlet, Greenlet):
+        if _pool_of(conn) is not None and isinstance(greenlet, Greenlet):
             give_back = _at_the_end(ref(self), conn)
             greenlet.link(give_back)
             self._holder = greenlet, give_back
@@ -124,7 +124,7 @@ class PooledWrapper:
         holder, self._holder = self._holder, None
         if holder is not None:
             holder[0].unlink(holder[1])
-        pool = getattr(self.connection, "_pool", None)
+        pool = _pool_of(self.connection)
         if pool is None:
             super()._close()  # type: ignore[misc]
             return
@@ -140,7 +140,7 @@ class PooledWrapper:
     def note_error(self, error: Exception) -> None:
         """Remember an error of a statement's, which Django may deal with long before it closes the
         connection, if it says that this, or the server, is not to be used any more."""
-        pool = None if self.connection is None else self.pool
+        pool = _pool_of(self.connection)
         if pool is None:
             return
         verdict = pool._classify_error(error)
@@ -159,7 +159,7 @@ class PooledWrapper:
             self.connection is not None
             and not self.in_atomic_block
             and not self.allow_thread_sharing
-            and self.pool is not None
+            and _pool_of(self.connection) is not None
             and self._is_cut_short()
         ):
             self.close()
@@ -217,6 +217,11 @@ class _ErrorWrapper(DatabaseErrorWrapper):  # type: ignore[misc]
         if isinstance(exc, Exception):
             self.wrapper.note_error(exc)
         super().__exit__(exc_type, exc, traceback)
+
+
+def _pool_of(conn: Any) -> Any:
+    """What *conn* was acquired from; None if that was no pool."""
+    return getattr(conn, "_pool", None)
 
 
 def _at_the_end(wrapper: Any, conn: Any) -> Callable[[Any], None]:
