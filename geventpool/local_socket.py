@@ -18,6 +18,7 @@ from typing import Any
 
 import gevent
 from gevent import socket
+from gevent.monkey import get_original
 
 __all__ = ["Listener", "ask", "run_directory"]
 
@@ -26,6 +27,8 @@ _BACKLOG = 128
 _LONGEST_LINE = 1 << 16
 _CHUNK = 1 << 16
 
+#: In a patched program that of ``os`` waits for the hub.
+_close = get_original("os", "close")
 _all: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
@@ -72,6 +75,7 @@ class Listener:
             path.unlink(missing_ok=True)
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.bind(str(path))
+            self._file = _identity(path)
             path.chmod(0o600)
             self._socket.listen(_BACKLOG)
         except BaseException:
@@ -82,9 +86,12 @@ class Listener:
 
     def close(self) -> None:
         """Answer no longer, and take the socket away; again, it does nothing.  Does not block."""
-        if self._socket.fileno() >= 0 and self._pid == os.getpid():  # else a child has a copy
+        if self._pid != os.getpid():
+            self._leave()
+        elif self._socket.fileno() >= 0:
             with suppress(OSError):
-                self.path.unlink()
+                if _identity(self.path) == self._file:  # else it is that of another by now
+                    self.path.unlink()
         self._give_up()
 
     def _accept(self, answer: Callable[[Any], Any]) -> None:
@@ -103,7 +110,19 @@ class Listener:
             self._socket.close()
         lock, self._lock = self._lock, None
         if lock is not None:
-            os.close(lock)  # last: from now on another may listen
+            _close(lock)  # last: from now on another may listen
+
+    def _leave(self) -> None:
+        """In a child, which may run no hub: gevent would leave the copy open until that runs, for
+        the sake of what waits at it, and the parent's place would be held for as long."""
+        if self._socket.fileno() >= 0:
+            _close(self._socket.detach())
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells the file at *path* from another one there."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
 def _locked(path: Path) -> int:

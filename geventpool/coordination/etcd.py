@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 from base64 import b64encode
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -10,13 +11,14 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
-from geventpool.coordination.json_api import ApiError, JsonConnection
+from geventpool.coordination.json_api import ApiError, JsonConnection, check_header
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
 __all__ = ["EtcdGateway", "text64"]
 
 _TIMEOUT = 4.0  # seconds for a connect, and for an answer
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header: a token of RFC 9110
 
 
 class EtcdGateway:
@@ -30,7 +32,7 @@ class EtcdGateway:
         self, target: object, *, tls: Any = False, headers: Mapping[str, str] | None = None
     ) -> None:
         self.target = target
-        self._headers = {"Content-Type": "application/json", **(headers or {})}
+        self._headers = {"Content-Type": "application/json", **_checked(headers)}
         self._dial = SocketFactory(target, tls=tls, connect_timeout=_TIMEOUT, read_timeout=_TIMEOUT)
         # One is enough for it; the second is for an answer that was given up and is still due.
         self._pool = ConnectionPool(
@@ -75,6 +77,19 @@ class EtcdGateway:
 def text64(text: str | bytes) -> str:
     """As the gateway takes keys and values."""
     return b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def _checked(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Raises TypeError or ValueError, which shows no value."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping, not of type {type(headers).__name__}")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"headers must have names of headers, not {name!r}")
+        check_header(f"headers[{name!r}]", value)
+    return headers
 
 
 def _connect(dial: SocketFactory) -> JsonConnection:

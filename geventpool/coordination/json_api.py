@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-__all__ = ["ApiError", "JsonConnection"]
+__all__ = ["ApiError", "JsonConnection", "check_header"]
 
 _LONGEST = 200  # characters of an answer that is shown
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+def check_header(name: str, value: object) -> None:
+    """Raises TypeError or ValueError if *value* cannot be sent as that of a header.
+
+    The error says *name*, and nothing of the value, which may be a secret: http.client's own has
+    all of it.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not of type {type(value).__name__}")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"{name} must be Latin-1 text without line ends or control characters")
 
 
 class ApiError(OSError):
@@ -64,6 +78,8 @@ class JsonConnection(http.client.HTTPConnection):
     def _send(
         self, path: str, headers: Mapping[str, str], silence: float, question: Any
     ) -> http.client.HTTPResponse:
+        for name, value in headers.items():
+            check_header(f"the header {name}", value)
         if self.sock is None:
             self.connect()
         self.sock.settimeout(silence)

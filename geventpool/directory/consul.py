@@ -12,7 +12,8 @@ from urllib.parse import quote, urlencode
 import gevent
 
 from geventpool.addresses import AnyAddress, UnixAddress, address
-from geventpool.coordination.json_api import ApiError, JsonConnection
+from geventpool.coordination.json_api import ApiError, JsonConnection, check_header
+from geventpool.directory.member import weight_of
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
 from geventpool.pools.extension import check_seconds
@@ -76,6 +77,10 @@ class ConsulResolver(WatchingResolver):
         question += [("filter", filter)] if filter is not None else []
         question += [("dc", datacenter)] if datacenter is not None else []
         question += [(consistency, "1")] if consistency != "default" else []
+        if token is not None:
+            check_header("token", token)
+            if not token:
+                raise ValueError("token must not be empty; None sends none")
         headers = {} if token is None else {"X-Consul-Token": token}
         super().__init__(_Source(target, tls, headers, question, wait), **settings)
 
@@ -148,16 +153,12 @@ def _members(instances: list[Any]) -> Members:
         try:
             statuses = {check["Status"] for check in each.get("Checks") or ()}
             if statuses <= {"passing", "warning"}:
-                weight = _weight(each["Service"], "Warning" if "warning" in statuses else "Passing")
-                found[_address(each)] = weight
+                weights = each["Service"].get("Weights") or {}
+                weight = weights.get("Warning" if "warning" in statuses else "Passing", 1.0)
+                found[_address(each)] = weight_of(weight)
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return found
-
-
-def _weight(service: Mapping[str, Any], of: str) -> float:
-    weight = (service.get("Weights") or {}).get(of, 1)
-    return float(weight) if isinstance(weight, (int, float)) and weight >= 0 else 1.0
 
 
 def _address(instance: Mapping[str, Any]) -> AnyAddress:

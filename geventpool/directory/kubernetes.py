@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 import gevent
 
 from geventpool.addresses import AnyAddress, UnixAddress, address
-from geventpool.coordination.json_api import ApiError, JsonConnection
+from geventpool.coordination.json_api import ApiError, JsonConnection, check_header
 from geventpool.directory.endpoint_slices import ServiceName, addresses_in
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
@@ -109,7 +109,9 @@ class _Api:
 
     def headers(self) -> dict[str, str]:
         """By the token of now."""
-        return {"Accept": "application/json", "Authorization": f"Bearer {self._token()}"}
+        token = self._token()
+        check_header("token", token)
+        return {"Accept": "application/json", "Authorization": f"Bearer {token}"}
 
 
 class _Source:
@@ -221,9 +223,10 @@ def _target_of_pod() -> tuple[str, int]:
 
 
 def _reader(path: str | os.PathLike[str]) -> Callable[[], str]:
-    _read(path)  # that there is none is said now
+    check_header("token", _read(path))  # that there is none is said now
     return lambda: _read(path)
 
 
 def _read(path: str | os.PathLike[str]) -> str:
-    return Path(path).read_text(encoding="utf-8").strip()
+    # As HTTP sends it.  An error of a decoder would have all that it has read, a token, too.
+    return Path(path).read_text(encoding="latin-1").strip()

@@ -4,19 +4,20 @@ Below the folder of a service each process of a server has an entry, as ``10.0.0
 It holds ``{"address": "10.0.0.1:443", "weight": 2.0}``.  What other systems write is read as well:
 an entry that holds the address as plain text, or nothing and has it for its name; a JSON object
 with *host* or *address* and *port* (Curator), *Addr* (gRPC's for etcd), or a *serviceEndpoint*
-(Finagle's ServerSets); in such an object *weight* is optional.
+(Finagle's ServerSets); in such an object *weight* is optional, and one that is no number from 0 on counts as 1.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from geventpool.addresses import Address, AnyAddress, address
 from geventpool.pools.extension import check_text
 
-__all__ = ["check_name", "member_of", "read_member", "write_member"]
+__all__ = ["check_name", "member_of", "read_member", "weight_of", "write_member"]
 
 
 def check_name(name: str) -> None:
@@ -51,12 +52,18 @@ def read_member(entry: str, held: bytes) -> tuple[AnyAddress, float] | None:
         parsed = json.loads(text) if text.startswith("{") else text or entry
         if isinstance(parsed, str):
             return address(parsed), 1.0
-        weight = parsed.get("weight", 1.0)
-        if isinstance(weight, bool) or not 0 <= float(weight) < float("inf"):
-            weight = 1.0
-        return _address_in(parsed, entry), float(weight)
+        return _address_in(parsed, entry), weight_of(parsed.get("weight", 1.0))
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def weight_of(said: Any) -> float:
+    """The weight that a directory says a server has; 1.0 if that is none."""
+    try:
+        weight = 1.0 if isinstance(said, bool) else float(said)
+    except (TypeError, ValueError, OverflowError):
+        return 1.0
+    return weight if 0 <= weight < math.inf else 1.0
 
 
 def _address_in(found: Mapping[str, Any], entry: str) -> AnyAddress:

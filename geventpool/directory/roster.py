@@ -40,6 +40,7 @@ class Roster:
     def update(self, members: Mapping[AnyAddress, float], now: float) -> bool:
         """The directory has these, by address with their weights.  Whether that is a change."""
         before = self.group(now)
+        group = _group(members) if members else None  # what this raises changes nothing
         for each, weight in self._members.items():
             if each not in members:
                 self._left[each] = weight, now
@@ -50,8 +51,8 @@ class Roster:
             for each, (weight, at) in self._left.items()
             if each not in members and now - at < _TOGETHER
         }
-        if members:
-            self._group, self._ends_at = _group(self._members), math.inf
+        if group is not None:
+            self._group, self._ends_at = group, math.inf
         elif self._left and not was_emptied:
             self._group = _group({each: weight for each, (weight, _) in self._left.items()})
             self._ends_at = now + self.keep_emptied

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import gevent
 from gevent import Timeout
@@ -46,6 +46,20 @@ class Service:
         self.asked_at = 0.0
         self.subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self.greenlet: gevent.Greenlet[..., None] | None = None
+        self.callers = 0  # that wait for its first answer
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a caller waits for it just now, or has subscribed to it."""
+        return bool(self.callers or self.subscriptions)
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        self.callers += 1
+        try:
+            yield
+        finally:
+            self.callers -= 1
 
     def learn(self, members: Members, now: float) -> bool:
         """The directory has answered.  Whether that has emptied the service."""

@@ -73,9 +73,7 @@ class WatchingResolver:
         self._source = source
         self._clock = clock
         self._services: dict[str, Service] = {}
-        self._hub: Any = gevent.get_hub()
-        self._finalizer = weakref.finalize(self, _dropped, self._services, source, self._hub)
-        self._finalizer.atexit = False
+        self._belong_to(gevent.get_hub())
         _resolvers.add(self)
 
     def resolve(self, name: str, /) -> AddressGroup:
@@ -89,7 +87,8 @@ class WatchingResolver:
         service = self._service(name)
         group = service.roster.group(service.asked_at)
         if group is None:
-            service.news.wait(self.timeout)  # not once there was an answer, or a failure
+            with service.waited_for():
+                service.news.wait(self.timeout)  # not once there was an answer, or a failure
             group = service.roster.group(self._clock())
         if group is None:
             raise self._failure(service)
@@ -111,7 +110,8 @@ class WatchingResolver:
         self._assert_here()
         self.closed = True
         if self._finalizer.detach() is not None:
-            _end(self._services, self._source)
+            # Apart: all of it ends, too, if this caller is killed meanwhile.
+            gevent.spawn(_end, self._services, self._source).join()
 
     def __enter__(self) -> WatchingResolver:
         return self
@@ -145,9 +145,15 @@ class WatchingResolver:
     def _assert_here(self) -> None:
         hub: Any = gevent.get_hub()
         if self._hub is None:  # forked by a thread that was not its own
-            self._hub = hub
+            self._finalizer.detach()  # it would turn to a hub that is not here
+            self._belong_to(hub)
         elif self._hub is not hub:
             raise WrongHub(f"{self!r} is another thread's: make one for each")
+
+    def _belong_to(self, hub: Any) -> None:
+        self._hub: Any = hub
+        self._finalizer = weakref.finalize(self, _dropped, self._services, self._source, hub)
+        self._finalizer.atexit = False
 
     def _watch(self, service: Service) -> None:
         service.greenlet = gevent.spawn(
@@ -156,7 +162,7 @@ class WatchingResolver:
 
     def _tidy(self, now: float) -> None:
         """Make room for one more."""
-        idle = [each for each in list(self._services.values()) if not each.subscriptions]
+        idle = [each for each in list(self._services.values()) if not each.in_use]
         idle.sort(key=lambda each: each.asked_at)
         surplus = len(idle) + 1 - self.max_names
         for number, each in enumerate(idle):
@@ -186,7 +192,7 @@ class WatchingResolver:
         if self._hub is not hub:  # of a thread that is not here
             self._hub = None
             for service in self._services.values():
-                service.greenlet = None
+                service.greenlet, service.callers = None, 0
             return
         fork.once(gevent.reinit, hub)
         for stray in strays:

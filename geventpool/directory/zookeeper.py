@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from gevent.event import Event
-from kazoo.exceptions import NodeExistsError, NoNodeError
+from kazoo.exceptions import NoAuthError, NodeExistsError, NoNodeError
 
 from geventpool.coordination.zookeeper import ZooKeeperSession
 from geventpool.directory.member import check_name, read_member
@@ -62,12 +63,18 @@ class _Source:
     def __init__(self, session: ZooKeeperSession, path: str) -> None:
         self._session = session
         self._path = path
+        # One for each name, however often it is watched anew: kazoo holds it for as long as one of
+        # its watches has not fired, and there is no way to take those back.
+        self._folders: WeakValueDictionary[str, _Folder] = WeakValueDictionary()
 
     def check(self, name: str) -> None:
         check_name(name)
 
     def watch(self, name: str) -> Generator[Members, None, None]:
-        folder = _Folder(self._session, f"{self._path}/{name}")
+        folder = self._folders.get(name)
+        if folder is None:
+            folder = self._folders[name] = _Folder(self._session, f"{self._path}/{name}")
+        folder.begin()
         while True:
             yield folder.read()
             folder.changed.wait()
@@ -85,11 +92,16 @@ class _Folder:
     def __init__(self, session: ZooKeeperSession, path: str) -> None:
         self.changed = Event()
         self._session = session
-        self._client = session.client()
         self._path = path
+        self._client: Any = None
         self._held: dict[str, bytes] = {}  # by the names of the nodes
         self._stale: set[str] = set()
-        self._watch = partial(self._has_changed, None)
+
+    def begin(self) -> None:
+        """Whatever was known before, all is to be read.  Raises ConnectionError."""
+        self._held.clear()
+        self._stale.clear()
+        self._client = self._session.client()
 
     def read(self) -> Members:
         """The servers.  Only what has changed is read again, and watched again.
@@ -101,37 +113,50 @@ class _Folder:
             raise ConnectionError(f"the connection to {self._session} was lost")
         entries = self._entries()
         self._held = {each: held for each, held in self._held.items() if each in entries}
-        self._read(entries - self._held.keys() | self._stale & entries)
+        self._stale &= entries
+        self._read(entries - self._held.keys() | self._stale)
         found = (read_member(entry, held) for entry, held in sorted(self._held.items()))
         return dict(each for each in found if each is not None)
 
     def _entries(self) -> set[str]:
         call, client, path = self._session.call, self._client, self._path
+        watch = _Watch(self, None)
         while True:
             try:
-                return set(call(client.get_children, path, watch=self._watch))
+                return set(call(client.get_children, path, watch=watch))
             except NoNodeError:
-                if call(client.exists, path, watch=self._watch) is None:
+                if call(client.exists, path, watch=watch) is None:
                     return set()
 
     def _read(self, entries: set[str]) -> None:
         """All of them are asked for before the first answer is awaited."""
         self._stale -= entries
         asked = [
-            (each, self._client.get_async(f"{self._path}/{each}", partial(self._has_changed, each)))
+            (each, self._client.get_async(f"{self._path}/{each}", _Watch(self, each)))
             for each in sorted(entries)
         ]
         for entry, answer in asked:
             try:
                 self._held[entry], _ = self._session.call(answer.get)
-            except NoNodeError:
-                self._held.pop(entry, None)  # the watch of the children tells of it, too
+            except (NoNodeError, NoAuthError):
+                self._held.pop(entry, None)  # it is gone, or not to be read by this process
 
-    def _has_changed(self, entry: str | None, event: object) -> None:
-        """Called by kazoo, in a greenlet of its own."""
+    def note(self, entry: str | None) -> None:
+        """This one is not what was read, or there are others by now (None)."""
         if entry is not None:
             self._stale.add(entry)
         self.changed.set()
+
+
+class _Watch(NamedTuple):
+    """What kazoo is given.  It keeps a set of them, so that of two that are equal it has one."""
+
+    folder: _Folder
+    entry: str | None
+
+    def __call__(self, event: object) -> None:
+        """Called by kazoo, in a greenlet of its own."""
+        self.folder.note(self.entry)
 
 
 class _Entry:

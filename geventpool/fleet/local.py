@@ -37,7 +37,8 @@ class LocalStore:
         self._listener: Listener | None = None
 
     def renew(self, report: Report) -> Grant:
-        """See Store.  Raises OSError, or ValueError if the process that answers ended midway."""
+        """See Store.  Raises OSError, or ValueError if the process that answers ended midway, or is
+        of another version and does not understand."""
         return Grant(*self._ask(renew=asdict(report)))
 
     def release(self, name: str, id: str) -> None:
@@ -53,21 +54,33 @@ class LocalStore:
     def _ask(self, **question: Any) -> Any:
         path = run_directory() / "fleet.sock"
         for _ in range(_TRIES):
+            listener = self._listener
             try:
-                return ask(path, _PATIENCE, **question)
+                return _understood(ask(path, _PATIENCE, **question))
             except (ConnectionRefusedError, FileNotFoundError):
                 pass  # no process listens, or not yet
+            if listener is self._listener:
+                self.close()  # its socket was taken away
             try:
                 self._listener = Listener(path, _answer_from(MemoryStore()), alone=True)
             except BlockingIOError:
                 gevent.sleep(_SOON)
-        return ask(path, _PATIENCE, **question)
+        return _understood(ask(path, _PATIENCE, **question))
 
 
 def _answer_from(store: MemoryStore) -> Any:
     def answer(question: dict[str, Any]) -> Any:
-        if "renew" in question:
-            return store.renew(Report(**question["renew"]))
-        return store.release(*question["release"])
+        try:
+            if "renew" in question:
+                return store.renew(Report(**question["renew"]))
+            return store.release(*question["release"])
+        except (KeyError, TypeError, ValueError) as error:  # of another version, say
+            return {"error": repr(error)}
 
+    return answer
+
+
+def _understood(answer: Any) -> Any:
+    if isinstance(answer, dict):
+        raise ValueError(f"the process that answers has not understood: {answer.get('error')}")
     return answer

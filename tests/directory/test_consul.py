@@ -97,6 +97,15 @@ def test_weights_are_those_of_the_instances(consul: SmallConsul, watch: Any) -> 
     assert watch(passing=False).resolve("web") == AddressGroup([[(9, A), (2, B)]])
 
 
+def test_a_weight_that_is_none_takes_no_server_away(consul: SmallConsul, watch: Any) -> None:
+    weights: list[Any] = [10**400, float("inf"), "heavy", None, -1]
+    for number, weight in enumerate(weights):
+        consul.register("web", ("10.0.0.1", 80 + number), weights={"Passing": weight})
+    consul.register("web", B, weights={"Passing": 2})
+    expected = [(1.0, ("10.0.0.1", 80 + number)) for number in range(len(weights))]
+    assert watch().resolve("web") == AddressGroup([[*expected, (2.0, B)]])
+
+
 def test_an_instance_without_an_address_has_that_of_its_node(
     consul: SmallConsul, watch: Any
 ) -> None:

@@ -36,6 +36,10 @@ ENTRY = "10.0.0.9:80"
         ({"address": "10.0.0.1:443", "weight": True}, A, 1.0),
         (b'{"address": "10.0.0.1:443", "weight": NaN}', A, 1.0),
         (b'{"address": "10.0.0.1:443", "weight": Infinity}', A, 1.0),
+        (b'{"address": "10.0.0.1:443", "weight": 1%s}' % (b"0" * 400), A, 1.0),
+        ({"address": "10.0.0.1:443", "weight": None}, A, 1.0),
+        ({"address": "10.0.0.1:443", "weight": "heavy"}, A, 1.0),
+        ({"address": "10.0.0.1:443", "weight": [2]}, A, 1.0),
     ],
 )
 def test_an_entry_is_read_in_each_spelling(held: Any, target: Any, weight: float) -> None:
@@ -53,7 +57,6 @@ def test_an_entry_is_read_in_each_spelling(held: Any, target: Any, weight: float
         (ENTRY, b'{"address": 3}'),
         (ENTRY, b'{"address": "10.0.0.1"}'),
         (ENTRY, b'{"address": "10.0.0.1", "port": "many"}'),
-        (ENTRY, b'{"address": "10.0.0.1:443", "weight": "heavy"}'),
         (ENTRY, b'{"serviceEndpoint": {}}'),
         (ENTRY, b'{"a":' * 100_000),
         ("lock", b'{"weight": 1}'),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+
+import pytest
 
 from geventpool.addresses import Address, AddressGroup, AnyAddress
 from geventpool.directory.roster import Roster
@@ -87,3 +90,13 @@ def test_a_service_that_is_emptied_can_be_believed_at_once() -> None:
     roster.update(members(A), 0.0)
     assert roster.update({}, 1.0)
     assert roster.group(1.0) is None
+
+
+def test_what_cannot_be_given_out_changes_nothing() -> None:
+    roster = Roster(300.0)
+    roster.update(members(A, B), 0.0)
+    with pytest.raises(ValueError, match="weight"):
+        roster.update({C: math.inf}, 1.0)
+    assert given_out(roster, 1.0) == {A, B}
+    assert not roster.update(members(A, B), 2.0)
+    assert given_out(roster, 2.0) == {A, B}

@@ -18,7 +18,7 @@ from geventpool.backoff import Backoff
 from geventpool.directory import WatchingResolver
 from geventpool.errors import ConnectError, NameNotFound, WrongHub
 from geventpool.testing import FakeClock
-from support.child import FORKS, Child
+from support.child import FORKS, Child, raw_fork
 from support.directories import Board
 from support.threads import in_thread
 from support.waiting import until
@@ -270,6 +270,24 @@ def test_close_ends_every_watch_and_then_the_source() -> None:
         resolver.resolve("web")
 
 
+def test_a_caller_that_is_killed_as_it_closes_leaves_nothing_open() -> None:
+    class Slow(Board):
+        def watch(self, name: str) -> Any:
+            try:
+                yield from super().watch(name)
+            finally:
+                gevent.sleep(0.05)  # it says goodbye, say
+
+    board = Slow(web=[A])
+    resolver = WatchingResolver(board)
+    resolver.resolve("web")
+    closing = gevent.spawn(resolver.close)
+    until(lambda: resolver.closed)
+    closing.kill()
+    assert not board.closed
+    until(lambda: board.closed == 1)
+
+
 def test_a_resolver_that_is_dropped_ends_its_greenlets_and_its_source() -> None:
     board = Board(web=[A])
     resolver = WatchingResolver(board)
@@ -310,6 +328,18 @@ def test_there_are_never_more_names_than_that(watch: Any, clock: FakeClock) -> N
     assert board.open == 3
 
 
+def test_a_name_that_a_caller_waits_for_is_not_ended_to_make_room(watch: Any) -> None:
+    board = Board(web=[A], mail=[B])
+    board.silent = True
+    resolver = watch(board, max_names=1)
+    asking = [gevent.spawn(resolver.resolve, name) for name in ("web", "mail")]
+    until(lambda: board.open == 2)
+    board.silent = False
+    board.write("web", A)
+    gevent.joinall(asking, timeout=10)
+    assert [each.value for each in asking] == [AddressGroup.of(A), AddressGroup.of(B)]
+
+
 @FORKS
 def test_a_child_watches_anew_and_knows_what_its_parent_knew(watch: Any, fork: Any) -> None:
     board = Board(web=[A])
@@ -328,6 +358,31 @@ def test_a_child_watches_anew_and_knows_what_its_parent_knew(watch: Any, fork: A
     assert Child(fork, child).result() == [str(AddressGroup.of(A)), 1]
     assert (board.open, board.begun) == (1, 1)
     subscription.close()
+
+
+def test_what_the_child_of_another_thread_drops_ends_there() -> None:
+    board = Board(web=[A])
+    resolvers = [WatchingResolver(board)]
+    resolvers[0].resolve("web")
+
+    def child() -> list[int]:
+        gevent.reinit()
+        board.begun = board.open = 0  # those of the parent do not run here
+        resolver = resolvers.pop()
+        resolver._services["web"].news.clear()
+        resolver.resolve("web")
+        until(lambda: board.open == 1, "a watch of its own")
+        dropped = weakref.ref(resolver)
+        del resolver
+        gc.collect()
+        assert dropped() is None
+        until(lambda: board.closed, "the end")
+        return [board.begun, board.open]
+
+    try:
+        assert in_thread(lambda: Child(raw_fork, child).result()) == [1, 0]
+    finally:
+        resolvers[0].close()
 
 
 # What is refused

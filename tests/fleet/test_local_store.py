@@ -20,8 +20,8 @@ from geventpool.fleet.local import LocalStore
 from geventpool.fleet.share import Report
 from geventpool.local_socket import Listener, ask
 from support import ROOT
-from support.child import FORKS, Child
-from support.waiting import until
+from support.child import FORKS, Child, close_now
+from support.waiting import until, until_readable
 
 #: Serves, as it is the first; its limit needs five of the ten.
 HOLDER = """
@@ -135,6 +135,75 @@ def test_a_child_asks_its_parent_and_keeps_no_place(
     store.close()  # while the child is there
     assert stores().renew(report("c", 1))[1:] != (2, epoch)
     assert child.result() == epoch
+
+
+@FORKS
+def test_a_child_that_runs_no_hub_keeps_no_place(
+    run_folder: Path, fork: Callable[[], int]
+) -> None:
+    run_folder.mkdir(mode=0o700)
+    path = run_folder / "one.sock"
+    first = Listener(path, lambda question: "first", alone=True)
+    assert ask(path, 5.0) == "first"  # by now it waits for the next one
+    go, going = os.pipe()
+    there, says = os.pipe()
+
+    def wait_without_a_hub() -> int:
+        os.write(says, b"x")
+        return len(os.read(go, 1))
+
+    child = Child(fork, wait_without_a_hub)
+    until_readable(there)
+    path.rename(run_folder / "two.sock")  # where it can be asked once it is closed
+    first.close()
+    gevent.sleep(0)  # gevent closes it in its hub
+    second = Listener(path, lambda question: "second", alone=True)
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            ask(run_folder / "two.sock", 5.0)
+        assert ask(path, 5.0) == "second"
+    finally:
+        second.close()
+        os.write(going, b"x")
+        assert child.result() == 1
+        for each in (go, going, there, says):
+            close_now(each)
+
+
+def test_a_place_whose_socket_was_taken_away_is_made_again(
+    stores: Callable[[], LocalStore], run_folder: Path
+) -> None:
+    first, second = stores(), stores()
+    epoch = first.renew(report("a", 1)).epoch
+    (run_folder / "fleet.sock").unlink()
+    with pytest.raises(OSError):
+        second.renew(report("b", 1))  # the place is taken, but not its own
+    assert first.renew(report("a", 2)).epoch != epoch
+    assert second.renew(report("b", 2)).members == 2
+
+
+def test_one_that_ends_takes_no_socket_away_that_is_not_its_own(run_folder: Path) -> None:
+    run_folder.mkdir(mode=0o700)
+    path = run_folder / "one.sock"
+    first = Listener(path, lambda question: "first")
+    second = Listener(path, lambda question: "second")
+    first.close()
+    assert ask(path, 5.0) == "second"
+    second.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "question", [{"renew": {"name": "db", "more": 1}}, {"renew": 5}, {"release": 5}, {"other": 1}]
+)
+def test_a_question_of_another_version_is_answered_and_harms_nothing(
+    stores: Callable[[], LocalStore], question: dict[str, object]
+) -> None:
+    store = stores()
+    epoch = store.renew(report("a", 1)).epoch
+    with pytest.raises(ValueError, match="has not understood"):
+        store._ask(**question)
+    assert store.renew(report("a", 2)).epoch == epoch
 
 
 def test_one_that_does_not_answer_costs_who_asks_no_time_of_its_processor(
