@@ -56,14 +56,13 @@ def _compiled(name: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def _is_stale() -> bool:
-    """Whether a source has changed since all was compiled, as it may in a tree that is installed in
-    place."""
-    if not (_ROOT / "setup.py").exists():
-        return False
-    built = min(file.stat().st_mtime for name in MODULES if (file := _compiled(name)))
-    sources = (_source_of(name).with_suffix(each) for name in MODULES for each in _SOURCES)
-    return any(each.stat().st_mtime > built for each in sources if each.exists())
+def _is_stale(name: str) -> bool:
+    """Whether a source of *name* has changed since that was compiled, as it may in a tree that is
+    installed in place."""
+    file = _compiled(name)
+    sources = (_source_of(name).with_suffix(each) for each in _SOURCES)
+    newest = max(each.stat().st_mtime for each in sources if each.exists())
+    return file is not None and newest > file.stat().st_mtime
 
 
 class _Compiled(ExtensionFileLoader):
@@ -93,8 +92,15 @@ class _Finder(MetaPathFinder):
 #: process, and would not fit to what is imported now.
 _earlier = [each for each in sys.meta_path if vars(type(each)).get("_is_geventpools")]
 
+_is_tree = (_ROOT / "setup.py").exists()
+
 #: Whether the compiled modules are what runs.
-COMPILED = not (PURE_PYTHON or _earlier or None in map(_compiled, MODULES) or _is_stale())
+COMPILED = not (
+    PURE_PYTHON
+    or _earlier
+    or None in map(_compiled, MODULES)
+    or (_is_tree and any(map(_is_stale, MODULES)))
+)
 
 if __name__ != "__main__":
     sys.meta_path[:] = [_Finder(), *(each for each in sys.meta_path if each not in _earlier)]

@@ -4,7 +4,8 @@ Below the folder of a service each process of a server has an entry, as ``10.0.0
 It holds ``{"address": "10.0.0.1:443", "weight": 2.0}``.  What other systems write is read as well:
 an entry that holds the address as plain text, or nothing and has it for its name; a JSON object
 with *host* or *address* and *port* (Curator), *Addr* (gRPC's for etcd), or a *serviceEndpoint*
-(Finagle's ServerSets); in such an object *weight* is optional, and one that is no number from 0 on counts as 1.
+(Finagle's ServerSets); in such an object *weight* is optional, and one that is no number from 0 on
+counts as 1.
 """
 
 from __future__ import annotations
