@@ -15,6 +15,7 @@ from psycopg import capabilities, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
+from geventpool.contrib._postgres import verdict_of_refusal, verdict_of_state
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
@@ -33,26 +34,6 @@ _ATTRIBUTES = (
 )
 _attributes_of = attrgetter(*_ATTRIBUTES)
 _AS_OPENED = "_geventpool_as_opened"  # where they, and the handlers, are kept: in the connection
-
-#: SQLSTATE, or its class.
-_VERDICTS = {
-    "25006": Verdict.WRONG_SERVER,  # read_only_sql_transaction
-    "53300": Verdict.SERVER_FULL,  # too_many_connections
-    "28": Verdict.FATAL,  # invalid_authorization_specification
-    "3D": Verdict.FATAL,  # invalid_catalog_name
-}
-#: A refused login has no SQLSTATE, as libpq keeps only the text of it.
-_REFUSALS = {
-    "too many clients already": Verdict.SERVER_FULL,
-    "remaining connection slots are reserved": Verdict.SERVER_FULL,
-    "too many connections for": Verdict.SERVER_FULL,
-    "no more connections allowed": Verdict.SERVER_FULL,  # PgBouncer
-    "authentication failed": Verdict.FATAL,
-    "no password supplied": Verdict.FATAL,
-    "no pg_hba.conf entry": Verdict.FATAL,
-    "is not permitted to log in": Verdict.FATAL,
-    '" does not exist': Verdict.FATAL,  # the role or the database
-}
 
 
 class PsycopgPool(ConnectionPool[Connection]):
@@ -236,13 +217,8 @@ def verdict_of(error: psycopg.Error) -> Verdict:
     if state is None:
         if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
             return Verdict.FINE
-        text = str(error)
-        found = (verdict for words, verdict in _REFUSALS.items() if words in text)
-        return next(found, Verdict.BROKEN)
-    if (verdict := _VERDICTS.get(state) or _VERDICTS.get(state[:2])) is not None:
-        return verdict
-    # The server ends a session of which it says FATAL or PANIC; after an ERROR it goes on.
-    return Verdict.FINE if error.diag.severity_nonlocalized == "ERROR" else Verdict.BROKEN
+        return verdict_of_refusal(str(error))
+    return verdict_of_state(state, error.diag.severity_nonlocalized)
 
 
 class _Probe:

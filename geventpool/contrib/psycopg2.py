@@ -13,6 +13,7 @@ import psycopg2
 from gevent.socket import SOCK_STREAM, getaddrinfo
 from psycopg2 import extensions
 
+from geventpool.contrib._postgres import verdict_of_refusal, verdict_of_state
 from geventpool.errors import Verdict
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import DEFAULT, check_callable
@@ -22,26 +23,6 @@ __all__ = ["Psycopg2Pool", "ensure_cooperative", "verdict_of"]
 #: What a caller may set of a connection, and no rollback sets back.
 _ATTRIBUTES = ("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
 _attributes_of = attrgetter(*_ATTRIBUTES)
-
-#: SQLSTATE, or its class.
-_VERDICTS = {
-    "25006": Verdict.WRONG_SERVER,  # read_only_sql_transaction
-    "53300": Verdict.SERVER_FULL,  # too_many_connections
-    "28": Verdict.FATAL,  # invalid_authorization_specification
-    "3D": Verdict.FATAL,  # invalid_catalog_name
-}
-#: A refused login has no SQLSTATE, as libpq keeps only the text of it.
-_REFUSALS = {
-    "too many clients already": Verdict.SERVER_FULL,
-    "remaining connection slots are reserved": Verdict.SERVER_FULL,
-    "too many connections for": Verdict.SERVER_FULL,
-    "no more connections allowed": Verdict.SERVER_FULL,  # PgBouncer
-    "authentication failed": Verdict.FATAL,
-    "no password supplied": Verdict.FATAL,
-    "no pg_hba.conf entry": Verdict.FATAL,
-    "is not permitted to log in": Verdict.FATAL,
-    '" does not exist': Verdict.FATAL,  # the role or the database
-}
 
 
 class Psycopg2Pool(ConnectionPool[Any]):
@@ -209,13 +190,8 @@ def verdict_of(error: Any) -> Verdict:
         if not isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
             # "server closed the connection unexpectedly" is a DatabaseError now and then.
             return Verdict.BROKEN if type(error) is psycopg2.DatabaseError else Verdict.FINE
-        text = str(error)
-        found = (verdict for words, verdict in _REFUSALS.items() if words in text)
-        return next(found, Verdict.BROKEN)
-    if (verdict := _VERDICTS.get(state) or _VERDICTS.get(state[:2])) is not None:
-        return verdict
-    # The server ends a session of which it says FATAL or PANIC; after an ERROR it goes on.
-    return Verdict.FINE if error.diag.severity_nonlocalized == "ERROR" else Verdict.BROKEN
+        return verdict_of_refusal(str(error))
+    return verdict_of_state(state, error.diag.severity_nonlocalized)
 
 
 def _check_dsn(dsn: object) -> None:

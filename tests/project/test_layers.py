@@ -67,6 +67,8 @@ CLOCK = {f"geventpool._runtime.jump.{name}" for name in ("clock_jumped", "read_b
 #: What of a row whose files are each by itself is built on the pools of the others there.
 CLIENT_POOLS = {f"geventpool.contrib.{name}" for name in ("psycopg", "psycopg2", "pymysql")}
 BUILT_ON = {
+    "contrib/psycopg": {"geventpool.contrib._postgres"},
+    "contrib/psycopg2": {"geventpool.contrib._postgres"},
     "contrib/django": CLIENT_POOLS,
     "contrib/sqlalchemy": {*CLIENT_POOLS, "geventpool.contrib.mysqlclient"},
 }
