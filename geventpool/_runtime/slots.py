@@ -114,9 +114,15 @@ def is_quiet(slot: ConnectionSlot) -> bool:
 def comes_back_clean(owner: Any, slot: ConnectionSlot, conn: Any) -> bool:
     """Whether *conn*, which its caller gives back to *owner*, may go to the next one as it is; if
     not, it is looked at more closely.  What lies unread on it is seen before that one has it."""
+    if slot.returning:
+        return False  # its reset is under way: it is given back already
+    probe = slot.why_unusable
     try:
-        clean = bool(slot.fds) and slot.why_unusable.untouched(conn)
-        return clean and not (owner.has_reset and owner._needs_reset(conn))
+        if not (slot.fds and probe.untouched(conn)):
+            return False
+        if owner._may_reconnect and probe.why_gone(conn):
+            return False  # to a file of the same number, perhaps, which is to be watched anew
+        return not (owner.has_reset and owner._needs_reset(conn))
     except Exception:
         return False
 
