@@ -210,7 +210,8 @@ class Lease(Generic[C]):
 
 def lend(pool: BasePool[C], bucket: PoolBucket, timeout: float | None) -> tuple[ConnectionSlot, C]:
     """Enter a lease that no ``with`` will leave: what a caller gets that gives back by hand."""
-    if pool._runtime.hub.dead:  # a thread may have the id of one that has ended
+    hub = pool._runtime.hub
+    if hub.dead or getcurrent() is hub:  # a thread may have the id of one that has ended
         pool._runtime.assert_usable_here(bucket)
     make: type[Lease[C]] = TrackedLease if pool.track else Lease
     lease = make()
@@ -227,6 +228,8 @@ def take_back(pool: BasePool[C], hold: Hold, conn: C, exc: BaseException | None 
     But for a wait that was cut short it is looked at here and now, as such callers often catch the
     Timeout themselves: the next caller need not find it out.
     """
+    if pool._runtime.hub.dead:  # as in ``lend``
+        pool._runtime.assert_own_thread(pool)
     lease: Lease[C] = Lease()
     lease._pool = pool
     lease._slot, lease._use = hold
