@@ -170,7 +170,8 @@ class PoolWentDown(PoolEvent):
 class PoolIsBack(PoolEvent):
     """Callers wait again, *seconds* after the first dial that failed: one has succeeded.  *dials*
     have failed and *refused* callers got no connection meanwhile.  (An endpoint that has had no
-    caller for a minute is forgotten instead.)"""
+    caller for a minute is forgotten instead.)  Of an address of a ConnectionManager *refused* is 0:
+    its callers are tried at another one, and the manager counts those that get none at all."""
 
     seconds: float
     dials: int

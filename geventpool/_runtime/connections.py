@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
+from inspect import getattr_static
 from typing import Any, NamedTuple
 
 from geventpool._runtime.fork import identity_of
@@ -29,9 +29,9 @@ class Carrier(NamedTuple):
 
 def describe(owner: PoolHooks, bucket: PoolBucket, conn: Any) -> Carrier:
     """Ask the hooks how *conn* is to be watched.  They may do anything."""
-    ask = bucket.carriers_of
-    if owner.has_socket and not bucket.key and isinstance(owner._socket, FunctionType):
-        ask = owner._socket  # a static method, which does not keep the pool: asked sooner
+    ask: Callable[[Any], Any] = bucket.carriers_of
+    if owner.has_socket and not bucket.key and _is_static(owner, "_socket"):
+        ask = owner._socket  # which does not keep the pool: asked sooner
     probe = owner._make_probe(conn, ask)
     is_socket = owner._is_socket(conn)
     if probe is None:
@@ -166,6 +166,12 @@ def has_out(slot: ConnectionSlot, conn: Any) -> bool:
     if slot.state is IN_USE:
         return slot.conn is None and not slot.returning and slot.ref.is_for(conn)
     return slot.state is CLOSED and slot.forked and slot.ref.is_for(conn)
+
+
+def _is_static(owner: PoolHooks, hook: str) -> bool:
+    """Whether *hook* is a static method of its class.  A function that was set at the instance is
+    none: it may know the pool."""
+    return hook not in vars(owner) and isinstance(getattr_static(type(owner), hook), staticmethod)
 
 
 def _forget_id(owner: PoolHooks, slot: ConnectionSlot) -> None:

@@ -13,35 +13,49 @@ from typing import Any
 
 __all__ = ["FailingDials", "Outages"]
 
-_MOST = 1000  # endpoints; of more, the oldest outages are forgotten
+_MOST = 1000  # endpoints; of more, nothing is told
+_FORGOTTEN_AFTER = 600.0  # seconds without a failed dial, if another one needs the place
 
 
 @dataclass
 class FailingDials:
-    """An outage that began at *since*: how many dials have failed, and how many callers were turned
-    away, whatever for."""
+    """An outage that began at *since*: how many dials have failed, the last one at *last*, and how
+    many callers were turned away, whatever for."""
 
     since: float
+    last: float = 0.0
     failed: int = 0
     turned_away: int = 0
 
 
 class Outages:
-    """Those that last, by the key of the bucket."""
+    """Those that last, by the key of the bucket; so many at most."""
 
     def __init__(self) -> None:
+        # The one whose last dial is longest ago comes first.
         self._lasting: dict[tuple[Any, ...], FailingDials] = {}
 
     def dial_failed(self, key: tuple[Any, ...], now: float) -> bool:
-        """Count a dial that has failed; whether an outage begins with it."""
+        """Count a dial that has failed; whether an outage begins with it, that can be kept."""
         lasting = self._lasting
-        begins = key not in lasting
-        if begins:
-            lasting[key] = FailingDials(now)
-            if len(lasting) > _MOST:
-                del lasting[next(iter(lasting))]
-        lasting[key].failed += 1
+        outage = lasting.pop(key, None)
+        begins = outage is None
+        if outage is None:
+            if len(lasting) >= _MOST and not self._forget_one(now):
+                return False  # else more than so many in turn would each begin with every dial
+            outage = FailingDials(now)
+        lasting[key] = outage
+        outage.failed += 1
+        outage.last = now
         return begins
+
+    def _forget_one(self, now: float) -> bool:
+        """Make room, if there is an endpoint that is dialed no more."""
+        key, oldest = next(iter(self._lasting.items()))
+        if now - oldest.last < _FORGOTTEN_AFTER:
+            return False
+        del self._lasting[key]
+        return True
 
     def turned_away(self, key: tuple[Any, ...]) -> None:
         """Count a caller that has got no connection."""

@@ -88,9 +88,15 @@ class ConnectionSlot(Slot):
         """Whether *conn*, which its caller gives back to *owner*, may go to the next one as it is;
         if not, it is looked at more closely.  What lies unread on it is seen before that one has
         it."""
+        if self.returning:
+            return False  # its reset is under way: it is given back already
+        probe = self.why_unusable
         try:
-            clean = not self.returning and bool(self.fds) and self.why_unusable.untouched(conn)
-            return bool(clean and not (owner.has_reset and owner._needs_reset(conn)))
+            if not (self.fds and probe.untouched(conn)):
+                return False
+            if owner._may_reconnect and probe.why_gone(conn):
+                return False  # to a file of the same number, perhaps: it is to be watched anew
+            return not (owner.has_reset and owner._needs_reset(conn))
         except Exception:
             return False
 

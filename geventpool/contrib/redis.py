@@ -61,10 +61,11 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
     Sockets are opened by SocketFactory, and the arguments ``socket_keepalive…`` mean nothing.
     Nothing needs to be patched, but for what sleeps in redis-py: locks, and retries with a
     back-off.  The *retry* of the arguments is for commands: a dial is tried once, as the pool has
-    its own back-off.  A connection is closed on return if replies lie unread on it or in its
-    parser, pushes of RESP3 included, if redis-py has disconnected it, or connected it anew, if
-    SELECT, AUTH, CLIENT SETNAME, SUBSCRIBE, RESET and the like were sent on it, alone or in a
-    pipeline, or if a MULTI or WATCH has not come to its end.
+    its own back-off.  A connection is closed on return if replies lie unread in its parser, pushes
+    of RESP3 included, if redis-py has disconnected it, or connected it anew, if SELECT, AUTH,
+    CLIENT SETNAME, SUBSCRIBE, RESET and the like were sent on it, alone or in a pipeline, or if a
+    MULTI or WATCH has not come to its end; if bytes lie unread on its socket, before it would be
+    handed out again.
 
     Redis Enterprise's notifications of maintenance are off, unless *maint_notifications_config*
     is given: with them each connection keeps the pool alive, which must be closed then.

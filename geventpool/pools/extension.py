@@ -57,7 +57,10 @@ class Facts(NamedTuple):
 
     endpoint: Any  # where it leads; None in a ConnectionPool
     uses: int  # how often it was handed out, this time included
-    idled: float  # seconds that it was idle before this hand-out; 0.0: it was handed on at once
+    #: Seconds that it was idle before this hand-out; 0.0: it was handed on at once.  True in the
+    #: hooks that look at it before that, ``_is_alive`` and ``_keepalive``; a hand-out without a
+    #: look does not note it, and later it may be that of an earlier one.
+    idled: float
     close_reason: Reason | None  # why it is closed as soon as it is back, or None
     fd: int | None  # the descriptor that is watched, or the first of several
 
@@ -315,9 +318,10 @@ class PoolExtension(Generic[C]):
 
         To be wrapped by an adapter whose client knows more than its socket tells: called with
         *conn*, the probe returns why that is not to be used again (something false: it is), and
-        ``sockets.CUT_SHORT`` if a reply is due still, so that it is salvaged.  It passes on all
-        else, must not switch, and does not keep *conn* alive.  By ``ask(conn)`` it asks the hook
-        ``_socket``.
+        ``sockets.CUT_SHORT`` if a reply is due still, so that it is salvaged.  On return its
+        ``untouched(conn)`` is asked first: where that is true, it is not called before the next
+        hand-out.  It passes on all else, must not switch, and does not keep *conn* alive.  By
+        ``ask(conn)`` it asks the hook ``_socket``.
         """
         raise NotImplementedError
 

@@ -186,7 +186,8 @@ def lend(
     pool: BasePool[Any], bucket: PoolBucket, timeout: float | None
 ) -> tuple[ConnectionSlot, Any]:
     """Enter a lease that no ``with`` will leave: what a caller gets that gives back by hand."""
-    if pool._runtime.hub.dead:  # a thread may have the id of one that has ended
+    hub = pool._runtime.hub
+    if hub.dead or clock.getcurrent() is hub:  # a thread may have the id of one that has ended
         pool._runtime.assert_usable_here(bucket)
     lease = Lease()
     lease._pool = pool
@@ -204,6 +205,8 @@ def take_back(pool: BasePool[Any], hold: Hold, conn: Any, exc: BaseException | N
     But for a wait that was cut short it is looked at here and now, as such callers often catch the
     Timeout themselves: the next caller need not find it out.
     """
+    if pool._runtime.hub.dead:  # as in ``lend``
+        pool._runtime.assert_own_thread(pool)
     lease = Lease()
     lease._pool = pool
     lease._slot, lease._use = hold

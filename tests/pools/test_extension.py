@@ -25,6 +25,7 @@ from geventpool.pools.extension import CLOSE_TIMEOUT, Facts, Standing
 from geventpool.sockets import CUT_SHORT
 from geventpool.testing import EchoServer
 from support.objects import Conn, Maker
+from support.waiting import until
 
 SOON = Backoff(first=0.005, longest=0.005)
 
@@ -98,6 +99,23 @@ def test_the_facts_of_a_connection_are_those_of_its_present_use(pool):
     assert pool._facts_of(conn).uses == 2
     assert pool._facts_of(Conn(Maker(), 7)) is None
     pool.release(conn)
+
+
+def test_a_look_before_a_hand_out_is_told_how_long_it_was_idle(maker):
+    class Looking(ConnectionPool[Any]):
+        def _is_alive(self, conn: Any) -> bool:
+            seen.append(self._facts_of(conn).idled)
+            return True
+
+    seen: list[float] = []
+    with Looking(1, connect=maker) as pool:
+        pool.fill()
+        for _ in range(2):
+            gevent.sleep(0.02)
+            pool.release(pool.acquire())
+
+        assert len(seen) == 2
+        assert all(0.01 < idled < 5 for idled in seen)
 
 
 def test_the_facts_say_which_endpoint_a_connection_leads_to(maker):
@@ -417,6 +435,36 @@ def test_what_needs_no_reset_goes_to_the_next_caller_without_one(kind, needs, re
 
         assert pool.resets == resets
         assert (pool.stats().opened, pool.stats().released) == (1, 3)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_nothing_is_handed_out_while_its_reset_runs_though_its_user_gives_it_back_again(by_hand):
+    class Slow(Telling):
+        def _needs_reset(self, conn: Any) -> bool:
+            return super()._needs_reset(conn)
+
+        def _reset_connection(self, conn: Any) -> None:
+            super()._reset_connection(conn)
+            self.needs = False
+            go_on.wait()
+
+    go_on = Event()
+    with EchoServer() as server, Slow(connect=SocketFactory(server.address)) as pool:
+        with pool.get() as conn:
+            pool.needs = True
+            hold = pool._hold_of(conn)
+            reset = gevent.spawn(pool.release, conn)
+            until(lambda: pool.resets == 1)
+            if by_hand:
+                pool._checkin(hold, conn)
+        assert (pool.stats().in_use, pool.stats().idle) == (1, 0)
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0)
+
+        go_on.set()
+        reset.get(timeout=5)
+        with pool.get(timeout=5) as again:
+            assert again is conn
 
 
 def test_after_an_exception_it_is_reset_whether_or_not_it_seems_to_need_that():

@@ -193,8 +193,23 @@ def test_of_a_hook_that_raises_the_log_has_the_traceback(
     assert "in __call__" in caplog.text
 
 
-def test_of_ever_new_endpoints_that_fail_no_more_than_a_thousand_are_remembered() -> None:
+def test_of_more_than_a_thousand_outages_each_begins_once_or_is_not_told() -> None:
     lasting = outages.Outages()
-    assert all(lasting.dial_failed((number,), 0.0) for number in range(1001))
-    assert lasting.ended((0,)) is None
-    assert lasting.ended((1,)) is not None
+    begun = [sum(lasting.dial_failed((each,), now) for each in range(1001)) for now in range(3)]
+
+    assert begun == [1000, 0, 0]
+    assert lasting.ended((0,)) == outages.FailingDials(since=0, last=2, failed=3)
+    assert lasting.ended((1000,)) is None
+
+
+def test_endpoints_that_are_dialed_no_more_make_room_for_others() -> None:
+    lasting = outages.Outages()
+    for now in (0.0, 0.0, 300.0):
+        for each in range(int(now), 1000):
+            lasting.dial_failed((each,), now)
+    assert not lasting.dial_failed(("new",), 599.0)
+
+    begun = [lasting.dial_failed(("new", each), 700.0) for each in range(301)]
+    assert begun == [True] * 300 + [False]
+    assert lasting.ended((299,)) is None
+    assert lasting.ended((300,)) is not None

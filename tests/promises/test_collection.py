@@ -105,6 +105,31 @@ def _used(connect: Any) -> ConnectionPool[Any]:
     return pool
 
 
+class Picking(ConnectionPool[Any]):
+    """A pool that is asked by a function of its own what carries the bytes."""
+
+    def __init__(self, size: int, **settings: Any) -> None:
+        self._socket = lambda conn: self.pick(conn)  # type: ignore[method-assign]
+        super().__init__(size, **settings)
+
+    def pick(self, conn: Any) -> Any:
+        return conn.sock
+
+
+class Client:
+    """An object with a socket in it."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def _picking(connect: Any) -> ConnectionPool[Any]:
+    return Picking(5, connect=lambda: Client(connect()))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -116,6 +141,7 @@ def _used(connect: Any) -> ConnectionPool[Any]:
         _drained,
         _in_a_cycle,
         _used,
+        _picking,
     ],
 )
 def test_a_dropped_pool_is_collected_and_its_sockets_are_closed(

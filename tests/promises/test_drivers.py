@@ -137,6 +137,26 @@ def test_where_that_is_fine_it_stays_and_is_watched_by_its_new_socket(client: An
         pool.fill()  # some drivers leave a socket behind when their dial is ended
 
 
+@either_way
+def test_it_is_watched_anew_though_its_new_socket_has_the_number_of_the_old_one(how: str) -> None:
+    class Numbers(ConnectionPool[Any]):
+        _may_reconnect = True
+
+        def _socket(self, conn: Any) -> int:
+            return conn.fileno()  # type: ignore[no-any-return]
+
+    def connect() -> Any:
+        return gevent.socket.create_connection(server.address)
+
+    with EchoServer() as server, Numbers(1, connect=lambda: Wrapped(connect())) as pool:
+        with held(pool, how) as conn, connect() as anew:
+            os.dup2(anew.fileno(), conn.fileno())
+        assert pool.stats().idle == 1
+
+        conn.sock.shutdown(stdlib_socket.SHUT_RDWR)
+        until(lambda: pool.stats().closed[Reason.PEER_CLOSED] == 1)
+
+
 class Hangups(PoolListener):
     def __init__(self) -> None:
         self.seen: list[Any] = []

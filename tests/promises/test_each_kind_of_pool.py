@@ -14,6 +14,7 @@ import gevent
 import pytest
 from gevent import GreenletExit
 from gevent.event import Event
+from gevent.exceptions import BlockingSwitchOutError
 from gevent.pool import Group
 
 from geventpool import Backoff, PoolClosed, PoolListener, PoolTimeout, SocketFactory
@@ -30,6 +31,19 @@ def outcome(call: Callable[..., Any], *args: Any) -> Any:
         return call(*args)
     except BaseException as error:
         return error.with_traceback(None)
+
+
+def test_in_a_hub_callback_acquire_is_refused_though_something_is_idle(
+    make_pool: MakePool, maker: Maker
+) -> None:
+    with make_pool(1, connect=maker) as pool:
+        pool.fill()
+        seen: list[Any] = []
+        callback = gevent.get_hub().loop.run_callback(lambda: seen.append(outcome(pool.acquire)))
+        until(lambda: not callback.pending)
+
+        assert [type(each) for each in seen] == [BlockingSwitchOutError]
+        assert (pool.stats().idle, pool.stats().acquired) == (1, 0)
 
 
 # 1: cancellation loses nothing

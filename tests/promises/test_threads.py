@@ -208,6 +208,34 @@ def test_the_pool_of_a_thread_that_has_ended_is_told_of_as_such() -> None:
     made.clear()
 
 
+def test_what_a_thread_that_has_ended_had_out_cannot_be_given_back_in_another() -> None:
+    """Even in a thread that got the same id, as most do."""
+    had: list[tuple[ConnectionPool[Any], Any]] = []
+
+    def take() -> None:
+        pool = ConnectionPool(1, connect=Maker())
+        had.append((pool, pool.acquire()))
+
+    def give_back() -> str:
+        pool, conn = had[0]
+        try:
+            pool.release(conn)
+        except WrongHub:
+            return "told"
+        return "taken back"
+
+    first = Thread(take)
+    first.result()
+    for _ in range(20):
+        second = Thread(give_back)
+        assert second.result() == "told"
+        if second.ident == first.ident:
+            break
+
+    assert give_back() == "told"
+    had.clear()
+
+
 def test_a_limit_is_not_shared_between_two_hubs(pool: ConnectionPool[Any], maker: Maker) -> None:
     limit = Limit(5, "shared")
     connect = Maker()
