@@ -15,11 +15,14 @@ import contextlib
 import heapq
 import itertools
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from gevent.hub import Hub, get_hub, set_hub
+
+from geventpool._runtime.clock import read_by
 
 __all__ = ["VirtualLoop", "virtual_time"]
 
@@ -187,9 +190,11 @@ def virtual_time() -> Iterator[VirtualLoop]:
     real: list[Any] = [vars(module)["monotonic"] for module in modules]
     for module in modules:
         vars(module)["monotonic"] = loop.now
+    read_by(loop.now)
     try:
         yield loop
     finally:
+        read_by(time.monotonic)
         for module, monotonic in zip(modules, real, strict=True):
             vars(module)["monotonic"] = monotonic
         hub.destroy(destroy_loop=True)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from geventpool._compiled import COMPILED
 from geventpool._scheduler.limit import Limit
 from geventpool.addresses import Address, AddressGroup, UnixAddress
 from geventpool.backoff import Backoff
@@ -53,6 +54,8 @@ if TYPE_CHECKING:  # the package, which is callable: see there
 __version__ = "0.1.0"
 
 __all__ = [
+    # Whether the hot path is compiled
+    "COMPILED",
     # Pools
     "CoDel",
     "ConnectionPool",

@@ -12,6 +12,8 @@ import gc
 import hypothesis
 import pytest
 
+from geventpool import COMPILED
+
 pytest.register_assert_rewrite("support")
 
 pytest_plugins = ["geventpool.testing.fixtures", "support.fixtures", "support.workers", "pytester"]
@@ -23,6 +25,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],  # the machine may be busy
 )
 hypothesis.settings.load_profile("geventpool")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if COMPILED else ():
+        if mark := item.get_closest_marker("pure_only"):
+            item.add_marker(pytest.mark.skip(f"of the pure build only: {mark.args[0]}"))
 
 
 def pytest_collection_finish() -> None:

@@ -7,13 +7,10 @@ before it goes out of the house, and books what comes back.
 from __future__ import annotations
 
 import logging
-import weakref
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gevent import getcurrent
-
 from geventpool import events
+from geventpool._runtime import clock
 from geventpool._runtime.calls import call_bounded
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.connections import ConnectionIndex, has_out
@@ -28,9 +25,7 @@ from geventpool._runtime.slots import (
     PoolBucket,
     hold_of,
     is_held,
-    is_quiet,
 )
-from geventpool._runtime.threads import get_ident
 from geventpool._runtime.timeout_losses import TimeoutLosses
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
@@ -68,10 +63,10 @@ class Desk:
         self, owner: PoolHooks, bucket: PoolBucket, timeout: float | None
     ) -> tuple[Hold, Any]:
         """By what the current greenlet has a connection, and that."""
-        me = getcurrent()
-        if get_ident() != self._ident or me is self._hub or self._hub.dead or not forks_seen:
+        me = clock.getcurrent()
+        if clock.get_ident() != self._ident or me is self._hub or self._hub.dead or not forks_seen:
             self._runtime.assert_usable_here(bucket)
-        began = now = monotonic()
+        began = now = clock.monotonic()
         listening = owner.listening
         if listening and timeout != 0 and bucket.own.full:
             self._say_at_max(owner, bucket)
@@ -92,23 +87,23 @@ class Desk:
                 waiter.gone = False
                 slot = self._line.wait(owner, waiter, began, now, timeout, requeued)
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
-                if slot.why_unusable is None or (slot.uses > 1 and is_quiet(slot)):
+                if slot.why_unusable is None or (slot.uses > 1 and slot.is_quiet()):
                     break  # the plain case of what follows
             if self.inspector.passes_checks(owner, slot, began, deadline, timeout):
                 break
             requeued = True
-            now = monotonic()
-        if useless_after < NEVER and useless_after <= monotonic():
-            self._scheduler.return_unused(slot, monotonic())
+            now = clock.monotonic()
+        if useless_after < NEVER and useless_after <= clock.monotonic():
+            self._scheduler.return_unused(slot, clock.monotonic())
             self._line.time_out(owner, bucket, began, timeout)
         conn = slot.conn
         slot.conn = None
-        slot.holder = weakref.proxy(me)
+        slot.holder = clock.proxy(me)
         hold = slot, slot.uses
         if owner.track:
             slot.where = callers_stack()
         if listening and "connection_checked_out" in listening:
-            self._say_checked_out(owner, hold, conn, monotonic() - began)
+            self._say_checked_out(owner, hold, conn, clock.monotonic() - began)
         return hold, conn
 
     def _bounded(
@@ -121,7 +116,7 @@ class Desk:
     ) -> tuple[float, float | None]:
         """From when on a connection is of no use to the current greenlet, by the Deadlines that it
         is under, and until when it waits for one.  It is told at once if that is now."""
-        useless_after = bucket.useless_after(getcurrent())
+        useless_after = bucket.useless_after(clock.getcurrent())
         if useless_after == NEVER:
             return useless_after, deadline
         if useless_after <= began and not bucket.closed:
@@ -161,7 +156,7 @@ class Desk:
         self._runtime.assert_own_thread(bucket)
         if not is_held(hold) or slot.returning:
             return
-        used = monotonic() - slot.since
+        used = clock.monotonic() - slot.since
         if (slot.close_reason is None or suspect or owner._may_reconnect) and not bucket.closed:
             reason, error = self._reason_to_refuse(owner, hold, conn, suspect)
             # In good order it was used if no more is said than that its peer has hung up since.
@@ -178,7 +173,7 @@ class Desk:
         slot.conn = conn
         slot.where = None
         slot.holder = None
-        self._scheduler.release(slot, monotonic())
+        self._scheduler.release(slot, clock.monotonic())
         if "connection_checked_in" in owner.listening and slot.state in (IDLE, IN_USE):
             event = events.ConnectionCheckedIn(owner, conn, used, endpoint=bucket.endpoint)
             self._notifier.notify(owner, "connection_checked_in", event)
@@ -201,7 +196,7 @@ class Desk:
     def _reset(self, owner: PoolHooks, hold: Hold, conn: Any) -> bool:
         """Call the hook; whether the connection is as good as new, and still this caller's."""
         slot = hold[0]
-        if getcurrent() is self._hub:  # where nothing may wait
+        if clock.getcurrent() is self._hub:  # where nothing may wait
             self._lose(hold, conn, Reason.RESET)
             return False
         bound = owner.keepalive_timeout
@@ -237,7 +232,7 @@ class Desk:
         slot.conn = conn
         slot.where = None
         slot.holder = None
-        self._scheduler.return_unused(slot, monotonic())
+        self._scheduler.return_unused(slot, clock.monotonic())
 
     def discard(
         self,
@@ -285,7 +280,7 @@ class Desk:
         conn = slot.ref()
         self._count_lost_use(slot)
         self._index.forget(owner, slot)
-        self._scheduler.detach(slot, Reason.DETACHED, monotonic())
+        self._scheduler.detach(slot, Reason.DETACHED, clock.monotonic())
         self._runtime.changed(bucket)
         self._notifier.disposed(owner, bucket, conn, Reason.DETACHED)
 
@@ -313,11 +308,11 @@ class Desk:
         slot.broken_by = error
         owner = slot.bucket.owner() if reason is Reason.CUT_SHORT else None
         if owner is not None and owner.has_salvage:
-            self._scheduler.salvage(slot, monotonic())
+            self._scheduler.salvage(slot, clock.monotonic())
         else:
-            self._scheduler.discard(slot, reason, monotonic())
+            self._scheduler.discard(slot, reason, clock.monotonic())
 
     def _count_lost_use(self, slot: ConnectionSlot) -> None:
         """Book the end of a use that its connection has not come through fit for the next."""
         slot.bucket.lost_uses += 1
-        slot.bucket.count_use(monotonic() - slot.since)
+        slot.bucket.count_use(clock.monotonic() - slot.since)

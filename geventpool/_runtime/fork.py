@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.monkey import get_original
 
-from geventpool._runtime.threads import get_ident
+from geventpool._runtime.clock import get_ident
 from geventpool._runtime.workers import leave_behind
 from geventpool._scheduler.state import CHECKING, IN_USE, SALVAGING
 from geventpool._util.forks import Fork

@@ -1,4 +1,4 @@
-"""What the timers of a hub are told when the clock of a test has jumped."""
+"""How a test has the pools read another clock, and what their timers are told when it jumps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import gevent
 
+from geventpool._runtime.clock import read_by
 from geventpool._scheduler.state import AT_ONCE
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
 
-__all__ = ["clock_jumped"]
+__all__ = ["clock_jumped", "read_by"]
 
 
 def clock_jumped(now: float) -> None:

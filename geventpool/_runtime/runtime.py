@@ -27,6 +27,7 @@ from geventpool import events
 from geventpool._runtime import fork, refusals, shutdown
 from geventpool._runtime.auditor import Auditor
 from geventpool._runtime.checker import Checker
+from geventpool._runtime.clock import get_ident
 from geventpool._runtime.closer import CLOSE_TIMEOUT, Closer
 from geventpool._runtime.connections import ConnectionIndex
 from geventpool._runtime.deadlocks import DeadlockWatch
@@ -39,7 +40,6 @@ from geventpool._runtime.maintenance import Maintenance
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.salvager import Salvager
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
-from geventpool._runtime.threads import get_ident
 from geventpool._runtime.timers import DeadlineTimer, HubLag, Timers
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler

@@ -9,10 +9,10 @@ import math
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
+from geventpool._runtime import clock
 from geventpool._scheduler.model import Bucket, Slot
 from geventpool._scheduler.state import AT_ONCE, IN_USE
 from geventpool._scheduler.waiter import Waiter
@@ -28,10 +28,8 @@ __all__ = [
     "Hold",
     "Look",
     "PoolBucket",
-    "comes_back_clean",
     "hold_of",
     "is_held",
-    "is_quiet",
 ]
 
 
@@ -77,6 +75,25 @@ class ConnectionSlot(Slot):
         self.forked = False  # left behind by a fork: it is the parent's
         self.reported_since = AT_ONCE  # the *since* of the use that was reported to last long
 
+    def is_quiet(self) -> bool:
+        """Whether its probe, which it has, finds nothing.  What it finds is looked at more closely,
+        and so is one that fails: it may be a user's.  So is what no caller has used: a server's
+        greeting may lie unread on it, and stays there."""
+        try:
+            return self.uses > 0 and not self.why_unusable(self.conn)
+        except Exception:
+            return False
+
+    def comes_back_clean(self, owner: Any, conn: Any) -> bool:
+        """Whether *conn*, which its caller gives back to *owner*, may go to the next one as it is;
+        if not, it is looked at more closely.  What lies unread on it is seen before that one has
+        it."""
+        try:
+            clean = not self.returning and bool(self.fds) and self.why_unusable.untouched(conn)
+            return bool(clean and not (owner.has_reset and owner._needs_reset(conn)))
+        except Exception:
+            return False
+
 
 class Caller(Waiter):
     """A waiter, as its greenlet sees it."""
@@ -99,26 +116,6 @@ def is_held(hold: Hold) -> bool:
     """Whether that use still lasts."""
     slot, use = hold
     return slot.state is IN_USE and slot.uses == use
-
-
-def is_quiet(slot: ConnectionSlot) -> bool:
-    """Whether its probe, which it has, finds nothing.  What it finds is looked at more closely,
-    and so is one that fails: it may be a user's.  So is what no caller has used: a server's
-    greeting may lie unread on it, and stays there."""
-    try:
-        return slot.uses > 0 and not slot.why_unusable(slot.conn)
-    except Exception:
-        return False
-
-
-def comes_back_clean(owner: Any, slot: ConnectionSlot, conn: Any) -> bool:
-    """Whether *conn*, which its caller gives back to *owner*, may go to the next one as it is; if
-    not, it is looked at more closely.  What lies unread on it is seen before that one has it."""
-    try:
-        clean = bool(slot.fds) and slot.why_unusable.untouched(conn)
-        return clean and not (owner.has_reset and owner._needs_reset(conn))
-    except Exception:
-        return False
 
 
 class Look(NamedTuple):
@@ -160,10 +157,6 @@ class PoolBucket(Bucket):
     slot_type = ConnectionSlot
     slots: dict[ConnectionSlot, None]  # type: ignore[assignment]
     _idle: deque[ConnectionSlot]  # type: ignore[assignment]
-
-    if TYPE_CHECKING:
-
-        def idle_slots(self) -> Iterator[ConnectionSlot]: ...
 
     def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name, **settings)
@@ -295,7 +288,7 @@ class PoolBucket(Bucket):
 
     def is_useless_to(self, greenlet: Any) -> bool:
         """Whether it is too late for *greenlet* to use a connection."""
-        return greenlet in active and self.useless_after(greenlet) <= monotonic()
+        return greenlet in active and self.useless_after(greenlet) <= clock.monotonic()
 
     def count_connect(self, seconds: float) -> None:
         """Book a dial that succeeded and took so long."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from geventpool import events
-from geventpool._runtime import refusals
+from geventpool._runtime import clock, refusals
 from geventpool._runtime.checker import Checker
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
@@ -102,7 +101,7 @@ class WaitingLine:
         kind: type[PoolTimeout] = PoolTimeout,
     ) -> NoReturn:
         """Raise the PoolTimeout, of that *kind*, of a caller that began to wait at *began*."""
-        now = monotonic()
+        now = clock.monotonic()
         error, cause = refusals.no_connection(bucket, timeout, now, began, kind)
         _count(owner, bucket, error)
         if "acquire_timed_out" in owner.listening:
@@ -150,7 +149,7 @@ class WaitingLine:
         if waiter.wake_handle is not None:
             waiter.wake_handle.stop()
         bucket.abandoned += 1
-        self._scheduler.cancel(waiter, monotonic())
+        self._scheduler.cancel(waiter, clock.monotonic())
         self._deadlines.relax()
 
     def _raise(
@@ -159,7 +158,7 @@ class WaitingLine:
         """Raise what the wait has ended in."""
         bucket: Any = waiter.bucket
         if waiter.slot is not None and waiter.slot.state is IN_USE:
-            self._scheduler.return_unused(waiter.slot, monotonic())
+            self._scheduler.return_unused(waiter.slot, clock.monotonic())
         if bucket.closed:
             raise refusals.pool_closed(bucket)
         if isinstance(waiter.error, PoolDeadlock):

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from geventpool._scheduler.idle_queue import idle_since
+from geventpool._scheduler.places import Places
 from geventpool._scheduler.state import IDLE
 from geventpool._util.heap import Heap
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Limit"]
 
 
-class Limit:
+class Limit(Places):
     """A cap on slots: at most *maximum* are counted at any moment, dialing and closing included.
 
     Give one Limit to several pools of a hub (``limits=(limit,)``) and they share the cap: when it
@@ -31,13 +32,8 @@ class Limit:
     """
 
     def __init__(self, maximum: float, name: str | None = None) -> None:
-        self._maximum = _whole(maximum, "maximum")
+        super().__init__(_whole(maximum, "maximum"))
         self.name = name
-        self.used = 0
-        self._closing = 0
-        # A bucket claims a place that is free or coming free when its waiter cannot dial yet, as
-        # it needs one in another limit, too, or a slot has yet to close.
-        self._coming = 0  # places that are claimed
         self._demand: float = 0  # how many more the waiters of all could use
         self._scheduler: Any = None  # the one whose buckets share it
         self._buckets: dict[Bucket, None] = {}

@@ -314,8 +314,8 @@ class Bucket:
         waiter = self.waiters.at(served)
         return NEVER if waiter is None else waiter.ticket
 
-    def idle_slots(self) -> Iterator[Slot]:
-        """The idle slots, longest idle first."""
+    def idle_slots(self) -> Iterator[Any]:
+        """The idle slots, of its kind, longest idle first."""
         return self._idle.slots()
 
     def longest_idle(self) -> Slot | None:

@@ -174,6 +174,7 @@ class Reports:
         is due."""
         if bucket.open <= bucket.idle_spared or bucket.idle_spared >= bucket.min_kept:
             return NEVER
+        slot: Slot
         for slot in bucket.idle_slots():  # the longest idle first
             if slot.since + idle_timeout > now:
                 return slot.since + idle_timeout

@@ -184,13 +184,13 @@ class Scheduler(Inbox):
     def release(self, slot: Slot, now: float) -> None:
         """Take back a slot that is fit for use: it goes to the oldest waiter, or lies idle."""
         bucket = slot.bucket
-        waiters = bucket.waiters
+        waiters, own = bucket.waiters, bucket.own
         if (
             not (waiters and bucket.simple and now < slot.fast_path_until)
             or self.busy
             or slot.state is not IN_USE
             or bucket.closing
-            or bucket.own.used > bucket.own._maximum
+            or own.used > own._maximum
         ):
             self._do(self._verbs.release, slot, now)
             return

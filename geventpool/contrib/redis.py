@@ -275,6 +275,8 @@ class _GeventConnection:
         self.has_state, self.unfinished = False, frozenset()
 
     def _note(self, args: Any) -> None:
+        if not self.unfinished and args and type(args[0]) is str and not _may_be_noted(args[0]):
+            return  # nearly always
         words = _words(args)
         if self.unfinished:
             self.unfinished -= {"ASKING"}  # it is for one command
@@ -321,6 +323,13 @@ def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _real(conn: Any) -> Any:
     """What is wrapped if there is a cache at the client."""
     return getattr(conn, "_conn", conn)
+
+
+@functools.lru_cache(1024)
+def _may_be_noted(name: str) -> bool:
+    """Whether a command of that name may begin or end a state."""
+    words = name.upper().split()
+    return not words or words[0] in _NOTED
 
 
 def _words(args: Any) -> list[str]:

@@ -14,11 +14,11 @@ from sqlalchemy import event, exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
+from geventpool import sockets
 from geventpool.errors import NotInUse, PoolDown, PoolTimeout, Verdict
 from geventpool.events import Reason
 from geventpool.pools import ConnectionPool
 from geventpool.pools.extension import check_callable, check_whole, copy_of
-from geventpool.sockets import carriers
 
 __all__ = ["GeventPool"]
 
@@ -271,7 +271,7 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
 
     @staticmethod
     def _socket(record: _Record) -> Any:
-        return carriers(record.driver_connection)
+        return sockets.carriers(record.driver_connection)
 
     def _keepalive(self, record: _Record) -> None:
         owner = self._owner()

@@ -17,6 +17,7 @@ from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 
 from geventpool import observe
+from geventpool._compiled import COMPILED
 from geventpool.demo.scenario import CONNECTIONS, GREENLETS, Demo
 from geventpool.demo.screen import Screen
 from geventpool.demo.server import SERVE, serve, why_no_echo
@@ -109,6 +110,7 @@ def _show(demo: Demo, screen: Screen) -> int:
     with _interrupts(demo.interrupted):
         demo.run(screen)
     screen.print()
+    screen.print("geventpool, compiled" if COMPILED else "geventpool, all of it Python")
     verdicts = list(demo.verdicts())
     screen.table(verdicts)
     screen.print()

@@ -167,7 +167,7 @@ class Registering:
         self, name: str, address: object, *, lease: float = 10.0, weight: float = 1.0
     ) -> Registration:
         """Announce that *address* serves *name*, until the registration is closed or the process
-        ends (see Registration); one that is killed is gone from the directory *lease* seconds later.
+        ends (see Registration); one that is killed is gone from the directory *lease* later.
 
         *address* is one that others can reach, in any spelling of ``addresses.address``.  *lease*
         is 2 s or more.  *weight* is the server's share, as in an AddressGroup.  Does not block: it

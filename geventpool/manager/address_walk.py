@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import gevent
 
-from geventpool._util.clock import part_of
 from geventpool._util.errors import about
+from geventpool._util.time_shares import part_of
 from geventpool.addresses import AddressGroup, AnyAddress, is_host_name
 from geventpool.errors import (
     ConnectError,

@@ -10,6 +10,6 @@ Called, as ``geventpool.pools()``, it tells which pools there are: see ``geventp
 from geventpool._scheduler.limit import Limit
 from geventpool.pools.connection_pool import ConnectionPool
 from geventpool.pools.endpoint_pool import EndpointPool
-from geventpool.pools.lease import Lease
+from geventpool.pools.leases import Lease
 
 __all__ = ["ConnectionPool", "EndpointPool", "Lease", "Limit"]

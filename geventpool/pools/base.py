@@ -27,7 +27,8 @@ from geventpool._util.errors import mark_of
 from geventpool.errors import Verdict
 from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason, Refusal
 from geventpool.pools.extension import PoolExtension
-from geventpool.pools.lease import DEFAULT, SharedConnection, take_back
+from geventpool.pools.lease import DEFAULT, take_back
+from geventpool.pools.leases import SharedConnection
 from geventpool.pools.settings import PoolSettings
 from geventpool.pools.verdicts import discard, verdict_on_dial
 from geventpool.registry import CallablePackage, unnamed
@@ -74,7 +75,6 @@ class BasePool(PoolExtension[C]):
     #: It is a part of a manager, which is in ``geventpool.pools()``, counts the callers that get no
     #: connection, and has a line in the log for each server that is away.
     _is_managed = False
-    _named_after: type | None = None  # if it is given no name; None: its own class
 
     def __init__(self, settings: PoolSettings) -> None:
         self._check_hooks(settings)

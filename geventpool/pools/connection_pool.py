@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
 from geventpool._runtime.introspection import holders
@@ -14,15 +14,10 @@ from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
 from geventpool.events import Holder, PoolStats
 from geventpool.overload import CoDel
+from geventpool.pools import lease
 from geventpool.pools.base import BasePool, stats_of
-from geventpool.pools.lease import (
-    DEFAULT,
-    Lease,
-    LocalLease,
-    TrackedLease,
-    TrackedLocalLease,
-    lend,
-)
+from geventpool.pools.lease import DEFAULT, lend
+from geventpool.pools.leases import Lease, LocalLease, TrackedLease, TrackedLocalLease
 from geventpool.pools.settings import PoolSettings
 from geventpool.registry import register
 
@@ -245,16 +240,12 @@ class ConnectionPool(BasePool[C]):
 
     # Verbs
 
-    def get(self, timeout: float | None = DEFAULT) -> Lease[C]:
-        """A connection for the length of a ``with``; waits on entering it, see ``acquire``."""
-        make = self._lease
-        lease = make()
-        lease._pool = self
-        lease._bucket = self._bucket
-        if timeout is not DEFAULT:
-            check_seconds("timeout", timeout, zero=True)
-        lease._timeout = timeout
-        return lease
+    if TYPE_CHECKING:
+
+        def get(self, timeout: float | None = DEFAULT) -> Lease[C]: ...
+
+    else:
+        get = lease.get
 
     def acquire(self, timeout: float | None = DEFAULT) -> C:
         """Return an open connection, waiting for one if need be.  ``release`` it afterwards.

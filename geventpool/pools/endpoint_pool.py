@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from geventpool import sockets
+from geventpool._runtime.clock import get_ident
 from geventpool._runtime.introspection import holders
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
-from geventpool._runtime.threads import get_ident
 from geventpool._scheduler.limit import Limit
 from geventpool._util.arguments import check_seconds, check_whole
 from geventpool.backoff import Backoff
@@ -19,7 +19,8 @@ from geventpool.errors import PoolClosed
 from geventpool.events import Holder, PoolStats
 from geventpool.overload import CoDel
 from geventpool.pools.base import BasePool, stats_of
-from geventpool.pools.lease import DEFAULT, Lease, LocalLease, assert_not_entered
+from geventpool.pools.lease import DEFAULT, assert_not_entered
+from geventpool.pools.leases import Lease, LocalLease
 from geventpool.pools.settings import PoolSettings
 from geventpool.registry import register
 

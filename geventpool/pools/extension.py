@@ -94,6 +94,9 @@ class PoolExtension(Generic[C]):
     _runtime: Runtime
     slots_by_id: dict[int, ConnectionSlot]
 
+    #: What it is called after if it is given no name; None: its own class.
+    _named_after: type | None = None
+
     def _all_buckets(self) -> Sequence[PoolBucket]:
         raise NotImplementedError
 

@@ -14,10 +14,10 @@ from time import monotonic
 from gevent import Timeout, getcurrent
 from gevent.socket import socket
 
-from geventpool._util.clock import part_of
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool._util.errors import about
+from geventpool._util.time_shares import part_of
 from geventpool.errors import ConnectError, MultiConnectFailure
 
 __all__ = ["Dial"]

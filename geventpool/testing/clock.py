@@ -13,7 +13,7 @@ import gevent.local
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from geventpool._runtime.jump import clock_jumped
+from geventpool._runtime.jump import clock_jumped, read_by
 from geventpool.pools.extension import check_seconds
 from geventpool.retry import retry
 from geventpool.sockets import MonitoredSocket, SocketFactory
@@ -144,10 +144,16 @@ def _jump() -> None:
 
 
 class _Replaced:
-    """Modules have other functions as long as any greenlet is in the ``with`` of this."""
+    """Modules have other functions as long as any greenlet is in the ``with`` of this; *tell* is
+    called with whether they have."""
 
-    def __init__(self, find: Callable[[], Iterable[tuple[Any, str, object]]]) -> None:
+    def __init__(
+        self,
+        find: Callable[[], Iterable[tuple[Any, str, object]]],
+        tell: Callable[[bool], object] = bool,
+    ) -> None:
         self._find = find
+        self._tell = tell
         self._entered = 0
         self._originals: list[tuple[Any, str, object]] = []
         self._lock = get_original("_thread", "allocate_lock")()
@@ -159,10 +165,13 @@ class _Replaced:
                 for module, name, function in self._find():
                     self._originals.append((module, name, getattr(module, name)))
                     setattr(module, name, function)
+                self._tell(True)
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._entered -= 1
+            if not self._entered:
+                self._tell(False)
             while self._originals and not self._entered:
                 setattr(*self._originals.pop())
 
@@ -189,4 +198,5 @@ def _of_pools() -> Iterable[tuple[Any, str, object]]:
 
 
 _retry_bent = _Replaced(_of_retry)
-_pools_bent = _Replaced(_of_pools)
+# What is compiled asks no module for its functions: it has a clock that can be exchanged.
+_pools_bent = _Replaced(_of_pools, lambda bent: read_by(_now if bent else time.monotonic))

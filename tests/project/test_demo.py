@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from geventpool import COMPILED
 from geventpool.demo.verdicts import Figures, judge
 from geventpool.errors import PoolTimeout
 from support import ROOT
@@ -69,6 +70,7 @@ def test_the_demo_ends_well_and_its_table_says_so() -> None:
     ):
         assert promise in done.stdout
     assert "Every promise was kept." in done.stdout
+    assert ("geventpool, compiled" in done.stdout) is COMPILED
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ NOUNS = {
     *("errors", "events", "stats", "addresses", "backoff"),
     *("overload", "registry", "retry_budget"),
 }
-ROW_0 = {*NOUNS, "_util"}
+ROW_0 = {*NOUNS, "_compiled", "_util"}
 GEVENT = frozenset({"gevent", "greenlet"})
 PUBLIC = {*NOUNS, "deadline", "retry", "local_socket"}
 PUBLIC |= {"sockets", "discovery", "pools", "manager"}
@@ -51,7 +51,8 @@ ROWS = (
     Row({"coordination"}, may_import=PUBLIC, only_public=True),
     Row({"fleet", "directory"}, may_import={*PUBLIC, "coordination"}, only_public=True),
     Row({"observe", "testing"}, may_import=PUBLIC, only_public=True),
-    Row({"gunicorn", "demo"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
+    Row({"gunicorn"}, may_import={*PUBLIC, "observe", "fleet"}, only_public=True),
+    Row({"demo"}, may_import={*PUBLIC, "_compiled", "observe", "fleet"}, only_public=True),
     Row({"compat", "contrib"}, may_import=PUBLIC, only_public=True, apart=True),
     Row({"__main__"}, may_import={*PUBLIC, "demo"}, only_public=True),
 )
@@ -60,8 +61,8 @@ ROW_OF = {member: row for row in ROWS for member in row.members}
 #: The module with what adapters, manager and compat need of a pool and its callers do not.
 SEAM = "geventpool.pools.extension"
 
-#: The one thing in a private folder that ``geventpool.testing`` needs.
-CLOCK_JUMPED = "geventpool._runtime.jump.clock_jumped"
+#: What ``geventpool.testing`` needs of a private folder.
+CLOCK = {f"geventpool._runtime.jump.{name}" for name in ("clock_jumped", "read_by")}
 
 #: What of a row whose files are each by itself is built on the pools of the others there.
 CLIENT_POOLS = {f"geventpool.contrib.{name}" for name in ("psycopg", "psycopg2", "pymysql")}
@@ -178,7 +179,7 @@ def why_wrong(name: str, target: str) -> str | None:
     if below and f"{target}.".startswith(f"{home}.") and not (row.apart and len(below) == 1):
         # By way of the folder it would go round.
         return "which comes from its own folder" if module_in(target) == home else None
-    if own == "testing" and target == CLOCK_JUMPED:
+    if own == "testing" and target in CLOCK:
         return None
     if module_in(target) in BUILT_ON.get("/".join((own, *below[:1])), ()):
         return None
@@ -296,6 +297,7 @@ DECIDED = {
     "_scheduler/model.py": {"Slot", "Bucket"},
     "_scheduler/waiter.py": {"Waiter"},
     "_scheduler/limit.py": {"Limit"},
+    "_scheduler/places.py": {"Places"},
 }
 #: What is called like a field of theirs, and is another thing's.
 NAMESAKES = {

@@ -544,6 +544,7 @@ def settle(pool: Any) -> None:
     gevent.sleep(0.001)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RecursionError, MemoryError])
 @pytest.mark.parametrize(
@@ -593,6 +594,7 @@ def test_cut_short_at_any_line_no_place_is_lost_and_no_connection_has_two_holder
     assert nth > 20
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RecursionError, MemoryError])
 def test_a_salvage_cut_short_at_any_line_loses_no_place(
@@ -738,6 +740,7 @@ def crowd_at_a_full_total() -> tuple[Any, Any, list[Any]]:
     return pool, mine, waiting
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 @pytest.mark.slow
 def test_the_collector_may_end_a_generator_at_any_line_of_the_scheduler() -> None:
     at = 0

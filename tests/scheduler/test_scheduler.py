@@ -831,6 +831,16 @@ def test_a_place_that_was_claimed_before_the_pause_begins_is_not_dialed_in_it(wo
     assert not world.notes.dials
 
 
+def test_a_success_that_was_dialed_before_the_last_failure_ends_no_pause() -> None:
+    window = DialWindow(16, Backoff(first=1.0, longest=8.0, jitter=0.0))
+    window.failed(9.0, 10.0)
+
+    window.opened(8.0, 10.5)
+
+    assert window.failing
+    assert window.width == 1
+
+
 def test_a_new_outage_long_after_the_last_begins_with_the_shortest_pause(world: World) -> None:
     bucket = world.bucket(2, 2)
     for _ in range(3):
@@ -1612,6 +1622,7 @@ def test_after_a_fork_every_slot_is_let_go_and_nothing_is_closed(world: World) -
 # What it costs
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_join_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1626,6 +1637,7 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_join_costs_the_same_however_many_are_due_before_those_ahead_of_them() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1638,6 +1650,7 @@ def test_to_join_costs_the_same_however_many_are_due_before_those_ahead_of_them(
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1651,6 +1664,7 @@ def test_to_go_back_in_line_costs_the_same_however_many_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
     def cost(waiting: int) -> int:
         world = World()
@@ -1664,6 +1678,7 @@ def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
     def cost(number: int) -> int:
         world = World()
@@ -1680,6 +1695,7 @@ def test_to_release_costs_the_same_however_many_wait_or_lie_idle() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> None:
     def cost(number: int) -> int:
         world = World()
@@ -1696,6 +1712,7 @@ def test_to_reconcile_costs_the_same_however_many_lie_idle_wait_or_are_due() -> 
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_reconcile_costs_the_same_however_many_other_pools_there_are() -> None:
     def cost(pools: int) -> int:
         world = World()
@@ -1712,6 +1729,7 @@ def test_to_reconcile_costs_the_same_however_many_other_pools_there_are() -> Non
     assert_flat(cost, 5)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_a_full_limit_with_many_pools_with_waiters_costs_no_more_than_their_number() -> None:
     def cost(pools: int) -> int:
         world = World()
@@ -1731,6 +1749,7 @@ def test_a_full_limit_with_many_pools_with_waiters_costs_no_more_than_their_numb
     assert many <= 15 * few, f"{few} steps for 10, {many} for 100"
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_a_slot_that_closes_in_the_middle_of_the_idle_costs_the_same_however_many() -> None:
     def cost(number: int) -> int:
         world = World()

@@ -34,6 +34,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from geventpool import COMPILED
 from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
@@ -151,7 +152,8 @@ class Hub:
         assert self.damaged, what
 
     def start_dial(self, slot: Slot) -> None:
-        slot.__class__ = WatchedSlot
+        if not COMPILED:  # where a field of a slot is no property that could be watched
+            slot.__class__ = WatchedSlot
         bucket = slot.bucket
         assert slot.state is CONNECTING
         assert not bucket.closed

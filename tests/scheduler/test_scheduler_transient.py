@@ -232,6 +232,7 @@ def full_limit(world: World, buckets: int) -> tuple[Limit, list[Slot]]:
     return total, [busy(world, total)[1] for _ in range(buckets)]
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_evict_costs_the_same_however_many_have_something_idle() -> None:
     def cost(buckets: int) -> int:
         world = World()
@@ -248,6 +249,7 @@ def test_to_evict_costs_the_same_however_many_have_something_idle() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_a_release_costs_the_same_however_many_buckets_wait_for_it() -> None:
     def cost(buckets: int) -> int:
         world = World()
@@ -259,6 +261,7 @@ def test_a_release_costs_the_same_however_many_buckets_wait_for_it() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_join_and_to_leave_cost_the_same_however_many_buckets_wait() -> None:
     def cost(buckets: int) -> int:
         world = World()
@@ -273,6 +276,7 @@ def test_to_join_and_to_leave_cost_the_same_however_many_buckets_wait() -> None:
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_a_close_that_ends_costs_the_same_however_many_buckets_wait_for_the_place() -> None:
     def cost(buckets: int) -> int:
         world = World()
@@ -285,6 +289,7 @@ def test_a_close_that_ends_costs_the_same_however_many_buckets_wait_for_the_plac
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_to_come_and_to_go_costs_the_same_however_many_buckets_there_are() -> None:
     def cost(buckets: int) -> int:
         world = World()
@@ -299,6 +304,7 @@ def test_to_come_and_to_go_costs_the_same_however_many_buckets_there_are() -> No
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_when_all_are_due_together_each_costs_the_same_however_many_they_are() -> None:
     def cost(buckets: int) -> int:
         world = World()
@@ -311,6 +317,7 @@ def test_when_all_are_due_together_each_costs_the_same_however_many_they_are() -
     assert_flat(cost)
 
 
+@pytest.mark.pure_only("what is compiled has no lines to be counted or cut short at")
 def test_one_who_is_due_costs_the_same_however_many_stand_behind_it() -> None:
     def cost(behind: int) -> int:
         world = World()

@@ -1,0 +1,64 @@
+"""What is read at every hand-out: the time, the thread and the current greenlet.
+
+The compiled build has this in the place of ``clock.py``, which says what each of them is.
+"""
+
+import time
+
+cdef extern from *:
+    """
+    #include <time.h>
+    #include "pythread.h"
+    #if defined(__linux__)
+    /* To the bit what time.monotonic() returns. */
+    static double geventpool_now(void) {
+        struct timespec now;
+        if (clock_gettime(CLOCK_MONOTONIC, &now) != 0) return -1.0;
+        return (double)((long long)now.tv_sec * 1000000000LL + now.tv_nsec) / 1e9;
+    }
+    #else
+    static double geventpool_now(void) { return -1.0; }
+    #endif
+    """
+    double geventpool_now() noexcept nogil
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+cdef extern from "Python.h":
+    object PyWeakref_NewProxy(object thing, object callback)
+
+cdef extern from *:
+    """
+    #include "greenlet/greenlet.h"
+    #define geventpool_current() ((PyObject *)PyGreenlet_GetCurrent())
+    """
+    void PyGreenlet_Import()
+    object geventpool_current()
+
+PyGreenlet_Import()
+
+# None: read the clock itself.
+cdef object _read = None if geventpool_now() >= 0 else time.monotonic
+
+
+cpdef double monotonic() except? -1:
+    if _read is None:
+        return geventpool_now()
+    return _read()
+
+
+cpdef unsigned long get_ident() noexcept:
+    return PyThread_get_thread_ident()
+
+
+cpdef object getcurrent():
+    return geventpool_current()
+
+
+cpdef object proxy(object thing):
+    return PyWeakref_NewProxy(thing, None)
+
+
+def read_by(read):
+    """Have ``monotonic`` return what *read* does from now on; ``time.monotonic`` undoes it."""
+    global _read
+    _read = None if read is time.monotonic and geventpool_now() >= 0 else read
