@@ -147,6 +147,7 @@ def _answer(sock: Any, answer: Callable[[Any], Any]) -> None:
             except ValueError:
                 return  # cut off
             sock.sendall(json.dumps(answer(question)).encode())
+            sock.shutdown(socket.SHUT_WR)  # a child that was forked meanwhile has a copy of it
         except OSError:
             return  # it has gone
 

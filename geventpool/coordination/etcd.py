@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
-from geventpool.coordination.json_api import ApiError, JsonConnection, check_header
+from geventpool.coordination.json_api import ApiError, JsonConnection, check_header, host_of
 from geventpool.pools import ConnectionPool
 from geventpool.sockets import SocketFactory
 
@@ -24,22 +24,29 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header: a token of RF
 class EtcdGateway:
     """etcd 3.4 or later, at *target*: what SocketFactory takes, an address or several, of which one
     that answers is used.  *tls*: as there.  *headers*: sent with each request, as an Authorization.
+    *use*: what it is for, in the name of its pool.
 
     What it raises: OSError, of which ApiError is one, http.client.HTTPException or PoolError.
     """
 
     def __init__(
-        self, target: object, *, tls: Any = False, headers: Mapping[str, str] | None = None
+        self,
+        target: object,
+        *,
+        tls: Any = False,
+        headers: Mapping[str, str] | None = None,
+        use: str = "",
     ) -> None:
         self.target = target
         self._headers = {"Content-Type": "application/json", **_checked(headers)}
         self._dial = SocketFactory(target, tls=tls, connect_timeout=_TIMEOUT, read_timeout=_TIMEOUT)
+        self._host = host_of(target)
         # One is enough for it; the second is for an answer that was given up and is still due.
         self._pool = ConnectionPool(
             2,
             min_size=0,
-            connect=partial(_connect, self._dial),
-            name="etcd",
+            connect=partial(_connect, self._host, self._dial),
+            name=f"etcd at {self._host} {use}".strip(),
             timeout=_TIMEOUT,
             fail_fast=True,
             exc_classes=(OSError, http.client.HTTPException),
@@ -61,7 +68,7 @@ class EtcdGateway:
         Raises TimeoutError once nothing has come for *silence* seconds.  To be closed by who takes
         it.
         """
-        with closing(JsonConnection("etcd", self._dial)) as conn:
+        with closing(JsonConnection(self._host, self._dial)) as conn:
             with closing(conn.stream(path, self._headers, silence, question)) as answers:
                 for found in answers:
                     yield _result(found)
@@ -92,8 +99,8 @@ def _checked(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     return headers
 
 
-def _connect(dial: SocketFactory) -> JsonConnection:
-    conn = JsonConnection("etcd", dial)
+def _connect(host: str, dial: SocketFactory) -> JsonConnection:
+    conn = JsonConnection(host, dial)
     conn.connect()
     return conn
 

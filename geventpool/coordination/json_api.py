@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ApiError", "JsonConnection", "check_header"]
+from geventpool.addresses import Address, AddressGroup, address
+
+__all__ = ["ApiError", "JsonConnection", "check_header", "host_of"]
 
 _LONGEST = 200  # characters of an answer that is shown
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -26,6 +28,18 @@ def check_header(name: str, value: object) -> None:
         raise ValueError(f"{name} must be Latin-1 text without line ends or control characters")
 
 
+def host_of(target: object) -> str:
+    """What a connection to *target* calls its host, in the header Host: of several, the first."""
+    several = [target, *target] if isinstance(target, (Sequence, AddressGroup)) else [target]
+    for each in several:
+        try:
+            known = address(each)
+        except (TypeError, ValueError):
+            continue
+        return str(known) if isinstance(known, Address) else "localhost"
+    return "localhost"
+
+
 class ApiError(OSError):
     """It answered, but not with what was asked for; *status* is that of HTTP."""
 
@@ -35,8 +49,8 @@ class ApiError(OSError):
 
 
 class JsonConnection(http.client.HTTPConnection):
-    """One connection of http.client's to *host*, over sockets that *dial* opens: gevent's, whether
-    or not the program is patched.
+    """One connection of http.client's to *host* (see ``host_of``), over sockets that *dial* opens:
+    gevent's, whether or not the program is patched.
 
     It is opened as it is needed, and again if the server has closed it after an answer.  What it
     raises: OSError, of which ApiError is one, or http.client.HTTPException.
@@ -67,13 +81,20 @@ class JsonConnection(http.client.HTTPConnection):
     def stream(
         self, path: str, headers: Mapping[str, str], silence: float, question: Any = None
     ) -> Generator[dict[str, Any], None, None]:
-        """One line of the answer after the other, until it ends.  Raises as ``ask``."""
-        with self._send(path, headers, silence, question) as answer:
-            while line := answer.readline():
-                found = _parsed(answer.status, line)
-                if not isinstance(found, dict):
-                    raise ApiError(answer.status, f"no JSON object: {line[:100]!r}")
-                yield found
+        """One line of the answer after the other, until it ends.  Raises as ``ask``.
+
+        The connection is closed then, and opened again as it is needed: whether the answer was
+        ended, or cut as the server ends, its next question is answered.
+        """
+        try:
+            with self._send(path, headers, silence, question) as answer:
+                while line := answer.readline():
+                    found = _parsed(answer.status, line)
+                    if not isinstance(found, dict):
+                        raise ApiError(answer.status, f"no JSON object: {line[:100]!r}")
+                    yield found
+        finally:
+            self.close()
 
     def _send(
         self, path: str, headers: Mapping[str, str], silence: float, question: Any

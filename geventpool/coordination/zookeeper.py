@@ -59,7 +59,7 @@ class ZooKeeperSession:
     def client(self) -> Any:
         """The client, which is connected.
 
-        Blocks for 4 s at most.  Raises ConnectionError if it cannot be connected by then; it goes
+        Blocks for 8 s at most.  Raises ConnectionError if it cannot be connected by then; it goes
         on trying if the session was begun before.
         """
         if self._client.connected:
@@ -71,7 +71,7 @@ class ZooKeeperSession:
         starting.join(2 * _TIMEOUT)
         if not self._client.connected:
             error = starting.value if starting.ready() else None
-            raise ConnectionError(f"no connection to {self} within {_TIMEOUT:g} s") from error
+            raise ConnectionError(f"no connection to {self} in time") from error
         return self._client
 
     def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,11 +12,11 @@ from urllib.parse import quote, urlencode
 import gevent
 
 from geventpool.addresses import AnyAddress, UnixAddress, address
-from geventpool.coordination.json_api import ApiError, JsonConnection, check_header
+from geventpool.coordination.json_api import ApiError, JsonConnection, check_header, host_of
 from geventpool.directory.member import weight_of
 from geventpool.directory.source import Members
 from geventpool.directory.watching import WatchingResolver
-from geventpool.pools.extension import check_seconds
+from geventpool.pools.extension import check_seconds, check_text
 from geventpool.sockets import SocketFactory
 
 __all__ = ["Consistency", "ConsulResolver"]
@@ -70,8 +70,14 @@ class ConsulResolver(WatchingResolver):
         if consistency not in get_args(Consistency):
             known = ", ".join(f'"{each}"' for each in get_args(Consistency))
             raise ValueError(f"consistency must be one of {known}, not {consistency!r}")
-        if isinstance(tags, str):
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
             raise TypeError(f"tags must be a list of strings, not {tags!r}")
+        tags = tuple(tags)
+        for number, each in enumerate(tags):
+            check_text(f"tags[{number}]", each)
+        for what, text in (("filter", filter), ("datacenter", datacenter)):
+            if text is not None:
+                check_text(what, text)
         question = [("passing", "1")] if passing else []
         question += [("tag", each) for each in tags]
         question += [("filter", filter)] if filter is not None else []
@@ -109,10 +115,11 @@ class _Source:
     def watch(self, name: str) -> Generator[Members, None, None]:
         """By the rules of Consul's documentation for blocking queries."""
         index = 0
-        with closing(JsonConnection("consul", self._dial)) as conn:
+        with closing(JsonConnection(host_of(self._target), self._dial)) as conn:
             while True:
                 asked = monotonic()
-                found, headers = conn.ask(self._path(name, index), self._headers, self._patience)
+                patience = self._patience if index else _TIMEOUT
+                found, headers = conn.ask(self._path(name, index), self._headers, patience)
                 if not isinstance(found, list):
                     raise ApiError(200, f"no list of instances: {str(found)[:100]}")
                 yield _members(found)
@@ -129,13 +136,13 @@ class _Source:
 
     @property
     def _patience(self) -> float:
-        """Seconds for an answer.  Consul adds up to a sixteenth to what it waits."""
+        """Seconds for an answer that may wait.  Consul adds up to a sixteenth to what it waits."""
         return self._wait * (1 + 1 / 16) + _TIMEOUT
 
     def _path(self, name: str, index: int) -> str:
         question = list(self._question)
         if index:
-            question += [("index", str(index)), ("wait", f"{self._wait * 1000:.0f}ms")]
+            question += [("index", str(index)), ("wait", f"{max(round(self._wait * 1000), 1)}ms")]
         return f"/v1/health/service/{quote(name, safe='')}?{urlencode(question)}"
 
 

@@ -11,21 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from geventpool.addresses import AnyAddress, address
+from geventpool.directory.source import NameUnclear
 
-__all__ = ["PortUnclear", "ServiceName", "addresses_in"]
+__all__ = ["ServiceName", "addresses_in"]
 
 #: What the name of a service, a namespace or a port may be.
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"({_LABEL})(?:\.({_LABEL}))?(?::({_LABEL}|[0-9]{{1,5}}))?")
 
 
-class PortUnclear(LookupError):
-    """A service has several ports, and the name does not say which."""
-
-
 class ServiceName(NamedTuple):
     """``web``, ``web.shop``, ``web:http``, ``web.shop:8080``: a service, its namespace, or None,
-    and its port, or None: by its name or number."""
+    and its port, or None: by its name, or its number at the pods."""
 
     service: str
     namespace: str | None
@@ -59,7 +56,11 @@ def addresses_in(
     Those that end (*terminating*) are not ready.  If no server is ready, those that serve on while
     they end are given out, as kube-proxy does.  Of several families, as in a cluster with both,
     only the first of *families* that has a server to give out is.
+
+    Raises NameUnclear if there are ports, and *port* is none of them, or does not say which.
     """
+    slices = list(slices)
+    _check_port(slices, port)
     found: dict[str, dict[AnyAddress, _Server]] = {family: {} for family in families}
     for each in slices:
         known = found.get(each.get("addressType", ""))
@@ -71,6 +72,29 @@ def addresses_in(
             if chosen := {each: 1.0 for each, state in known.items() if wanted(state)}:
                 return chosen
     return {}
+
+
+def _check_port(slices: Iterable[Mapping[str, Any]], wanted: str | None) -> None:
+    """A slice may have other ports than the next, as a service changes: one that fits is enough."""
+    ports = [each for one in slices for each in _tcp(one.get("ports") or [])]
+    if wanted is not None and ports and not any(_is(each, wanted) for each in ports):
+        raise NameUnclear(
+            f"no pod of the service has the port {wanted}, but {_shown(ports)}; a number is that at"
+            " the pods (targetPort), not that of the service"
+        )
+
+
+def _tcp(ports: list[Any]) -> list[Any]:
+    return [each for each in ports if each.get("protocol", "TCP") == "TCP" and each.get("port")]
+
+
+def _is(port: Any, wanted: str) -> bool:
+    return wanted in (port.get("name"), str(port["port"]))
+
+
+def _shown(ports: list[Any]) -> str:
+    shown = (f"{each.get('name') or ''}:{each['port']}".strip(":") for each in ports)
+    return ", ".join(dict.fromkeys(shown))
 
 
 def _is_ready(state: _Server) -> bool:
@@ -112,10 +136,9 @@ def _servers(each: Mapping[str, Any], port: str | None) -> Iterator[tuple[AnyAdd
 
 def _number(ports: list[Any], wanted: str | None) -> int | None:
     """The number of the port; None if the slice has no such port."""
-    tcp = [each for each in ports if each.get("protocol", "TCP") == "TCP" and each.get("port")]
-    if wanted is not None:
-        tcp = [each for each in tcp if wanted in (each.get("name"), str(each["port"]))]
+    tcp = [each for each in _tcp(ports) if wanted is None or _is(each, wanted)]
     if len({each["port"] for each in tcp}) > 1:
-        known = ", ".join(f"{each.get('name') or ''}:{each['port']}".strip(":") for each in tcp)
-        raise PortUnclear(f"it has several ports, and its name is to say which: {known}")
+        raise NameUnclear(
+            f"the service has several ports, and the name must say which: {_shown(tcp)}"
+        )
     return int(tcp[0]["port"]) if tcp else None

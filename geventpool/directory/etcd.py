@@ -57,14 +57,16 @@ class EtcdResolver(Registering, WatchingResolver):
             raise TypeError(f"prefix must be a string, not {prefix!r}")
         self.prefix = prefix
 
-        def connect() -> EtcdGateway:
-            return EtcdGateway(target, tls=tls, headers=headers)
+        def connect(use: str) -> EtcdGateway:
+            return EtcdGateway(target, tls=tls, headers=headers, use=use)
 
         self._connect = connect
-        super().__init__(_Source(connect(), prefix), **settings)
+        super().__init__(_Source(connect(prefix), prefix), **settings)
 
     def _entry(self, name: str, entry: str, held: bytes, lease: float) -> _Entry:
-        return _Entry(self._connect(), f"{self.prefix}{name}/{entry}", held, lease)
+        key = f"{self.prefix}{name}/{entry}"
+        use = key.rpartition("-")[0]  # without what is drawn for each: it names a pool
+        return _Entry(self._connect(use), key, held, lease)
 
 
 class _Source:

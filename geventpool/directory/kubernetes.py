@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
@@ -14,10 +14,10 @@ from urllib.parse import quote, urlencode
 
 import gevent
 
-from geventpool.addresses import AnyAddress, UnixAddress, address
-from geventpool.coordination.json_api import ApiError, JsonConnection, check_header
+from geventpool.addresses import AnyAddress, address
+from geventpool.coordination.json_api import ApiError, JsonConnection, check_header, host_of
 from geventpool.directory.endpoint_slices import ServiceName, addresses_in
-from geventpool.directory.source import Members
+from geventpool.directory.source import Members, NameUnclear
 from geventpool.directory.watching import WatchingResolver
 from geventpool.sockets import SocketFactory
 
@@ -42,9 +42,10 @@ class KubernetesResolver(WatchingResolver):
         with manager.connection("web:http") as sock:  # or web, web.shop, web.shop:8080
             ...
 
-    A name is that of a service, with its namespace behind a dot, and its port behind a colon, by
-    name or number; it needs none where the service has a single one for TCP.  Connections go to the
-    pods themselves.  An endpoint that is terminating, or not ready, is given out no more; unless
+    A name is that of a service, with its namespace behind a dot, and its port behind a colon; it
+    needs none where the service has a single one for TCP.  Connections go to the pods themselves,
+    so that a port's number is that at the pods (*targetPort*), while its name is that of the
+    service.  An endpoint that is terminating, or not ready, is given out no more; unless
     none is ready: then those that still serve while they terminate.
 
     - *namespace*: that of names without one; None: the pod's own.
@@ -74,8 +75,9 @@ class KubernetesResolver(WatchingResolver):
     ) -> None:
         if ca is not None and tls is not None:
             raise TypeError("ca and tls must not both be given: an SSLContext has its authorities")
-        unknown = [each for each in families if each not in _FAMILIES]
-        if isinstance(families, str) or unknown or not families:
+        if not isinstance(families, Sequence) or isinstance(families, str):
+            raise TypeError(f"families must be a list of {', '.join(_FAMILIES)}, not {families!r}")
+        if not families or not set(_FAMILIES).issuperset(families):
             raise ValueError(f"families must be some of {', '.join(_FAMILIES)}, not {families!r}")
         if namespace is None:
             namespace = _read(_ACCOUNT / "namespace")
@@ -94,7 +96,7 @@ class _Api:
 
     def __init__(self, target: AnyAddress, token: Callable[[], str], tls: Any, ca: Path) -> None:
         self.target = target
-        self.host = "localhost" if isinstance(target, UnixAddress) else str(target)
+        self.host = host_of(target)
         self._token = token
         self._tls = tls
         self._ca = ca
@@ -125,7 +127,7 @@ class _Source:
     def check(self, name: str) -> None:
         ServiceName.parsed(name)
 
-    def watch(self, name: str) -> Generator[Members, None, None]:
+    def watch(self, name: str) -> Generator[Members | NameUnclear, None, None]:
         """A list, and then watches from its version on, until the server knows that no more."""
         parsed = ServiceName.parsed(name)
         while True:
@@ -133,11 +135,17 @@ class _Source:
                 slices = _Slices(conn, self._api.headers, parsed, self._namespace)
                 slices.list()
                 while not slices.outdated:
-                    yield addresses_in(slices.known.values(), parsed.port, self._families)
+                    yield self._members(slices.known, parsed.port)
                     with closing(slices.watch()) as changes:
                         for known in changes:
-                            yield addresses_in(known.values(), parsed.port, self._families)
+                            yield self._members(known, parsed.port)
             gevent.sleep(random.uniform(0.0, _AGAIN))
+
+    def _members(self, known: Mapping[str, Any], port: str | None) -> Members | NameUnclear:
+        try:
+            return addresses_in(known.values(), port, self._families)
+        except NameUnclear as error:
+            return error
 
     def close(self) -> None:
         """Nothing is open but what is watched."""

@@ -10,6 +10,7 @@ counts as 1.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ __all__ = ["check_name", "member_of", "read_member", "weight_of", "write_member"
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError if *name* can be no service: texts with a slash between each two."""
+    """Raises ValueError if *name* can be no service: texts with a slash between each two; TypeError
+    if it is no text."""
+    check_text("name", name)
     bad = {"", ".", ".."} & set(name.split("/"))
     if bad or not name.isprintable():
         raise ValueError(
@@ -32,13 +35,24 @@ def check_name(name: str) -> None:
 
 def member_of(target: object) -> Address:
     """The address that a server announces.  Raises ValueError or TypeError if it is of no use to
-    others, as a Unix socket is, or 0.0.0.0."""
+    others, as a Unix socket is, 0.0.0.0, or an address of a group."""
     found = address(target)
     if not isinstance(found, Address):
         raise ValueError(f"address must be a host and a port, which others can reach: {target!r}")
-    if found.ip in ("0.0.0.0", "::"):
-        raise ValueError(f"address must be one that others can reach, not that of all: {target!r}")
+    if not _can_be_reached(found.ip):
+        raise ValueError(
+            f"address must be one that others can reach, not that of all or of a group: {target!r}"
+        )
     return found
+
+
+def _can_be_reached(host: str) -> bool:
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return True  # a name
+    inner = getattr(found, "ipv4_mapped", None) or found
+    return not (inner.is_unspecified or inner.is_multicast)
 
 
 def write_member(member: Address, weight: float) -> bytes:

@@ -13,16 +13,23 @@ from gevent import Timeout
 from gevent.event import Event
 
 from geventpool.addresses import Address
-from geventpool.backoff import Backoff
 from geventpool.directory.member import check_name, member_of, write_member
-from geventpool.pools.extension import Fork, check_seconds, forget_frames, in_child, log_safely
+from geventpool.directory.source import BACKOFF
+from geventpool.errors import WrongHub
+from geventpool.pools.extension import (
+    Fork,
+    check_number,
+    check_seconds,
+    forget_frames,
+    in_child,
+    log_safely,
+)
 
 __all__ = ["Entry", "EntryLost", "Registering", "Registration", "close_all"]
 
 _log = logging.getLogger("geventpool.directory")
 
-_BACKOFF = Backoff(first=0.1, factor=2.0, longest=2.0, jitter=0.5)
-_LOOKS = 3  # in a lease: two may fail
+_LOOKS = 3  # in a lease: after one that gets no answer there is time for another try
 _PATIENCE = 2.0  # seconds that a process that ends has for all that it has announced
 
 
@@ -46,7 +53,8 @@ class Entry(Protocol):
 
 class Registration:
     """What ``register`` returns: a server that is announced until ``close()``, or until the process
-    ends.
+    ends.  Then those of the main thread are removed; those of another are gone a lease later, if it
+    has not closed them itself.
 
     It need not be held.  If it is lost, as the directory was away for longer than its lease, or was
     emptied, it is announced again; its loss and its return are on the log ``geventpool.directory``.
@@ -80,11 +88,14 @@ class Registration:
         """Remove it from the directory: for a server that takes no more connections.
 
         Blocks for *timeout* seconds at most.  What the directory raises is logged: without it, the
-        entry is gone a lease later.
+        entry is gone a lease later.  Raises WrongHub, and changes nothing, in another thread than
+        that which has made it.
         """
         check_seconds("timeout", timeout, none=False)
         if self.closed:
             return
+        if self._hub is not gevent.get_hub():
+            raise WrongHub(f"{self!r} is another thread's: close it there")
         self.closed = True
         _all.discard(self)
         self._greenlet.kill(block=False)
@@ -117,7 +128,7 @@ class Registration:
             except (Exception, Timeout) as error:
                 self._failed(error)
             failures += 1
-            gevent.sleep(_BACKOFF.delay(failures))
+            gevent.sleep(BACKOFF.delay(failures))
 
     def _succeeded(self) -> None:
         lost, self.error = self.error, None
@@ -156,7 +167,7 @@ class Registering:
         self, name: str, address: object, *, lease: float = 10.0, weight: float = 1.0
     ) -> Registration:
         """Announce that *address* serves *name*, until the registration is closed or the process
-        ends; a process that is killed is gone from the directory *lease* seconds later.
+        ends (see Registration); one that is killed is gone from the directory *lease* later.
 
         *address* is one that others can reach, in any spelling of ``addresses.address``.  *lease*
         is 2 s or more.  *weight* is the server's share, as in an AddressGroup.  Does not block: it
@@ -171,7 +182,7 @@ class Registering:
         check_name(name)
         member = member_of(address)
         check_seconds("lease", lease, none=False)
-        check_seconds("weight", weight, zero=True, none=False)
+        check_number("weight", weight)
         if lease < 2.0:
             raise ValueError(f"lease must be 2 s or more, not {lease!r}")
         held = write_member(member, weight)

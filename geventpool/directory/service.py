@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from geventpool.backoff import Backoff
 from geventpool.directory.roster import Roster
-from geventpool.directory.source import Members, Source
+from geventpool.directory.source import Members, NameUnclear, Source
 from geventpool.errors import ConnectError
 from geventpool.pools.extension import forget_frames, log_safely
 
@@ -72,11 +72,19 @@ class Service:
                 each.wake()
         return self.roster.is_emptied and not was_emptied
 
-    def fail(self, error: BaseException) -> None:
-        """The directory is away, or this name is not watched any more."""
+    def fail(self, error: BaseException) -> bool:
+        """The directory is away, or the name is unclear to it, or it is not watched any more.
+        Whether that is news: what was wrong before, if anything, was of the other kind."""
         forget_frames(error)
-        self.error = error
+        before, self.error = self.error, error
         self.news.set()
+        was_unclear = isinstance(before, NameUnclear)
+        return before is None or was_unclear is not isinstance(error, NameUnclear)
+
+    @property
+    def outlook(self) -> str:
+        """What that means to callers."""
+        return "its last addresses serve on" if self.roster.is_known else "it is not known"
 
     def end(self) -> None:
         """Watch it no longer."""
@@ -94,27 +102,37 @@ def keep_watching(
         began = clock()
         try:
             with closing(source.watch(service.name)) as answers:
-                for members in answers:
-                    lost, now = service.error, clock()
-                    emptied = service.learn(members, now)
-                    if lost is not None:
-                        _say(logging.INFO, "%r: %s is back", service.name, source)
-                    if emptied:
-                        text = "%r: %s has no server of it any more; its last serve on"
-                        _say(logging.WARNING, text, service.name, source)
+                for answer in answers:
+                    _take(answer, source, service, clock())
             error: BaseException = EOFError("the watch has ended")
         except (Exception, Timeout) as caught:
             error = caught
         # One that has lasted has not failed with those before it.
         failures = 1 if clock() - began > backoff.longest else failures + 1
-        is_news = service.error is None
-        service.fail(error)
-        if is_news:
-            what = "its last addresses serve on" if service.roster.is_known else "it is not known"
-            text = "%r: %s does not answer: %r; " + what
+        if service.fail(error):
+            text = f"%r: %s does not answer: %r; {service.outlook}"
             _say(logging.WARNING, text, service.name, source, error)
         del error
         gevent.sleep(backoff.delay(failures))
+
+
+def _take(answer: Members | NameUnclear, source: Source, service: Service, now: float) -> None:
+    """The directory has answered."""
+    lost = service.error
+    if isinstance(answer, NameUnclear):
+        if service.fail(answer):
+            text = f"%r: %s has answered that %s; {service.outlook}"
+            _say(logging.WARNING, text, service.name, source, answer)
+        return
+    emptied = service.learn(answer, now)
+    if isinstance(lost, NameUnclear):
+        _say(logging.INFO, "%r: %s knows its servers by now", service.name, source)
+    elif lost is not None:
+        _say(logging.INFO, "%r: %s is back", service.name, source)
+    if emptied:
+        last = "its last serve on" if service.roster.keep_emptied else "it is not found"
+        text = f"%r: %s has no server of it any more; {last}"
+        _say(logging.WARNING, text, service.name, source)
 
 
 def _say(level: int, text: str, *args: object) -> None:

@@ -12,7 +12,8 @@ A directory is a *source*, an object with the methods of ``Source``.  Its ``watc
 
 Each value is a mapping of *all* servers of the service, by address (an Address), to their weights
 (1.0 where there are none); it may be empty.  What is no address there, ``watch`` leaves out: that
-must not spoil the others.  To yield the same again is fine.
+must not spoil the others.  To yield the same again is fine.  In the place of the servers it may
+yield a NameUnclear, and watch on: the directory is there, but the name does not lead to servers.
 
 What it raises (any Exception, or a gevent.Timeout), or its end, means that the directory is away:
 it is called again, after a back-off that grows.  It runs in a greenlet of its own, one for each
@@ -35,11 +36,20 @@ from collections.abc import Generator, Mapping
 from typing import Protocol
 
 from geventpool.addresses import AnyAddress
+from geventpool.backoff import Backoff
 
-__all__ = ["Members", "Source"]
+__all__ = ["BACKOFF", "Members", "NameUnclear", "Source"]
+
+#: How a directory that is away is asked again.
+BACKOFF = Backoff(first=0.1, factor=2.0, longest=2.0, jitter=0.5)
 
 #: The servers of a service, with their weights.
 Members = Mapping[AnyAddress, float]
+
+
+class NameUnclear(LookupError):
+    """The directory has answered, but a name does not say which servers it means; the text says
+    why."""
 
 
 class Source(Protocol):
@@ -48,7 +58,7 @@ class Source(Protocol):
     def check(self, name: str, /) -> None:
         """Raises ValueError if *name* can be no name of a service.  Does not block."""
 
-    def watch(self, name: str, /) -> Generator[Members, None, None]:
+    def watch(self, name: str, /) -> Generator[Members | NameUnclear, None, None]:
         """All servers of *name*, and again after each change; raises if the directory is away."""
         ...
 

@@ -19,7 +19,7 @@ from geventpool.addresses import AddressGroup
 from geventpool.backoff import Backoff
 from geventpool.directory.roster import Roster
 from geventpool.directory.service import Service, Subscription, keep_watching
-from geventpool.directory.source import Source
+from geventpool.directory.source import BACKOFF, NameUnclear, Source
 from geventpool.errors import ConnectError, NameNotFound, WrongHub
 from geventpool.pools.extension import Fork, check_seconds, check_text, check_whole, in_child
 
@@ -27,8 +27,6 @@ __all__ = ["WatchingResolver"]
 
 #: Seconds after which a name that no caller has asked for is watched no longer.
 _KEPT = 600.0
-
-_BACKOFF = Backoff(first=0.1, factor=2.0, longest=2.0, jitter=0.5)
 
 
 class WatchingResolver:
@@ -57,7 +55,7 @@ class WatchingResolver:
         timeout: float = 5.0,
         keep_emptied: float = 300.0,
         max_names: int = 1000,
-        backoff: Backoff = _BACKOFF,
+        backoff: Backoff = BACKOFF,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         check_seconds("timeout", timeout, none=False)
@@ -174,7 +172,10 @@ class WatchingResolver:
         """Why there is no group."""
         name, source, error = service.name, self._source, service.error
         found: ConnectError
-        if error is not None:
+        if isinstance(error, NameUnclear):
+            text = f"{name!r} was not found: {source} has answered that {error}"
+            found = NameNotFound(text, name=name, tried=(str(source),))
+        elif error is not None:
             text = f"{name!r} is not known: {source} does not answer: {error!r}; it is asked again"
             found = ConnectError(text)
         elif service.roster.is_known:

@@ -42,7 +42,7 @@ class EtcdStore:
         prefix: str = "geventpool/fleet/",
     ) -> None:
         self.prefix = prefix
-        self._etcd = EtcdGateway(target, tls=tls, headers=headers)
+        self._etcd = EtcdGateway(target, tls=tls, headers=headers, use=prefix)
 
     def renew(self, report: Report) -> Grant:
         """See Store.  Raises OSError, http.client.HTTPException or PoolError."""

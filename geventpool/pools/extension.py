@@ -22,7 +22,13 @@ from geventpool._runtime import refusals
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
-from geventpool._util.arguments import check_callable, check_seconds, check_text, check_whole
+from geventpool._util.arguments import (
+    check_callable,
+    check_number,
+    check_seconds,
+    check_text,
+    check_whole,
+)
 from geventpool._util.errors import copy_of, forget_frames
 from geventpool._util.forks import Fork, in_child
 from geventpool._util.log import log_safely
@@ -40,6 +46,7 @@ __all__ = [
     "PoolExtension",
     "Standing",
     "check_callable",
+    "check_number",
     "check_seconds",
     "check_text",
     "check_whole",

@@ -13,6 +13,7 @@ import pytest
 
 from geventpool.addresses import AddressGroup
 from geventpool.backoff import Backoff
+from geventpool.directory import consul as module
 from geventpool.directory.consul import ConsulResolver
 from geventpool.errors import ConnectError, NameNotFound
 from support.child import FORKS, Child
@@ -168,6 +169,27 @@ def test_without_a_change_it_is_asked_again_when_the_wait_is_over(
     assert resolver.resolve("web") == AddressGroup.of(A)
 
 
+def test_a_wait_is_a_millisecond_at_least(consul: SmallConsul, watch: Any) -> None:
+    """As 0 means Consul's own, of 5 minutes."""
+    consul.register("web", A)
+    watch(wait=0.0004).resolve("web")
+    until(lambda: len(consul.queries) == 2)
+    assert consul.queries[1][1]["wait"] == ["1ms"]
+
+
+def test_the_first_answer_is_not_waited_for_as_a_change_is(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(sock: Any, peer: Any) -> None:
+        while sock.recv(65536):
+            pass  # and say nothing
+
+    monkeypatch.setattr(module, "_TIMEOUT", 0.05)
+    with ConsulResolver(hosts.serve(serve), wait=60.0, timeout=30.0) as resolver:
+        with gevent.Timeout(10), pytest.raises(ConnectError, match="does not answer: TimeoutError"):
+            resolver.resolve("web")
+
+
 def test_many_changes_are_not_asked_for_one_by_one(consul: SmallConsul, watch: Any) -> None:
     consul.register("web", A)
     resolver = watch()
@@ -280,13 +302,19 @@ def test_a_manager_drains_the_vanished_and_uses_the_new(
         ({"wait": 601.0}, ValueError, "wait must be 600 at most"),
         ({"consistency": "strong"}, ValueError, 'consistency must be one of "default"'),
         ({"tags": "v2"}, TypeError, "tags must be a list of strings"),
+        ({"tags": 5}, TypeError, "tags must be a list of strings"),
+        ({"tags": ["v2", 5]}, TypeError, r"tags\[1\] must be a string"),
+        ({"filter": 5}, TypeError, "filter must be a string"),
+        ({"datacenter": 5}, TypeError, "datacenter must be a string"),
+        ({"token": 5}, TypeError, "token must be a string"),
+        ({"token": ""}, ValueError, "token must not be empty"),
         ({"timeout": -1.0}, ValueError, "timeout"),
     ],
 )
 def test_what_it_cannot_be_made_of_is_named(
     watch: Any, settings: Any, error: type[Exception], said: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=f"^{said}"):
         watch(**settings)
     with pytest.raises(ValueError, match="name must be that of a service of Consul"):
         watch().resolve("")

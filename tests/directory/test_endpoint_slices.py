@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from geventpool.addresses import Address
-from geventpool.directory.endpoint_slices import PortUnclear, ServiceName, addresses_in
+from geventpool.directory.endpoint_slices import ServiceName, addresses_in
+from geventpool.directory.source import NameUnclear
 from support.small_kubernetes import endpoint, slice_of
 
 FAMILIES = ("IPv4", "IPv6", "FQDN")
@@ -55,9 +56,22 @@ def test_the_port_is_that_of_the_name_or_the_only_one() -> None:
     made = slice_of("web", endpoint(A), ports=[("http", 8080), ("metrics", 9090)])
     assert found(made, port="http") == found(made, port="8080") == {f"{A}:8080"}
     assert found(made, port="metrics") == {f"{A}:9090"}
-    assert found(made, port="grpc") == set()
-    with pytest.raises(PortUnclear, match="several ports.*: http:8080, metrics:9090"):
+    with pytest.raises(NameUnclear, match="several ports.*: http:8080, metrics:9090"):
         found(made)
+
+
+@pytest.mark.parametrize("port", ["grpc", "80"])
+def test_a_port_that_no_pod_has_is_told_with_those_that_they_have(port: str) -> None:
+    made = slice_of("web", endpoint(A), ports=[("http", 8080), ("metrics", 9090)])
+    said = f"no pod .* has the port {port}, but http:8080, metrics:9090; .*targetPort"
+    with pytest.raises(NameUnclear, match=said):
+        found(made, slice_of("web-2", endpoint(B), ports=[("http", 8080)]), port=port)
+    assert found(slice_of("web", ports=[]), port=port) == set()
+
+
+def test_a_slice_without_the_port_takes_no_other_away() -> None:
+    old, new = slice_of("web-1", endpoint(A)), slice_of("web-2", endpoint(B), ports=[("grpc", 90)])
+    assert found(old, new, port="grpc") == {f"{B}:90"}
 
 
 def test_each_slice_has_its_own_port_of_that_name() -> None:

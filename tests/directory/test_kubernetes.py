@@ -190,6 +190,49 @@ def test_names_say_which_namespace_and_port(cluster: SmallKubernetes, watch: Any
         resolver.resolve("Web")
 
 
+def test_a_name_without_its_port_is_watched_on_and_the_directory_not_said_to_be_away(
+    cluster: SmallKubernetes, watch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "geventpool.directory")
+    ports = [("http", 8080), ("metrics", 9090)]
+    cluster.put(slice_of("web-1", endpoint(A)))
+    resolver = watch()
+    with pytest.raises(NameNotFound, match="no pod of the service has the port 80, .*targetPort"):
+        resolver.resolve("web:80")
+    knows(resolver, A)
+    until(lambda: cluster.watching == 2)
+    cluster.put(slice_of("web-1", endpoint(A), ports=ports))
+    until(lambda: "several ports" in caplog.text)
+    knows(resolver, A)  # its last ones serve on
+    cluster.put(slice_of("web-1", endpoint(B)))
+    knows(resolver, B)
+    assert (len(cluster.lists), len(cluster.watches)) == (2, 2)
+    assert "does not answer" not in caplog.text
+    assert len([each for each in caplog.messages if each.startswith("'web':")]) == 2
+
+
+def test_a_watch_that_is_cut_is_begun_again_where_it_was(
+    cluster: SmallKubernetes,
+    watch: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_SHORT", 0.0)
+    caplog.set_level(logging.INFO, "geventpool.directory")
+    cluster.put(slice_of("web-1", endpoint(A)))
+    resolver = watch()
+    resolver.resolve("web")
+    until(lambda: cluster.watching == 1)
+    cluster.put(slice_of("web-2", endpoint(B)))
+    knows(resolver, A, B)
+    cluster.cut()
+    cluster.put(slice_of("web-3", endpoint(C)))
+    knows(resolver, A, B, C)
+    assert (len(cluster.lists), len(cluster.watches)) == (1, 2)
+    assert cluster.watches[1]["resourceVersion"] == ["1002"]
+    assert not caplog.messages
+
+
 def test_the_token_is_read_anew_as_it_rotates(
     cluster: SmallKubernetes, watch: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -278,6 +321,9 @@ def test_outside_of_a_pod_it_says_what_is_missing(
         KubernetesResolver(namespace="shop", target="api:443", tls=True, ca="ca.crt")
     with pytest.raises(ValueError, match="families must be some of IPv4, IPv6, FQDN"):
         KubernetesResolver(namespace="shop", families=["v4"])
+    for families in (None, "IPv4", 4):
+        with pytest.raises(TypeError, match="^families must be a list of IPv4, IPv6, FQDN"):
+            KubernetesResolver(namespace="shop", families=families)  # type: ignore[arg-type]
 
 
 def test_as_it_is_away_and_back_the_changes_are_learnt(

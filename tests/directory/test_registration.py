@@ -10,9 +10,12 @@ from typing import Any
 import gevent
 import pytest
 
+from geventpool.backoff import Backoff
 from geventpool.directory import registration as module
 from geventpool.directory.registration import EntryLost, Registering, Registration, close_all
+from geventpool.errors import WrongHub
 from support.child import FORKS, Child
+from support.threads import in_thread
 from support.waiting import until
 
 A = "10.0.0.1:80"
@@ -62,7 +65,7 @@ class Board(Registering):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOKS", 1000)
-    monkeypatch.setattr(module, "_BACKOFF", module.Backoff(first=0.001, longest=0.002))
+    monkeypatch.setattr(module, "BACKOFF", Backoff(first=0.001, longest=0.002))
 
 
 @pytest.fixture
@@ -177,6 +180,42 @@ def test_one_that_a_with_has_left_is_removed(board: Board) -> None:
     with board.register("web", A) as registration:
         assert registration.wait(10)
     assert board.entry.withdrawn == 1
+
+
+def test_one_that_another_thread_closes_is_left_as_it_is(board: Board) -> None:
+    registration = board.register("web", A)
+    assert registration.wait(10)
+
+    def close() -> None:
+        with pytest.raises(WrongHub, match="another thread's"):
+            registration.close()
+
+    in_thread(close)
+    assert registration.announced
+    kept = board.entry.kept
+    until(lambda: board.entry.kept > kept)
+    registration.close()
+    assert board.entry.withdrawn == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error", "said"),
+    [
+        ((5, A), {}, TypeError, "^name must be a string, not 5"),
+        (("web", A), {"weight": float("inf")}, ValueError, "^weight must be (?!.*seconds)"),
+        (("web", A), {"weight": "2"}, TypeError, "^weight must be (?!.*seconds)"),
+        (("web", "[::ffff:0.0.0.0]:80"), {}, ValueError, "^address must be one that others"),
+        (("web", "[::]:80"), {}, ValueError, "^address must be one that others"),
+        (("web", "224.0.0.1:80"), {}, ValueError, "^address must be one that others"),
+        (("web", "[ff02::1]:80"), {}, ValueError, "^address must be one that others"),
+    ],
+)
+def test_what_can_be_no_server_is_named(
+    board: Board, arguments: Any, settings: Any, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        board.register(*arguments, **settings)
+    assert not board.entry.announced
 
 
 @FORKS

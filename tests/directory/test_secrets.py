@@ -17,8 +17,12 @@ from geventpool.fleet.etcd import EtcdStore
 from support.small_kubernetes import SmallKubernetes
 
 SECRETS: list[Any] = [
-    *("s3cr3t\n", "s3cr3t\r\nX: 1", "s3cr3t\x00", "s3cr3t-\u20ac"),
-    *(b"s3cr3t", ["s3cr3t"]),
+    "s3cr3t\n",
+    "s3cr3t\r\nX: 1",
+    "s3cr3t\x00",
+    "s3cr3t-\u20ac",
+    b"s3cr3t",
+    ["s3cr3t"],
 ]
 MAKERS: dict[str, Callable[[Any], object]] = {
     "token": lambda secret: ConsulResolver(token=secret),

@@ -141,6 +141,17 @@ def test_a_service_that_is_emptied_serves_on_and_that_is_told(
         resolver.resolve("web")
 
 
+def test_of_a_service_that_keeps_none_it_is_not_said_that_they_serve_on(
+    watch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    board = Board(web=[A])
+    resolver = watch(board, keep_emptied=0)
+    resolver.resolve("web")
+    board.write("web")
+    until(lambda: caplog.messages, "a word of it")
+    assert caplog.messages == ["'web': the board has no server of it any more; it is not found"]
+
+
 # Who is told
 
 

@@ -20,7 +20,7 @@ from geventpool.fleet.local import LocalStore
 from geventpool.fleet.share import Report
 from geventpool.local_socket import Listener, ask
 from support import ROOT
-from support.child import FORKS, Child, close_now
+from support.child import FORKS, Child, close_now, raw_fork
 from support.waiting import until, until_readable
 
 #: Serves, as it is the first; its limit needs five of the ten.
@@ -138,9 +138,7 @@ def test_a_child_asks_its_parent_and_keeps_no_place(
 
 
 @FORKS
-def test_a_child_that_runs_no_hub_keeps_no_place(
-    run_folder: Path, fork: Callable[[], int]
-) -> None:
+def test_a_child_that_runs_no_hub_keeps_no_place(run_folder: Path, fork: Callable[[], int]) -> None:
     run_folder.mkdir(mode=0o700)
     path = run_folder / "one.sock"
     first = Listener(path, lambda question: "first", alone=True)
@@ -168,6 +166,26 @@ def test_a_child_that_runs_no_hub_keeps_no_place(
         assert child.result() == 1
         for each in (go, going, there, says):
             close_now(each)
+
+
+def test_a_child_that_is_forked_meanwhile_delays_no_answer(run_folder: Path) -> None:
+    run_folder.mkdir(mode=0o700)
+    go, going = os.pipe()
+    children = []
+
+    def answer(question: object) -> str:
+        children.append(Child(raw_fork, lambda: len(os.read(go, 1))))
+        return "told"
+
+    listener = Listener(run_folder / "one.sock", answer)
+    try:
+        assert ask(run_folder / "one.sock", 5.0) == "told"
+    finally:
+        listener.close()
+        os.write(going, b"x")
+        assert children[0].result() == 1
+        close_now(go)
+        close_now(going)
 
 
 def test_a_place_whose_socket_was_taken_away_is_made_again(
