@@ -61,10 +61,11 @@ try:
 except gevent.Timeout:
     print("given up; then:", square(12))
 
-# An administrator ends all sessions but its own: the pool opens others, and no caller notices.
+# An administrator ends all sessions but its own, and waits until they have ended: the pool opens
+# others, and no caller notices.
 with pool.get() as conn:
     ended = conn.execute(
-        "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+        "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
         " where application_name = 'example' and pid <> pg_backend_pid()"
     ).fetchone()[0]
 print(f"{ended} sessions ended; then:", square(13))

@@ -115,7 +115,7 @@ class WorkerGroup:
         """See to what is queued, if none of them does."""
         if self.queue:
             # Those that work may be long at it: only one that has not begun yet will take what is
-            # left.
-            fresh = sum(item is None for item in self.active.values())
+            # left.  (A list: the collector may end what adds a worker, between any two of them.)
+            fresh = sum(item is None for item in list(self.active.values()))
             if len(self.queue) > fresh:
                 self._spawn_worker()

@@ -153,7 +153,7 @@ def test_a_salvage_after_which_a_reply_may_yet_be_read_does_not_count(
     with IdServer(late_share=1.0, late_by=late_by) as server:
         with Sloppy(1, connect=SocketFactory(server.address), salvage_timeout=20) as pool:
             pool.how = how
-            with pytest.raises(gevent.Timeout), gevent.Timeout(0.01), pool.get() as sock:
+            with pytest.raises(gevent.Timeout), pool.get() as sock, gevent.Timeout(0.01):
                 ask(sock, "old")
             server.late_share = 0.0
             with pool.get(timeout=10) as other:

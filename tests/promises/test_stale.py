@@ -570,7 +570,7 @@ def test_a_request_given_up_in_a_delay_leaves_its_answer_to_no_caller(proxy: Cha
     with ConnectionPool(1, connect=SocketFactory(proxy.address)) as pool:
         pool.fill()
         proxy.delay(0.3)
-        with pytest.raises(gevent.Timeout), gevent.Timeout(0.05), pool.get() as conn:
+        with pytest.raises(gevent.Timeout), pool.get() as conn, gevent.Timeout(0.05):
             ask(conn, "first")
         with pool.get() as other:
             assert other is not conn
