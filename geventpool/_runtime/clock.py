@@ -1,4 +1,4 @@
-"""What is read at every hand-out: the time, the thread and the current greenlet.
+"""What every hand-out reads: the time, its place in a histogram, the thread, the greenlet.
 
 Two sources say the same: this one, and ``clock.pyx``, which the compiled build has in its place.
 Read all of these by way of the module, ``clock.monotonic()``: the time may be exchanged.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import time
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gevent import getcurrent, monkey
 
-__all__ = ["get_ident", "getcurrent", "monotonic", "proxy", "read_by"]
+from geventpool.stats import BOUNDS
+
+__all__ = ["get_ident", "getcurrent", "monotonic", "place_of", "proxy", "read_by"]
 
 #: Seconds, of a clock that never goes back.
 monotonic: Callable[[], float] = time.monotonic
+
+#: Among the counts of a histogram, the one of a duration in seconds: by ``BOUNDS``.
+place_of: Callable[[float], int] = partial(bisect_left, BOUNDS)
 
 #: The id of the OS thread, whether or not the program is monkey-patched.
 get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")

@@ -1,9 +1,11 @@
-"""What is read at every hand-out: the time, the thread and the current greenlet.
+"""What every hand-out reads: the time, its place in a histogram, the thread, the greenlet.
 
 The compiled build has this in the place of ``clock.py``, which says what each of them is.
 """
 
 import time
+
+from geventpool.stats import BOUNDS
 
 cdef extern from *:
     """
@@ -44,6 +46,22 @@ cpdef double monotonic() except? -1:
     if _read is None:
         return geventpool_now()
     return _read()
+
+
+cdef double[32] _bounds
+cdef Py_ssize_t _count = len(BOUNDS)
+
+assert _count <= 32
+for _place, _bound in enumerate(BOUNDS):
+    _bounds[_place] = _bound
+
+
+cpdef Py_ssize_t place_of(double seconds) noexcept:
+    # So few are searched in order as soon as by halves.
+    cdef Py_ssize_t place = 0
+    while place < _count and _bounds[place] < seconds:
+        place += 1
+    return place
 
 
 cpdef unsigned long get_ident() noexcept:

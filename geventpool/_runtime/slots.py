@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -249,7 +248,7 @@ class PoolBucket(Bucket):
 
     def count_use(self, used: float) -> None:
         """Book the end of a use that was so long."""
-        self.use_counts[bisect_left(BOUNDS, used)] += 1
+        self.use_counts[clock.place_of(used)] += 1
         self.use_sum += used
         if used > self.use_long:
             self.note_long_use(used)
@@ -298,7 +297,7 @@ class PoolBucket(Bucket):
 
     def count_connect(self, seconds: float) -> None:
         """Book a dial that succeeded and took so long."""
-        self.connect_counts[bisect_left(BOUNDS, seconds)] += 1
+        self.connect_counts[clock.place_of(seconds)] += 1
         self.connect_sum += seconds
         if seconds > self.connect_max:
             self.connect_max = seconds

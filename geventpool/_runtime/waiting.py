@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from geventpool import events
@@ -16,7 +15,6 @@ from geventpool._scheduler.state import IN_USE
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import catch_up, forks_seen
 from geventpool.errors import PoolDeadlock, PoolOverloaded, PoolTimeout
-from geventpool.stats import BOUNDS
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
@@ -86,7 +84,7 @@ class WaitingLine:
         if slot is None or bucket.closed:
             self._raise(owner, waiter, began, timeout)
         waited = slot.since - began
-        bucket.wait_counts[bisect_left(BOUNDS, waited)] += 1
+        bucket.wait_counts[clock.place_of(waited)] += 1
         bucket.wait_sum += waited
         if waited > bucket.wait_max:
             bucket.wait_max = waited

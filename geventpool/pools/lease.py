@@ -7,7 +7,6 @@ The two moves between IDLE and IN_USE that are made here, in ``Lease.__enter__``
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from types import GenericAlias, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from geventpool._util.arguments import check_seconds
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen
 from geventpool.pools.verdicts import end_use
-from geventpool.stats import BOUNDS
 
 if TYPE_CHECKING:
     from geventpool.pools.base import BasePool
@@ -144,7 +142,7 @@ class Lease:
                     if used < SHORTEST:
                         counts[0] += 1
                     else:
-                        counts[bisect_left(BOUNDS, used)] += 1
+                        counts[clock.place_of(used)] += 1
                     bucket.use_sum += used
                     if used > bucket.use_long:
                         bucket.note_long_use(used)
