@@ -83,13 +83,6 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     """
     if runtime.dead:
         return  # that of a thread that has ended: nothing of it runs, and its timers are gone
-    try:
-        _reinit_loop(runtime, fork)
-    finally:  # gevent may raise, of a worker thread's hub say: that must not keep us from the rest
-        _let_go_of_connections(runtime)
-
-
-def _reinit_loop(runtime: Runtime, fork: Fork) -> None:
     # First of all: what is closed on a loop of libuv leaves its epoll at once, and that would still
     # be the parent's.
     if get_ident() == runtime.ident:
@@ -97,10 +90,7 @@ def _reinit_loop(runtime: Runtime, fork: Fork) -> None:
         # and the first look-up of a name wait for threads that are not here.
         fork.once(gevent.reinit, runtime.hub)
     else:
-        runtime.loop.reinit()
-
-
-def _let_go_of_connections(runtime: Runtime) -> None:
+        fork.attempt(runtime.loop.reinit)
     runtime.index.hangups.abandon()
     buckets = list(runtime.buckets)
     for bucket in buckets:

@@ -374,14 +374,9 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 @in_child
 def _in_child(forked: Fork) -> None:
-    trouble: Exception | None = None
     for runtime in list(_runtimes):
-        try:
-            fork.let_go(runtime, forked)
-        except Exception as error:  # of a thread's that is gone, say: no reason to leave the others
-            trouble = error
-    if trouble is not None:
-        raise trouble  # Python tells of it
+        # That of a thread which is gone may fail: no reason to leave the others.
+        forked.attempt(fork.let_go, runtime, forked)
 
 
 @in_parent

@@ -30,12 +30,24 @@ class Fork:
 
     def __init__(self) -> None:
         self._done: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self.trouble: Exception | None = None  # the first thing that went wrong
 
     def once(self, call: Callable[..., object], *args: Any) -> None:
-        """Call it, unless another hook has had it called already."""
+        """Call it, unless another hook has had it called already.
+
+        What it raises is *trouble*, and keeps nobody from the rest: gevent may raise as a hub
+        begins anew, say of a worker thread that is gone.
+        """
         if not any(call is done and args == its for done, its in self._done):
             self._done.append((call, args))
+            self.attempt(call, *args)
+
+    def attempt(self, call: Callable[..., object], *args: Any) -> None:
+        """Call it; what it raises is *trouble*."""
+        try:
             call(*args)
+        except Exception as error:
+            self.trouble = self.trouble or error
 
 
 _in_child: list[Callable[[Fork], object]] = []
@@ -55,13 +67,18 @@ def in_parent(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def catch_up() -> None:
-    """Do in a child what is to be done; a second time, nothing."""
+    """Do in a child what is to be done; a second time, nothing.
+
+    Whatever a hook raises, all are called; the first error is raised after that.
+    """
     if forks_seen:
         return
     _page[0] = 1
     fork = Fork()
     for call in _in_child:
-        call(fork)
+        fork.attempt(call, fork)
+    if fork.trouble is not None:
+        raise fork.trouble
 
 
 def _after_fork_in_child() -> None:

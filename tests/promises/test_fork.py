@@ -21,7 +21,15 @@ import pytest
 from gevent import monkey
 from gevent.event import Event
 
-from geventpool import Backoff, ConnectionPool, Limit, PoolTimeout, Reason, SocketFactory
+from geventpool import (
+    Backoff,
+    ConnectionPool,
+    DnsResolver,
+    Limit,
+    PoolTimeout,
+    Reason,
+    SocketFactory,
+)
 from geventpool._runtime import fork as forking
 from geventpool._runtime import runtime as runtimes
 from support import LIBUV, ROOT, TESTS
@@ -899,8 +907,10 @@ def test_what_gevent_raises_as_its_hub_begins_anew_keeps_no_child_from_its_own(
         reinit(hub)
         raise RuntimeError("a thread's hub is gone")
 
+    resolver = DnsResolver()  # whose hook, which comes first, begins it anew, too
     with ConnectionPool(2, connect=SocketFactory(server)) as pool:
         before = all_of(pool)
         monkeypatch.setattr(forking.gevent, "reinit", reinit_and_raise)
         in_child = Child(fork, lambda: all_of(pool)).result()
     assert not set(in_child) & set(before)
+    del resolver
