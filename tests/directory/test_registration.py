@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from geventpool.backoff import Backoff
 from geventpool.directory import registration as module
@@ -148,9 +149,11 @@ def test_a_caller_that_is_killed_as_it_closes_has_it_removed_all_the_same(board:
 
 def test_it_is_removed_once_nothing_else_is_under_way(board: Board) -> None:
     order: list[str] = []
+    keeping = Event()
 
     class Slow(Entry):
         def keep(self) -> None:
+            keeping.set()
             try:
                 gevent.sleep(600)
             finally:
@@ -162,8 +165,7 @@ def test_it_is_removed_once_nothing_else_is_under_way(board: Board) -> None:
 
     board.entry = Slow()
     registration = board.register("web", A)
-    assert registration.wait(10)
-    gevent.sleep(0.05)
+    assert keeping.wait(10)
     registration.close()
     assert order == ["kept", "withdrawn"]
 
