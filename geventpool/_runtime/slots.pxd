@@ -25,7 +25,6 @@ cdef class ConnectionSlot(Slot):
     cpdef bint comes_back_clean(self, object owner, object conn)
 
 
-@cython.freelist(16)
 cdef class Caller(Waiter):
     cdef public bint gone
 

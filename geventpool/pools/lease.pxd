@@ -12,7 +12,6 @@ cdef dict deadlines
 cdef object forks_seen
 
 
-@cython.freelist(16)
 cdef class Lease:
     cdef public PoolBucket _bucket
     cdef public object _conn
