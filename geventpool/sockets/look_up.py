@@ -110,8 +110,9 @@ def _of_this_hub() -> dict[tuple[str, int], _Host]:
 def _ask_resolver(host: str, port: int, family: int) -> Any:
     try:
         return getaddrinfo(host, port, family, SOCK_STREAM)
-    except gaierror as error:
-        # The system says "not known" when it could not open the files in which it looks, too.
+    except OSError as error:
+        # With no descriptor left the system cannot open the files in which it looks, and says "not
+        # known", or whatever its last module of names makes of that: "busy", say, with mdns.
         return _want_of_descriptors() or error.with_traceback(None)
     except Exception as error:
         return error.with_traceback(None)

@@ -174,7 +174,7 @@ def test_the_hook_is_not_asked_about_a_kill_or_an_error_of_a_pool(maker):
             return Verdict.FINE
 
     with Asks(1, connect=maker) as pool:
-        killed = leave_with(pool, gevent.Timeout(1))
+        killed = leave_with(pool, gevent.Timeout())
         maker.wait_until(lambda: killed.closed)
         kept = leave_with(pool, PoolTimeout("of another"))
         with pool.get() as conn:

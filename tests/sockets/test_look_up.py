@@ -120,7 +120,7 @@ def test_who_waits_asks_itself_if_the_look_up_brings_nothing(book: Book, answer:
     "strike",
     [
         lambda caller: caller.kill(),
-        lambda caller: caller.kill(gevent.Timeout(1)),
+        lambda caller: caller.kill(gevent.Timeout()),
         lambda caller: caller.kill(KeyError("a caller's own")),
     ],
     ids=["kill", "timeout", "exception"],

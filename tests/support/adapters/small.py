@@ -10,6 +10,7 @@ from typing import Any
 import ldap3
 import thriftpy2.transport
 import websocket
+from gevent.socket import wait_read
 from ldap3.core.exceptions import LDAPCommunicationError
 
 from support.contract import Adapter, Address
@@ -174,7 +175,8 @@ class WebSocket(Small):
     def leave(self, state: str, conn: Any) -> object:
         if state == "a message not read":
             conn.send("twice left")
-            return conn.recv()
+            conn.recv()
+            return wait_read(conn.sock.fileno(), timeout=10)  # the second has arrived
         if state == "a goodbye":
             return conn.send_close()
         if state == "a time limit":
