@@ -94,7 +94,9 @@ class Deadline(gevent.Timeout):
         # gevent's hook for subclasses.  What gave up a moment before has been told so in this very
         # pass of the loop, if that was late: its greenlet runs first, and may leave in time.
         if prev_greenlet.dead:
-            self._leave()  # it was never closed
+            # It was never closed, and nobody will: libuv's loop would not survive a timer that is
+            # dropped.
+            self.close()
         else:
             get_hub().loop.run_callback(self._strike, self._under, ex)
 

@@ -59,7 +59,7 @@ def test_a_second_has_who_holds_who_waits_and_for_how_long(
         minute = seen_of(pool)["minute"]
     assert minute["in_use"] == [1, 0]
     assert minute["waiting"] == [1, 0]
-    assert minute["wait"][1] >= 0.02
+    assert minute["wait"][1] > 0.018  # libuv's timers count whole milliseconds
     assert minute["served"] == [1.0, 1.0]
 
 
