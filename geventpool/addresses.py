@@ -353,8 +353,14 @@ def _path(path: str, target: object) -> str:
 def _expected(target: object) -> str:
     return (
         'target must be ("host", port), "host:port", "[v6]:port", "unix:/path" or a path object, '
-        f"not {target!r}"
+        f"not {_without_login(repr(target))}"
     )
+
+
+def _without_login(text: str) -> str:
+    """It may be a URL with a password."""
+    login, _, rest = text.rpartition("@")
+    return f"'***@{rest}" if ":" in login else text
 
 
 # What the tiers of a group may be.

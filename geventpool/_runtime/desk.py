@@ -16,7 +16,7 @@ from geventpool._runtime.checker import Checker
 from geventpool._runtime.connections import ConnectionIndex, has_out
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.inspector import Inspector
-from geventpool._runtime.introspection import callers_stack
+from geventpool._runtime.introspection import remember_caller
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import (
     Caller,
@@ -101,7 +101,7 @@ class Desk:
         slot.holder = clock.proxy(me)
         hold = slot, slot.uses
         if owner.track:
-            slot.where = callers_stack()
+            remember_caller(slot)
         if listening and "connection_checked_out" in listening:
             self._say_checked_out(owner, hold, conn, clock.monotonic() - began)
         return hold, conn

@@ -19,12 +19,12 @@ from geventpool.events import Holder
 
 __all__ = [
     "Stack",
-    "callers_stack",
     "held_for_long",
     "holder_of",
     "holders",
     "longest_holders",
     "outermost_first",
+    "remember_caller",
     "stack_now",
     "stack_of",
     "where_acquired",
@@ -116,9 +116,12 @@ def _is_plumbing(filename: str) -> bool:
     return filename.startswith(_STANDARD_LIBRARY) and _THIRD_PARTY not in filename
 
 
-def callers_stack() -> Stack:
-    """Where the program is that calls the pool, which is on it, too."""
-    return _taken(sys._getframe(1))
+def remember_caller(slot: ConnectionSlot) -> None:
+    """Have *slot* know where the program is that acquires it: once for each use, though two layers
+    of the pool may ask for it, as a stack takes 1 to 2 µs."""
+    if slot.where_use != slot.uses:
+        slot.where = _taken(sys._getframe(1))
+        slot.where_use = slot.uses
 
 
 def _taken(frame: FrameType | None, depth: int = _DEPTH) -> Stack:
@@ -134,7 +137,7 @@ def _taken(frame: FrameType | None, depth: int = _DEPTH) -> Stack:
 
 
 def stack_of(greenlet: Any) -> Stack:
-    """Where the program is in *greenlet*, which waits: as ``callers_stack``."""
+    """Where the program is in *greenlet*, which waits: as ``remember_caller`` has it."""
     return _taken(_outside(greenlet.gr_frame))
 
 

@@ -10,6 +10,7 @@ cdef class ConnectionSlot(Slot):
     cdef public object holder
     cdef public bint returning
     cdef public object where
+    cdef public Py_ssize_t where_use
     cdef public object ident
     cdef public object why_unusable
     cdef public bint looks_on_return

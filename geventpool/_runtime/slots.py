@@ -50,6 +50,7 @@ class ConnectionSlot(Slot):
         "reported_since",
         "returning",
         "where",
+        "where_use",
         "why_unusable",
     )
     bucket: PoolBucket
@@ -63,6 +64,7 @@ class ConnectionSlot(Slot):
         self.holder: Any = None  # weak proxy of the greenlet that has it
         self.returning = False  # a caller has released it, and its reset is under way
         self.where: Any = None  # the Stack that acquired it, when the pool tracks
+        self.where_use = 0  # the use that *where* is of
         self.ident = 0  # id() of the connection
         self.why_unusable: Any = None  # its probe: truthy if it has unread bytes, or is dead
         self.looks_on_return = False  # the fast path must not take it back unseen

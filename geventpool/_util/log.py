@@ -14,6 +14,14 @@ def log_safely(
 ) -> None:
     """Log *message*.  What a handler raises is printed; a Timeout or a kill goes on its way."""
     try:
-        log.log(level, message, *args, exc_info=exc_info)
+        log.log(level, message, *map(_shown, args), exc_info=exc_info)
     except Exception:
         traceback.print_exc()
+
+
+def _shown(argument: object) -> object:
+    """What a codec raises has all of the text in its ``repr``: a password, if that cannot be sent.
+    """
+    if isinstance(argument, UnicodeError):
+        return f"{type(argument).__name__}: {argument}"
+    return argument

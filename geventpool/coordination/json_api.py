@@ -81,14 +81,14 @@ class JsonConnection(http.client.HTTPConnection):
     def stream(
         self, path: str, headers: Mapping[str, str], silence: float, question: Any = None
     ) -> Generator[dict[str, Any], None, None]:
-        """One line of the answer after the other, until it ends.  Raises as ``ask``.
+        """One line of the answer after the other, until it ends, or is cut.  Raises as ``ask``.
 
         The connection is closed then, and opened again as it is needed: whether the answer was
-        ended, or cut as the server ends, its next question is answered.
+        ended, or cut with the server or on the way, its next question is answered.
         """
         try:
             with self._send(path, headers, silence, question) as answer:
-                while line := answer.readline():
+                for line in _lines(answer):
                     found = _parsed(answer.status, line)
                     if not isinstance(found, dict):
                         raise ApiError(answer.status, f"no JSON object: {line[:100]!r}")
@@ -112,6 +112,15 @@ class JsonConnection(http.client.HTTPConnection):
         if answer.status != 200:
             raise ApiError(answer.status, answer.read().decode(errors="replace"))
         return answer
+
+
+def _lines(answer: http.client.HTTPResponse) -> Generator[bytes, None, None]:
+    """The lines that have come as a whole."""
+    try:
+        while line := answer.readline():
+            yield line
+    except (ConnectionError, http.client.IncompleteRead):
+        pass
 
 
 def _parsed(status: int, text: bytes) -> Any:

@@ -7,16 +7,19 @@ import re
 __all__ = ["without_secrets"]
 
 _HIDDEN = "***"
-#: ``scheme://user:password@host``, up to the last @, as clients read it; a user may be a token.
-_IN_URL = re.compile(r"""(?<=://) (?: [^/\s"]* | [^/\s"@:]*:[^\s"]* ) (?=@)""", re.VERBOSE)
+# Neither takes a time that grows with the square of the text: an error may be a server's own.
+_URLS = re.compile(r"""://[^\s"]*""")
+_IN_LOGIN = re.compile("[:@/]")
 #: ``password=...``, ``'password': b'...'``, ``token=Secret('...')``, ``Authorization: Bearer ...``
 _NAMED = re.compile(
     r"""(?ix)
-        (?P<name> (?: \b\w*
-            (?: pass(?!ed\b|es\b|ing\b) | pwd | secret | token | api_?key | credential )
-            \w* | \bauth(?:orization)?\b ) ['"]? )
-        (?P<is> \s*[=:]\s* )
-        (?: (?:\w+\()* [bfru]{0,2} (?P<quote>['"]) (?:\\.|(?!(?P=quote)).)* (?P=quote)
+        (?P<name> \b (?:
+              (?= \w* (?: pass(?!ed\b|es\b|ing\b) | pwd | secret | token | credential
+                        | (?: api | access | private )_?key | auth(?:orization|_data)?\b )) \w+
+            | (?: api | access | private )-key | pw | identified\s+by ) ['"]? )
+        (?P<is> \s*[=:]\s* | \s+(?=['"]) )
+        (?: [\[(] [^\])]* [\])]
+            | (?:\w+\()* [bfru]{0,2} (?P<quote>['"]) (?:\\.|(?!(?P=quote)).)* (?P=quote)
             | (?:bearer|basic|token)\s+\S+
             | \S+ )"""
 )
@@ -25,5 +28,20 @@ _NAMED = re.compile(
 def without_secrets(text: str) -> str:
     """*text* with what looks like a password, or the user and password of a URL, replaced by
     ``***``.  It errs on the side of hiding."""
-    text = _IN_URL.sub(_HIDDEN, text)
+    text = _URLS.sub(_without_logins, text)
     return _NAMED.sub(lambda found: f"{found['name']}{found['is']}{_HIDDEN}", text)
+
+
+def _without_logins(found: re.Match[str]) -> str:
+    """``scheme://user:password@host``, up to the last @, as clients read it, and whatever is in the
+    password; a user may be a token."""
+    urls, begin = found[0], 0
+    while (begin := urls.find("://", begin)) >= 0:
+        begin += 3
+        if (first := _IN_LOGIN.search(urls, begin)) is None:
+            break
+        end = -1 if first[0] == ":" else urls.find("/", begin)
+        at = urls.rfind("@", begin, len(urls) if end < 0 else end)
+        if at >= 0:
+            urls = urls[:begin] + _HIDDEN + urls[at:]
+    return urls

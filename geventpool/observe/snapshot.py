@@ -42,6 +42,8 @@ from geventpool.registry import pools
 
 __all__ = ["snapshot"]
 
+_LONGEST = 4000  # characters of an error that are shown
+
 
 def snapshot(
     *,
@@ -126,7 +128,7 @@ def _server(server: Any) -> dict[str, Any]:
         "latency": server.latency(now),
         "dials": server.dials,
         "failed": None if failed is None else now - failed,
-        "reason": None if server.reason is None else without_secrets(server.reason),
+        "reason": None if server.reason is None else _of_error(server.reason),
     }
 
 
@@ -137,7 +139,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, BaseException):
-        return without_secrets(f"{type(value).__name__}: {value}")
+        return _of_error(f"{type(value).__name__}: {value}")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -145,6 +147,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return _text(value)
+
+
+def _of_error(text: str) -> str:
+    """It may be a server's own, and as long as that likes."""
+    return without_secrets(text[: 2 * _LONGEST])[:_LONGEST]  # no secret at its end is cut in two
 
 
 def _text(value: Any) -> str:

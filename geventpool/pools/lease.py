@@ -11,7 +11,7 @@ from types import GenericAlias, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from geventpool._runtime import clock
-from geventpool._runtime.introspection import callers_stack
+from geventpool._runtime.introspection import remember_caller
 from geventpool._runtime.slots import SHORTEST, ConnectionSlot, Hold, PoolBucket, is_held
 from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE
@@ -193,7 +193,7 @@ def lend(
     lease._timeout = timeout
     conn = lease.__enter__()
     if pool.track:
-        lease._slot.where = callers_stack()
+        remember_caller(lease._slot)
     return lease._slot, conn
 
 

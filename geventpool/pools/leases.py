@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from geventpool._runtime.introspection import callers_stack
+from geventpool._runtime.introspection import remember_caller
 from geventpool._runtime.slots import is_held
 from geventpool._util.forks import forks_seen
 from geventpool.errors import Verdict
@@ -39,7 +39,7 @@ class TrackedLease(Lease[C]):
 
     def __enter__(self) -> C:
         conn = super().__enter__()
-        self._slot.where = callers_stack()
+        remember_caller(self._slot)
         return conn
 
 

@@ -16,6 +16,7 @@ from geventpool.backoff import Backoff
 from geventpool.directory import kubernetes as module
 from geventpool.directory.kubernetes import KubernetesResolver
 from geventpool.errors import ConnectError, NameNotFound
+from geventpool.testing import ChaosProxy
 from support.certificates import Certificates, make_certificates
 from support.managers import Hosts
 from support.small_kubernetes import SmallKubernetes, endpoint, slice_of
@@ -48,6 +49,13 @@ def watch(cluster: SmallKubernetes) -> Iterator[Callable[..., KubernetesResolver
             return resolver
 
         yield make
+
+
+@pytest.fixture
+def proxy(cluster: SmallKubernetes) -> Iterator[ChaosProxy]:
+    """On the way to the cluster."""
+    with ChaosProxy(cluster.address) as way:
+        yield way
 
 
 def knows(resolver: KubernetesResolver, *hosts: str, name: str = "web", port: int = 8080) -> None:
@@ -211,21 +219,24 @@ def test_a_name_without_its_port_is_watched_on_and_the_directory_not_said_to_be_
     assert len([each for each in caplog.messages if each.startswith("'web':")]) == 2
 
 
+@pytest.mark.parametrize("reset", [False, True])
 def test_a_watch_that_is_cut_is_begun_again_where_it_was(
     cluster: SmallKubernetes,
     watch: Any,
+    proxy: ChaosProxy,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    reset: bool,
 ) -> None:
     monkeypatch.setattr(module, "_SHORT", 0.0)
     caplog.set_level(logging.INFO, "geventpool.directory")
     cluster.put(slice_of("web-1", endpoint(A)))
-    resolver = watch()
+    resolver = watch(target=proxy.address)
     resolver.resolve("web")
     until(lambda: cluster.watching == 1)
     cluster.put(slice_of("web-2", endpoint(B)))
     knows(resolver, A, B)
-    cluster.cut()
+    assert (proxy.rst if reset else proxy.fin)() == 1
     cluster.put(slice_of("web-3", endpoint(C)))
     knows(resolver, A, B, C)
     assert (len(cluster.lists), len(cluster.watches)) == (1, 2)

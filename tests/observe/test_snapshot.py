@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import gevent
@@ -76,6 +77,46 @@ def test_no_password_of_an_error_is_in_it() -> None:
     assert "no login at postgres://***@db/x" in shown
 
 
+def test_an_error_as_long_as_a_server_likes_is_cut_and_does_not_take_long() -> None:
+    long = ("pass_://" * 50_000) + "@"
+
+    def connect() -> Any:
+        raise ConnectionError(long)
+
+    with ConnectionPool(1, connect=connect, name="long") as pool:
+        until(lambda: pool.stats().last_error)
+        began = time.thread_time()
+        shown = json.dumps(of("long"))
+        assert time.thread_time() - began < 1.0
+    assert "pass_" in shown
+    assert len(shown) < 50_000
+    began = time.thread_time()
+    without_secrets(long[:50_000])
+    assert time.thread_time() - began < 1.0
+
+
+def test_what_a_codec_says_of_a_password_is_not_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    secret = "Hunter2"
+
+    def connect() -> Any:
+        return f"{secret}€".encode("latin-1")
+
+    with ConnectionPool(1, connect=connect, name="secret"):
+        until(lambda: "a dial failed" in caplog.text)
+        assert "Hunter2" not in json.dumps(of("secret"))
+    assert "UnicodeEncodeError: 'latin-1' codec can't encode" in caplog.text
+    assert "Hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize("target", ["http://me:Hunter2@db:1", "me:Hunter2@db:x", "a:Hun/t@er2@db"])
+def test_a_target_that_is_refused_shows_no_password(target: str) -> None:
+    with pytest.raises(ValueError, match="target must be.*@db") as caught:
+        SocketFactory(target)
+    assert "Hun" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -96,6 +137,16 @@ def test_no_password_of_an_error_is_in_it() -> None:
         ("connect(password='a \\' b', host='db')", "connect(password=***, host='db')"),
         ('{"api_key": "abc", "port": 1}', '{"api_key": ***, "port": 1}'),
         ("DB_PASSWORD=pw", "DB_PASSWORD=***"),
+        ("http://a/b,http://me:pw@c,http://d/e@f", "http://a/b,http://***@f"),
+        ("http://me@c/d http://a/://me:p/w@c", "http://***@c/d http://a/://***@c"),
+        ("x-api-key: abc", "x-api-key: ***"),
+        ("{'access_key': 'abc', 'private_key': 'abc'}", "{'access_key': ***, 'private_key': ***}"),
+        ("request(url, auth=('me', 'pw'), timeout=3)", "request(url, auth=***, timeout=3)"),
+        ("Zoo(auth_data=[('digest', 'me:pw')])", "Zoo(auth_data=***])"),
+        ("alter user me password 'pw'", "alter user me password ***"),
+        ("create user me identified by 'pw'", "create user me identified by ***"),
+        ("the author: me", "the author: me"),
+        ('password authentication failed for user "me"',) * 2,
         ("nothing to hide: a:b@c", "nothing to hide: a:b@c"),
     ],
 )

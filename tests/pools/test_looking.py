@@ -21,8 +21,10 @@ from geventpool import (
     PoolTimeout,
     Reason,
 )
+from geventpool._runtime import introspection
 from geventpool.testing import FakeClock
 from support.objects import Maker
+from support.waiting import until
 
 SOON = Backoff(first=0.005, longest=0.005)
 GAUGES = ("in_use", "idle", "connecting", "checking", "salvaging", "closing")
@@ -376,6 +378,32 @@ def test_with_track_the_fast_path_remembers_it_too(maker, greenlet_local):
         assert "in use" in use()
         where = use()  # and it is that of this use
         assert where.index("where = use()") < where.index("in use")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_with_track_a_stack_is_taken_once_for_each_use(maker, monkeypatch, by_hand):
+    taken, take = [], introspection._taken
+
+    def counted(*arguments):
+        taken.append(arguments)
+        return take(*arguments)
+
+    def use():
+        if by_hand:
+            pool.release(pool.acquire())
+        else:
+            with pool.get():
+                pass
+
+    with ConnectionPool(1, connect=maker, track=True) as pool:
+        with pool.get():
+            monkeypatch.setattr(introspection, "_taken", counted)
+            waiter = gevent.spawn(use)
+            until(lambda: pool.stats().waiting)
+        waiter.get(timeout=10)  # by the hand of the one before it
+        assert len(taken) == 1
+        use()  # by the fast path
+        assert len(taken) == 2
 
 
 def test_a_holder_whose_greenlet_has_ended_has_no_stack(maker):

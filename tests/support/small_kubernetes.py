@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from socket import SHUT_RDWR
 from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs
@@ -110,11 +109,6 @@ class SmallKubernetes:
         """Cut all connections, and refuse new ones."""
         self._server.stop(timeout=0)
 
-    def cut(self) -> None:
-        """Cut all connections, as a server that is started anew, and take new ones."""
-        for each in list(self._server.sockets):
-            each.shutdown(SHUT_RDWR)
-
     # What there is
 
     def put(self, made: dict[str, Any]) -> None:
@@ -208,17 +202,6 @@ class SmallKubernetes:
 
 
 class _Server(WSGIServer):  # type: ignore[misc]
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.sockets: set[Any] = set()
-
-    def handle(self, sock: Any, address: Any) -> None:
-        self.sockets.add(sock)
-        try:
-            super().handle(sock, address)
-        finally:
-            self.sockets.discard(sock)
-
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
         try:
             return super().wrap_socket_and_handle(client_socket, address)
