@@ -28,6 +28,7 @@ from geventpool._runtime.slots import (
 )
 from geventpool._runtime.timeout_losses import TimeoutLosses
 from geventpool._runtime.waiting import WaitingLine
+from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.forks import forks_seen
@@ -89,8 +90,15 @@ class Desk:
             if not owner.checks_on_checkout and slot.since < slot.fast_path_until:
                 if slot.why_unusable is None or (slot.uses > 1 and slot.is_quiet()):
                     break  # the plain case of what follows
-            if self.inspector.passes_checks(owner, slot, began, deadline, timeout):
-                break
+            try:
+                if self.inspector.passes_checks(owner, slot, began, deadline, timeout):
+                    break
+            except BaseException:
+                if slot.state is IN_USE:
+                    # Cut short before the look had begun, as by the end of the stack.
+                    self._scheduler.busy = CUT_SHORT
+                    self._runtime.catch_up_later()
+                raise
             requeued = True
             now = clock.monotonic()
         if useless_after < NEVER and useless_after <= clock.monotonic():

@@ -8,8 +8,9 @@ Python, and would end the parent's sessions so.
 from __future__ import annotations
 
 import os
+import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -96,12 +97,42 @@ def let_go(runtime: Runtime, fork: Fork) -> None:
     for bucket in buckets:
         _leave_connections(bucket)
     strays = runtime.dismiss_workers()
+    owner = next((owner for bucket in buckets if (owner := bucket.last_owner) is not None), None)
+    if owner is not None:
+        for copy in strays:
+            _silence(copy, owner._descriptors_in)
     for bucket in buckets:
         _forget(runtime, bucket)
     leave_behind(strays)
     if get_ident() == runtime.ident:  # of another thread, the loop may have been at its timers
         runtime.hub_lag.forget()
     runtime.loop.run_callback(runtime.revive)
+
+
+def _silence(copy: Any, descriptors_in: Callable[[object], Iterable[int]]) -> None:
+    """Keep the *copy* of a worker, which is about to be ended, from having last words for the
+    parent's server: a driver's ``finally`` or finalizer says goodbye.
+
+    What it was dialing, or has opened for a check or a salvage, no slot knows; its frames do.
+    """
+    frame = copy.gr_frame
+    while frame is not None:
+        for thing in frame.f_locals.values():
+            try:
+                found = descriptors_in(thing)
+            except Exception:  # it is a user's
+                continue
+            for descriptor in found:
+                if _is_a_socket(descriptor):
+                    _put_null_over(descriptor)
+        frame = frame.f_back
+
+
+def _is_a_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
 
 
 def _forget(runtime: Runtime, bucket: PoolBucket) -> None:

@@ -246,6 +246,7 @@ class BasePool(PoolExtension[C]):
         return verdict_on_dial(self, error)
 
     _is_socket = staticmethod(sockets.is_socket)
+    _descriptors_in = staticmethod(sockets.descriptors_in)
 
     def _ask_socket(self, *key_and_conn: Any) -> Any:
         """What carries the bytes of a connection, by the hook of today or by that of old."""

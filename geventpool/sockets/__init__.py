@@ -4,7 +4,7 @@ Must never be here: a pool, or a look-up other than that of a host it connects t
 ``factory.py`` first.
 """
 
-from geventpool.sockets.carriers import carriers, fileno, is_socket
+from geventpool.sockets.carriers import carriers, descriptors_in, fileno, is_socket
 from geventpool.sockets.factory import SocketFactory
 from geventpool.sockets.guard import Guard, GuardedSocket, guard
 from geventpool.sockets.liveness import (
@@ -35,6 +35,7 @@ __all__ = [
     "Traffic",
     "carriers",
     "close",
+    "descriptors_in",
     "fileno",
     "guard",
     "is_socket",

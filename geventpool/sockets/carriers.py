@@ -12,7 +12,7 @@ from typing import Any
 from gevent.monkey import get_original
 from gevent.socket import socket
 
-__all__ = ["carriers", "fileno", "is_socket", "listed"]
+__all__ = ["carriers", "descriptors_in", "fileno", "is_socket", "listed"]
 
 _SOCKETS = (socket, get_original("socket", "socket"))
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
@@ -63,6 +63,13 @@ def listed(found: Any) -> tuple[Any, ...]:
             f" not {found!r}"
         )
     return listed(inner)
+
+
+def descriptors_in(thing: object) -> tuple[int, ...]:
+    """The numbers of the files that carry the bytes of *thing*, which may be anything; empty if
+    none is found."""
+    numbers = (each if isinstance(each, int) else fileno(each) for each in listed(carriers(thing)))
+    return tuple(number for number in numbers if number is not None)
 
 
 def is_socket(connection: object) -> bool:

@@ -317,6 +317,41 @@ def test_a_connection_the_parent_was_dialing_at_the_fork_is_finished_by_the_pare
 
 
 @FORKS
+@pytest.mark.parametrize("by", ["a finalizer", "a finalizer, and a fileno()", "a handler"])
+def test_a_dial_that_is_ended_in_a_child_says_no_goodbye_on_the_parents_connection(
+    server: tuple[str, int], fork: Callable[[], int], by: str
+) -> None:
+    """The server answers each line; a goodbye of the child would be answered to the parent."""
+
+    def connect() -> Driver:
+        driver = Driver(server, with_fileno="fileno" in by)
+        try:
+            if os.getpid() == parent:
+                answers.append(driver.ask("hold"))  # a log-in that takes its time
+        except BaseException:
+            if by == "a handler":
+                driver._sock.sendall(b"goodbye\n")
+            raise
+        return driver
+
+    def in_child() -> None:
+        with pool.get() as conn:
+            conn.ask("hello")
+        tell(server, "go on")
+
+    parent = os.getpid()
+    answers: list[str] = []
+    with ConnectionPool(1, connect=connect) as pool:
+        tell(server, "wait for a hold")
+        Child(fork, in_child).result()
+
+        with pool.get() as conn:
+            answers.append(conn.ask("after"))
+        assert answers == ["hold", "after"]
+        assert pool.stats().dialed == 1
+
+
+@FORKS
 def test_a_connection_the_parent_was_checking_at_the_fork_is_checked_by_the_parent_alone(
     server: tuple[str, int], fork: Callable[[], int]
 ) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 from gevent.event import Event
 
 from geventpool import ConnectionPool, EndpointPool, NotInUse, PoolListener, WrongHub
 from support.objects import Conn, Maker
+from support.servers import EchoServer
 from support.threads import in_thread
+from support.waiting import until
 
 
 class Bare:
@@ -289,4 +293,27 @@ def test_a_hub_callback_may_give_back_and_never_blocks(kind: Any, verb: str) -> 
 
     assert pool.stats().in_use == 0
     assert told == (["in"] if verb == "release" and kind is ConnectionPool else ["disposed"])
+    pool.close()
+
+
+def test_at_the_end_of_the_stack_a_connection_is_lost_for_no_longer_than_a_moment(
+    echo_server: EchoServer,
+) -> None:
+    """Sockets, whose look takes calls for which there may be no room."""
+
+    def use_at(depth: int) -> None:
+        if depth:
+            use_at(depth - 1)
+        else:
+            with pool.get(timeout=0):
+                pass
+
+    pool = ConnectionPool(2, connect=lambda: gevent.socket.create_connection(echo_server.address))
+    pool.fill()
+    limit = sys.getrecursionlimit()
+    for depth in range(limit - 150, limit):
+        with contextlib.suppress(RecursionError):
+            use_at(depth)
+        gevent.sleep(0)
+        until(lambda: pool.stats().idle == 2, f"both to be idle, after a use at {depth}", 5)
     pool.close()
