@@ -1,0 +1,299 @@
+"""Whose a place is that is free or comes free: queues, claims, and who is pushed aside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket, Slot
+from geventpool._scheduler.state import NEVER
+from geventpool.backoff import Backoff
+from geventpool.events import Reason
+from support.world import HERE, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def in_use(world: World, limit: Limit, size: int, name: str = "a") -> tuple[Bucket, list[Slot]]:
+    """A pool without a minimum that has filled its part of *limit*, all in use."""
+    bucket = world.full(size, name=name, limits=(limit,))
+    world.scheduler.resize(bucket, size, 0, world.now)
+    return bucket, [world.checkout(bucket) for _ in range(size)]
+
+
+def test_no_more_places_are_claimed_than_the_dial_window_allows(world: World) -> None:
+    limit = Limit(8)
+    idle = world.full(7, name="idle", limits=(limit,))
+    bucket = world.bucket(9, limits=(limit,))
+    bucket.dials.width = 4  # as in the middle of a burst
+
+    for _ in range(6):
+        world.enqueue(bucket)
+
+    assert (bucket.connecting, bucket.coming) == (1, 3)
+    assert idle.closing == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "waiting", "again"),
+    [
+        (9, 2, 2, True),
+        (9, 2, 1, False),  # none is left
+        (9, 1, 2, False),  # its window is full
+        (1, 2, 2, False),  # as is its own limit
+        (2, 2, 2, True),
+    ],
+)
+@pytest.mark.parametrize("how", ["dial", "claim"])
+def test_one_that_was_served_stands_in_the_queue_again_if_a_place_is_of_use(
+    world: World, how: str, size: int, width: int, waiting: int, again: bool
+) -> None:
+    limit = Limit(2)
+    a, (slot, _) = in_use(world, limit, 2)
+    bucket = world.bucket(size, limits=(limit,))
+    for _ in range(waiting):
+        world.enqueue(bucket)
+    assert bucket.blocked_at is limit
+    bucket.dials.width = width
+
+    if how == "dial":
+        world.scheduler.detach(slot, Reason.DETACHED, world.now)
+    else:
+        world.release(slot)
+
+    assert (bucket.connecting, bucket.coming) == ((1, 0) if how == "dial" else (0, 1))
+    assert bucket.blocked_at is (limit if again else None)
+    assert a.fast_path_open == (0 if again else HERE)
+
+
+def test_a_dial_and_a_claim_fill_the_window_together(world: World) -> None:
+    limit = Limit(2)
+    a, slots = in_use(world, limit, 2)
+    bucket = world.bucket(9, limits=(limit,))
+    for _ in range(3):
+        world.enqueue(bucket)
+    bucket.dials.width = 2
+
+    world.scheduler.detach(slots[0], Reason.DETACHED, world.now)
+    world.release(slots[1])
+
+    assert (bucket.connecting, bucket.coming) == (1, 1)
+    assert bucket.blocked_at is None
+    assert a.fast_path_open == HERE
+
+
+def test_who_comes_while_a_connection_closes_beside_a_dial_has_its_place(world: World) -> None:
+    bucket = world.bucket(3)
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    world.open_all()
+    held = waiters[0].slot
+    assert held is not None
+    first = world.enqueue(bucket)
+    bucket.dials.width = 2
+    world.discard(held)
+    assert (bucket.connecting, bucket.closing, bucket.coming) == (1, 1, 0)
+
+    second = world.enqueue(bucket)
+
+    assert bucket.coming == 1
+    world.close_all()
+    world.open_all()
+    assert first.slot is not None
+    assert second.slot is not None
+
+
+def test_a_maximum_that_leaves_room_for_what_is_claimed_takes_no_claim_away(world: World) -> None:
+    limit = Limit(2)
+    _, (slot, _) = in_use(world, limit, 2)
+    bucket = world.bucket(1, limits=(limit,), fail_when_full=True)
+    world.discard(slot)
+    waiter = world.enqueue(bucket)
+    assert (bucket.coming, limit.spare) == (1, 0)
+
+    world.scheduler.reconcile_limit(limit, world.now)
+
+    assert waiter.pending
+    limit.maximum = 1
+    world.scheduler.reconcile_limit(limit, world.now)
+    assert waiter.error is not None
+
+
+def test_a_maximum_that_is_just_reached_evicts_nothing(world: World) -> None:
+    limit = Limit(3)
+    bucket = world.full(2, limits=(limit,))
+
+    limit.maximum = 2
+    world.scheduler.reconcile_limit(limit, world.now)
+
+    assert not world.notes.closes
+    assert bucket.fast_path_open == HERE
+
+
+def test_resized_to_one_less_than_there_is_a_place_for_the_claim_is_dropped(world: World) -> None:
+    bucket = world.full(3)
+    slots = [world.checkout(bucket) for _ in range(3)]
+    world.enqueue(bucket)
+    world.discard(slots[0])
+    assert (bucket.coming, bucket.own.spare) == (1, 0)
+
+    world.scheduler.resize(bucket, 2, 0, world.now)
+
+    assert (bucket.coming, bucket.own._coming) == (0, 0)
+
+
+def test_no_minimum_is_dialed_before_what_closes_is_closed(world: World) -> None:
+    bucket = world.full(4)
+    for slot in [world.checkout(bucket) for _ in range(3)]:
+        world.discard(slot)
+
+    world.scheduler.resize(bucket, 2, 2, world.now)
+
+    assert (bucket.missing, bucket.own.used, bucket.connecting) == (1, 4, 0)
+    world.close_all()
+    assert bucket.connecting == 1
+
+
+def test_a_release_drops_the_claim_of_one_that_has_no_use_for_it_any_more(world: World) -> None:
+    bucket = world.full(2)
+    world.scheduler.resize(bucket, 2, 0, world.now)
+    one, other = world.checkout(bucket), world.checkout(bucket)
+    late = world.enqueue(bucket, useless_after=world.now + 2)
+    world.discard(one)
+    assert bucket.coming == 1
+    world.now += 2
+
+    world.release(other)
+
+    assert late.expired
+    assert (bucket.coming, bucket.idle) == (0, 1)
+
+
+def test_at_the_moment_at_which_the_pause_ends_a_window_that_is_full_is_waited_for(
+    world: World,
+) -> None:
+    bucket = world.bucket(4, fail_when_down=True)
+    first = world.enqueue(bucket)
+    world.fail_one()
+    assert first.error is not None
+    world.now = bucket.retry_at
+    second, third = world.enqueue(bucket), world.enqueue(bucket)
+
+    assert bucket.connecting == 1
+    assert second.pending
+    assert third.pending
+
+
+# What is due to go, where there is no room for a replacement
+
+
+def hemmed_in(world: World, **settings: Any) -> Bucket:
+    """A pool at its minimum of two, all idle, in a limit that another has filled."""
+    limit = Limit(3)
+    bucket = world.full(2, limits=(limit,), max_overflow=2, **settings)
+    in_use(world, limit, 1, "other")
+    return bucket
+
+
+def test_none_is_given_up_before_the_pause_is_over(world: World) -> None:
+    bucket = hemmed_in(world)
+    bucket.dials.failed(world.now, world.now)
+
+    world.scheduler.drain(bucket, 0.0, world.now)
+
+    assert not world.notes.closes
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    assert world.notes.reasons == [Reason.DRAINED]
+
+
+def test_what_has_expired_goes_though_what_is_only_to_be_drained_may_not_yet(
+    world: World,
+) -> None:
+    bucket = hemmed_in(world)
+    bucket.dials.failed(world.now, world.now)
+    drained, expired = bucket.idle_slots()
+    world.scheduler.drain(bucket, 0.0, world.now)
+    expired.expires_at = world.now
+
+    world.scheduler.reap(bucket, world.now)
+
+    assert world.notes.closes == [expired]
+    assert list(bucket.retiring) == [drained]
+
+
+def test_what_is_to_be_drained_is_not_said_to_have_been_idle_for_too_long(world: World) -> None:
+    slow = Backoff(first=60.0, longest=60.0, jitter=0.0)
+    bucket = hemmed_in(world, idle_timeout=5.0, backoff=slow)
+    bucket.dials.failed(world.now, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
+    world.now += 5
+
+    world.scheduler.reap(bucket, world.now)
+
+    assert [slot.retire_for for slot in bucket.slots] == [Reason.DRAINED] * 2
+    assert not world.notes.closes
+
+
+def test_an_expired_slot_is_not_kept_on_return_though_there_is_room_for_its_replacement(
+    world: World,
+) -> None:
+    bucket = world.full(1, max_overflow=2, max_lifetime=10.0)
+    slot = world.checkout(bucket)
+    world.now += 10
+
+    world.release(slot)
+
+    assert world.notes.reasons == [Reason.EXPIRED]
+
+
+def test_a_second_drain_puts_nothing_off(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+    world.scheduler.drain(bucket, 0.0, world.now)
+    due = slot.retire_at
+
+    world.scheduler.drain(bucket, 1e9, world.now)
+
+    assert slot.retire_at == due == world.now
+
+
+def test_what_expires_at_the_moment_of_a_drain_is_said_to_have_expired(world: World) -> None:
+    bucket = world.full(1, max_lifetime=10.0)
+    slot = world.checkout(bucket)
+    world.now += 10
+
+    world.scheduler.drain(bucket, 0.0, world.now)
+
+    assert slot.retire_for is Reason.EXPIRED
+
+
+def test_the_reaper_does_not_come_again_for_what_has_expired_and_is_held(world: World) -> None:
+    bucket = world.full(1, max_lifetime=10.0)
+    world.checkout(bucket)
+    world.now += 11
+
+    assert world.scheduler.reap(bucket, world.now) == NEVER
+
+
+# What is cut short
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_an_overflow_slot_is_salvaged_only_for_one_that_waits(world: World, waiting: int) -> None:
+    bucket = world.full(1, max_overflow=1)
+    world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.open_all()
+    assert waiter.slot is not None
+    for _ in range(waiting):
+        world.enqueue(bucket)
+
+    world.salvage(waiter.slot)
+
+    assert bucket.salvaging == waiting
+    assert len(world.notes.closes) == 1 - waiting

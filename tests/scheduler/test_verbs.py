@@ -1,0 +1,424 @@
+"""What each verb does and what it leaves alone, where two rules meet."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from geventpool._scheduler.inbox import CUT_SHORT
+from geventpool._scheduler.limit import Limit
+from geventpool._scheduler.model import Bucket
+from geventpool._scheduler.refusals import no_place, out_of_sockets
+from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._scheduler.waiter import Waiter
+from geventpool.backoff import Backoff
+from geventpool.errors import OutOfSockets, PoolOverloaded
+from geventpool.events import Reason
+from geventpool.overload import CoDel
+from support.world import HERE, REFUSED, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# Checkout and release
+
+
+def test_a_caller_that_comes_finds_what_lies_behind_one_that_has_gone(world: World) -> None:
+    bucket = world.full(3)
+    first, gone, last = bucket.idle_slots()
+    world.scheduler.peer_closed(gone, world.now)
+
+    assert [world.checkout(bucket) for _ in range(2)] == [first, last]
+    assert (bucket.idle, bucket._idle.tombstones) == (0, 0)
+
+
+@pytest.mark.parametrize("max_uses", [None, 9])
+def test_one_that_was_idle_and_then_handed_over_by_a_release_is_idle_since_then(
+    world: World, max_uses: int | None
+) -> None:
+    bucket = world.full(1, max_uses=max_uses)
+    world.now += 5
+    slot = world.checkout(bucket)
+    assert slot.idled == 5.0
+    waiter = world.enqueue(bucket)
+    world.release(slot)
+    assert (waiter.slot, slot.idled) == (slot, 0.0)
+    world.now += 1
+
+    world.scheduler.cancel(waiter, world.now)
+
+    assert (slot.state, slot.since, slot.uses) == (IDLE, world.now, 1)
+
+
+def test_one_that_was_idle_and_comes_back_unused_has_been_idle_all_the_while(
+    world: World,
+) -> None:
+    bucket = world.full(1)
+    idle_since = world.now
+    world.now += 5
+    slot = world.checkout(bucket)
+
+    world.scheduler.return_unused(slot, world.now)
+
+    assert (slot.state, slot.since, slot.uses) == (IDLE, idle_since, 0)
+
+
+def test_what_is_held_while_the_pool_is_disposed_is_kept_on_return(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+
+    world.scheduler.dispose(bucket, Reason.DISPOSED, world.now)
+    world.release(slot)
+
+    assert (slot.state, slot.close_reason) == (IDLE, None)
+    assert world.notes.reasons == [Reason.DISPOSED]
+
+
+@pytest.mark.pure_only("what is compiled reads the fields of a waiter without asking it")
+@pytest.mark.parametrize("verb", ["enqueue", "release"])
+def test_what_is_given_back_as_one_of_a_crowd_comes_or_is_served_is_handed_on_at_once(
+    world: World, verb: str
+) -> None:
+    class Nosy(Waiter):
+        """While it is looked at, another connection is given back."""
+
+        __slots__ = ("left", "returned")
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("deadline", "useless_after") and self.left:
+                self.left -= 1
+                world.release(self.returned)
+            return super().__getattribute__(name)
+
+    bucket = world.full(2)
+    one, other = world.checkout(bucket), world.checkout(bucket)
+    nosy = Nosy(bucket, 1, None, None)
+    nosy.left, nosy.returned = int(verb == "enqueue"), one
+    if verb == "enqueue":
+        first = world.enqueue(bucket)
+        world.scheduler.enqueue(nosy, world.now)
+    else:
+        world.scheduler.enqueue(nosy, world.now)
+        first = world.enqueue(bucket)
+        nosy.left = 1
+        world.release(other)
+
+    assert first.slot is one
+    assert nosy.slot is (None if verb == "enqueue" else other)
+
+
+def test_an_audit_after_a_cut_leaves_alone_what_the_next_verb_is_about(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    world.notes.adrift.append(slot)  # its holder has let go of it to give it back
+    world.scheduler.busy = CUT_SHORT
+
+    world.release(slot)
+
+    assert slot.state is IDLE
+    assert not world.notes.mendings
+
+
+# Resize, and limits
+
+
+@pytest.mark.parametrize(("min_size", "fits"), [(1, True), (2, True), (3, False)])
+def test_no_more_than_a_limit_holds_may_be_kept_open_but_as_much_as_before_may(
+    world: World, min_size: int, fits: bool
+) -> None:
+    limit = Limit(3)
+    bucket = world.full(2, limits=(limit,))
+    limit.maximum = 1
+
+    if fits:
+        world.scheduler.resize(bucket, 3, min_size, world.now)
+        assert bucket.min_size == min_size
+    else:
+        with pytest.raises(ValueError, match="cannot hold the 3 connections"):
+            world.scheduler.resize(bucket, 3, min_size, world.now)
+        assert (bucket.size, bucket.min_size) == (2, 2)
+
+
+def test_minimums_of_one_limit_add_up(world: World) -> None:
+    limit = Limit(3)
+    world.full(1, name="a", limits=(limit,))
+
+    with pytest.raises(ValueError, match=r"cannot hold the 4 connections .* \(min_size of 'b'"):
+        world.bucket(3, 3, name="b", limits=(limit,))
+    world.bucket(2, 2, name="b", limits=(limit,))
+
+
+def test_the_fast_path_that_is_allowed_is_shut_for_now(world: World) -> None:
+    bucket = world.full(1)
+    assert bucket.fast_path_open == HERE
+
+    bucket.allow_fast_path(HERE, 5.0)
+
+    assert (bucket.fast_path_open, bucket.fast_path_max_idle) == (0, 5.0)
+
+
+def test_what_min_idle_spares_of_a_large_fixed_pool_is_min_idle() -> None:
+    bucket = Bucket("b", size=int("1000"), min_size=int("1000"), min_idle=3)
+
+    assert bucket.idle_spared == 3
+
+
+def test_a_limit_that_was_lowered_is_the_one_that_is_named(world: World) -> None:
+    total = Limit(2, "total")
+    bucket = world.bucket(3, limits=(total,), fail_when_full=True)
+    for _ in range(2):
+        world.enqueue(bucket)
+        world.open_all()
+    total.maximum = 1
+
+    waiter = world.enqueue(bucket)
+
+    assert isinstance(waiter.error, OutOfSockets)
+    assert (waiter.error.limit, waiter.error.used, waiter.error.maximum) == ("total", 2, 1)
+
+
+@pytest.mark.parametrize(("used", "server"), [(3, True), (2, True), (1, False)])
+def test_it_is_the_server_that_has_no_place_if_its_own_limit_has_none(
+    used: int, server: bool
+) -> None:
+    bucket = Bucket("b", size=2, min_size=0)
+    bucket.ceiling.lower(2, REFUSED, 1.0)
+    bucket.own.used = used
+
+    assert (no_place(bucket) is REFUSED) is server
+    assert out_of_sockets(bucket).limit == "b"
+
+
+def test_of_all_its_limits_without_a_place_the_widest_is_named() -> None:
+    wide, narrow = Limit(4, "wide"), Limit(2, "narrow")
+    bucket = Bucket("b", size=1, min_size=0, limits=(narrow, wide))
+    bucket.own.used = narrow.used = 1
+    assert out_of_sockets(bucket).limit == "b"
+
+    narrow.used = 2
+    assert out_of_sockets(bucket).limit == "narrow"
+    wide.used = 5
+    assert out_of_sockets(bucket).limit == "wide"
+
+
+# Dials, checks and salvages
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_fail_fast_tells_the_oldest_whether_or_not_another_connection_is_open(
+    world: World, held: int
+) -> None:
+    bucket = world.bucket(2, fail_fast=True)
+    for _ in range(held):
+        world.enqueue(bucket)
+        world.open_all()
+    waiter = world.enqueue(bucket)
+
+    world.fail_one()
+
+    assert waiter.error is REFUSED
+
+
+def test_no_more_are_checked_beside_those_being_checked_than_half(world: World) -> None:
+    bucket = world.full(10)
+    for slot in list(bucket.idle_slots())[3:]:
+        slot.checked_at = world.now + 3
+    world.now += 5
+    assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now + 3
+    assert (bucket.checking, bucket.idle) == (3, 7)
+    world.now += 3
+
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+
+    assert (bucket.checking, bucket.idle, bucket.in_use) == (5, 5, 0)
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+    assert bucket.checking == 5
+
+
+def test_all_that_are_due_are_checked_at_once_if_they_are_more_likely_dead(world: World) -> None:
+    bucket = world.full(5)
+    world.checkout(bucket)
+    world.now += 5
+
+    again = world.scheduler.start_checks(bucket, 5.0, world.now, at_once=True)
+
+    assert (bucket.checking, bucket.idle, again) == (4, 0, world.now + 5)
+
+
+def test_once_a_check_or_a_salvage_has_ended_it_is_not_counted_any_more(world: World) -> None:
+    bucket = world.full(4)
+    world.salvage(world.checkout(bucket))
+    world.now += 5
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+    assert (bucket.checking, bucket.salvaging, bucket.idle, bucket.in_use) == (1, 1, 2, 0)
+
+    world.scheduler.checked(world.notes.checks.pop(), True, world.now)
+    assert (bucket.checking, bucket.salvaging, bucket.idle, bucket.in_use) == (0, 1, 3, 0)
+    world.end_salvage(True)
+    assert (bucket.checking, bucket.salvaging, bucket.idle, bucket.in_use) == (0, 0, 4, 0)
+    world.checkout(bucket)
+    assert bucket.in_use == 1
+
+
+def test_after_a_fork_nothing_is_counted(world: World) -> None:
+    bucket = world.full(6, limits=(Limit(9),))
+    world.salvage(world.checkout(bucket))
+    world.now += 5
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+    world.discard(world.checkout(bucket))
+    world.scheduler.resize(bucket, 9, 9, world.now)
+
+    world.scheduler.forget_all(bucket)
+
+    assert (bucket.open, bucket.connecting, bucket.closing, bucket.coming) == (0, 0, 0, 0)
+    assert (bucket.checking, bucket.salvaging, bucket.idle, bucket.in_use) == (0, 0, 0, 0)
+    assert bucket.fast_path_open == 0
+    assert [(x.used, x._closing, x._coming) for x in bucket.limits] == [(0, 0, 0)] * 2
+    assert bucket.missing == 9
+
+
+def test_a_claim_for_no_waiter_is_an_error_in_the_books(world: World) -> None:
+    bucket = world.full(1)
+    world.checkout(bucket)
+    world.enqueue(bucket)
+    bucket.coming = 2
+
+    with pytest.raises(AssertionError, match="has claimed a place for no waiter"):
+        world.scheduler.ledger.file(bucket)
+
+
+def test_an_audit_finds_one_that_lies_twice_among_the_idle(world: World) -> None:
+    bucket = world.full(3)
+    one, other, third = bucket.idle_slots()
+    bucket._idle.refill([one, one, third])
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert world.notes.mendings
+    assert {world.checkout(bucket) for _ in range(3)} == {one, other, third}
+
+
+def test_an_audit_finds_one_that_lies_twice_where_the_count_is_right(world: World) -> None:
+    bucket = world.full(2)
+    one, other = bucket.idle_slots()
+    bucket._idle.refill([one, other, one])
+    bucket._idle.tombstones = 1
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert len(world.notes.mendings) == 1
+    assert list(bucket._idle) == [one, other]
+    assert bucket._idle.tombstones == 0
+
+
+# Down
+
+
+def down(world: World) -> tuple[Bucket, Limit]:
+    """A pool that is down and in a pause of ten seconds, and whose place another has taken."""
+    limit = Limit(1)
+    slow = Backoff(first=10.0, longest=10.0, jitter=0.0)
+    bucket = world.bucket(1, limits=(limit,), down_after=1.0, backoff=slow)
+    waiter = world.enqueue(bucket)
+    world.fail_one()
+    world.now += 1
+    world.reconcile(bucket)
+    assert waiter.error is not None
+    other = world.bucket(1, name="other", limits=(limit,))
+    world.enqueue(other)
+    world.open_all()
+    assert limit.full
+    return bucket, limit
+
+
+def test_who_comes_after_the_pause_to_one_that_cannot_be_probed_waits(world: World) -> None:
+    bucket, _ = down(world)
+    world.now = bucket.retry_at - 0.5
+    assert world.scheduler.refusal(bucket, world.now) is not None
+
+    for late in (0.0, 0.5, 5.0):
+        now = bucket.retry_at + late
+        assert world.scheduler.refusal(bucket, now) is None
+
+
+def test_no_outage_begins_at_the_moment_at_which_a_pause_ends_without_a_place_to_dial(
+    world: World,
+) -> None:
+    limit = Limit(1)
+    bucket = world.bucket(1, limits=(limit,), down_after=1.0)
+    waiter = world.enqueue(bucket)
+    world.fail_one()
+    other = world.bucket(1, name="other", limits=(limit,))
+    world.enqueue(other)
+    world.open_all()
+
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+
+    assert waiter.pending
+    assert not world.notes.down
+
+
+# A slow line
+
+
+def test_who_is_refused_is_told_when_those_behind_it_will_have_been_served(world: World) -> None:
+    class Half(random.Random):
+        def random(self) -> float:
+            return 0.25
+
+    codel = CoDel(target=0.1, interval=1.0)
+    bucket = world.full(1, overload=codel, rng=Half())
+    slot = world.checkout(bucket)
+    late = [world.enqueue(bucket) for _ in range(3)]
+    world.now += 2.4
+    in_time = [world.enqueue(bucket) for _ in range(2)]
+    assert bucket.delay_control is not None
+    bucket.delay_control._gap = 10.0
+
+    world.release(slot)
+
+    for waiter in late:
+        assert isinstance(waiter.error, PoolOverloaded)
+        assert waiter.error.retry_after == pytest.approx(2 * 10.0 * 0.75)
+        assert waiter.error.waited == pytest.approx(2.4)
+    assert in_time[0].slot is slot
+
+
+def test_a_wait_is_as_long_on_a_clock_that_has_just_begun(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
+    slot = world.checkout(bucket)
+    late = world.enqueue(bucket)
+    world.now = 3.0
+
+    world.release(slot)
+
+    assert isinstance(late.error, PoolOverloaded)
+    assert slot.state is IDLE
+
+
+def test_a_slot_that_goes_to_an_older_one_of_another_bucket_sends_nobody_away(
+    world: World,
+) -> None:
+    total = Limit(1)
+    bucket = world.bucket(1, limits=(total,), overload=CoDel(target=0.1, interval=1.0))
+    world.enqueue(bucket)
+    slot = world.open_one()
+    other = world.bucket(1, name="other", limits=(total,))
+    older = world.enqueue(other)
+    younger = world.enqueue(bucket)
+    world.now += 5
+    assert slot.state is IN_USE
+
+    world.release(slot)
+
+    assert younger.pending
+    world.close_all()
+    world.open_all()
+    assert older.slot is not None
