@@ -21,6 +21,7 @@ __all__ = ["COMPILED", "MODULES", "PURE_PYTHON"]
 MODULES = (
     "geventpool._runtime.clock",
     "geventpool._runtime.desk",
+    "geventpool._runtime.fields",
     "geventpool._runtime.slots",
     "geventpool._runtime.waiting",
     "geventpool._scheduler.arbiter",

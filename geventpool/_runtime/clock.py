@@ -6,6 +6,7 @@ Read all of these by way of the module, ``clock.monotonic()``: the time may be e
 
 from __future__ import annotations
 
+import operator
 import time
 import weakref
 from bisect import bisect_left
@@ -17,7 +18,7 @@ from gevent import getcurrent, monkey
 
 from geventpool.stats import BOUNDS
 
-__all__ = ["get_ident", "getcurrent", "monotonic", "place_of", "proxy", "read_by"]
+__all__ = ["get_ident", "getcurrent", "is_dead", "monotonic", "place_of", "proxy", "read_by"]
 
 #: Seconds, of a clock that never goes back.
 monotonic: Callable[[], float] = time.monotonic
@@ -27,6 +28,9 @@ place_of: Callable[[float], int] = partial(bisect_left, BOUNDS)
 
 #: The id of the OS thread, whether or not the program is monkey-patched.
 get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+
+#: Whether a greenlet has ended, or its thread has.
+is_dead: Callable[[Any], bool] = operator.attrgetter("dead")
 
 #: A weak reference to a greenlet that can be used in its place.
 proxy: Callable[[Any], Any] = weakref.proxy

@@ -5,6 +5,8 @@ The compiled build has this in the place of ``clock.py``, which says what each o
 
 import time
 
+import greenlet
+
 from geventpool.stats import BOUNDS
 
 cdef extern from *:
@@ -35,6 +37,14 @@ cdef extern from *:
     """
     void PyGreenlet_Import()
     object geventpool_current()
+
+cdef extern from *:
+    """
+    /* What it is for a greenlet, found without its name. */
+    #define geventpool_get(descriptor, thing) \
+        Py_TYPE(descriptor)->tp_descr_get(descriptor, thing, (PyObject *)Py_TYPE(thing))
+    """
+    object geventpool_get(object descriptor, object thing)
 
 PyGreenlet_Import()
 
@@ -70,6 +80,13 @@ cpdef unsigned long get_ident() noexcept:
 
 cpdef object getcurrent():
     return geventpool_current()
+
+
+cdef object _dead = greenlet.greenlet.dead
+
+
+cpdef bint is_dead(object hub) except -1:
+    return geventpool_get(_dead, hub)
 
 
 cpdef object proxy(object thing):

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
+from geventpool._runtime.fields import Alarm
 from geventpool._runtime.introspection import holder_of, stack_of
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.line import deadline_of
 from geventpool._scheduler.model import Bucket
-from geventpool._scheduler.state import IN_USE
+from geventpool._scheduler.state import IN_USE, NEVER
 from geventpool._scheduler.waiter import Waiter
 from geventpool.errors import PoolDeadlock
 
@@ -37,10 +38,11 @@ _NESTED = "nested"  # in the set of what a pool has warned of
 _Holders = list[Waiter]
 
 
-class DeadlockWatch:
+class DeadlockWatch(Alarm):
     """Looks whether those that hold connections wait for others."""
 
     def __init__(self, runtime: Runtime, notifier: Notifier) -> None:
+        self.at = NEVER
         self.idle = True  # no look is due: the next caller that waits has to ``start`` it
         self._timers = runtime.timers
         self._scheduler = runtime.scheduler

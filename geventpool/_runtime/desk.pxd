@@ -1,5 +1,6 @@
 cimport cython
 from geventpool._runtime cimport clock
+from geventpool._runtime.fields cimport PoolFields
 from geventpool._runtime.slots cimport Caller, ConnectionSlot, PoolBucket
 from geventpool._runtime.waiting cimport WaitingLine
 from geventpool._scheduler.scheduler cimport Scheduler
@@ -21,8 +22,11 @@ cdef class Desk:
     cdef public object _timeout_losses
     cdef public object inspector
 
-    @cython.locals(slot=ConnectionSlot, waiter=Caller, began=double, now=double, useless_after=double)
-    cpdef tuple acquire(self, object owner, PoolBucket bucket, object timeout)
+    @cython.locals(
+        slot=ConnectionSlot, waiter=Caller, began=double, now=double, deadline=double,
+        useless_after=double, requeued=bint,
+    )
+    cpdef tuple acquire(self, PoolFields owner, PoolBucket bucket, object timeout)
 
     @cython.locals(slot=ConnectionSlot, bucket=PoolBucket, used=double)
     cpdef object checkin(self, object owner, tuple hold, object conn, bint suspect=*)

@@ -55,7 +55,7 @@ class Inspector:
         owner: PoolHooks,
         slot: ConnectionSlot,
         began: float,
-        deadline: float | None,
+        deadline: float,
         timeout: float | None,
     ) -> bool:
         """Whether the slot just given to this caller is fit to be handed out; if not, it is gone.
@@ -73,7 +73,7 @@ class Inspector:
         owner: PoolHooks,
         slot: ConnectionSlot,
         began: float,
-        deadline: float | None,
+        deadline: float,
         timeout: float | None,
     ) -> bool:
         hold, conn = hold_of(slot), slot.conn
@@ -94,9 +94,7 @@ class Inspector:
         since = min(slot.idled, monotonic() - slot.checked_at)
         if owner.check_after is None or since <= owner.check_after:
             return True
-        bound = owner.keepalive_timeout
-        if deadline is not None:
-            bound = min(bound, deadline - monotonic())
+        bound = min(owner.keepalive_timeout, deadline - monotonic())
         if bound <= 0:
             self._scheduler.return_unused(slot, monotonic())
             self._line.time_out(owner, slot.bucket, began, timeout)

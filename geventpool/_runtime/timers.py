@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic, perf_counter
 from typing import Any
 
+from geventpool._runtime.fields import Alarm
 from geventpool._runtime.slots import PoolBucket
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CHECKING, NEVER
@@ -65,7 +66,7 @@ class Timer:
             self._call(*self._args)
 
 
-class DeadlineTimer:
+class DeadlineTimer(Alarm):
     """The one timer for the deadlines of all that wait in line."""
 
     def __init__(self, loop: Any, scheduler: Scheduler) -> None:

@@ -11,7 +11,7 @@ from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import Caller, ConnectionSlot, PoolBucket
 from geventpool._scheduler.inbox import CUT_SHORT
-from geventpool._scheduler.state import IN_USE
+from geventpool._scheduler.state import IN_USE, NEVER
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import catch_up, forks_seen
 from geventpool.errors import PoolDeadlock, PoolOverloaded, PoolTimeout
@@ -46,7 +46,7 @@ class WaitingLine:
         """Stand in line until there is a slot.  (Only ``wake`` switches here with the waiter.)"""
         bucket: Any = waiter.bucket
         deadline = waiter.deadline
-        late = deadline is not None and deadline <= now
+        late = deadline <= now
         if late or bucket.closed or bucket.postponed or owner.max_waiting is not None:
             self._may_wait(owner, bucket, late, began, timeout)
         deadlines, deadlocks = self._deadlines, self._deadlocks
@@ -54,7 +54,7 @@ class WaitingLine:
             self._scheduler.enqueue(waiter, now, requeued)
             if (waiting := len(bucket.waiters)) > bucket.waiting_max:
                 bucket.waiting_max = waiting
-            if deadline is not None and (deadline < deadlines.at or deadlines.idle):
+            if deadline < deadlines.at or (deadlines.idle and deadline < NEVER):
                 deadlines.set(deadline)
             if deadlocks.idle:
                 deadlocks.start()

@@ -45,9 +45,7 @@ class Line(OrderedDict["Waiter", None]):
         """Put *waiter* at the end."""
         self[waiter] = None
         deadline = waiter.deadline
-        if deadline is None:
-            self.latest = NEVER
-        elif deadline >= self.latest:
+        if deadline >= self.latest:
             self.latest = deadline
         else:
             self.note_early(waiter, deadline)
@@ -60,10 +58,10 @@ class Line(OrderedDict["Waiter", None]):
         older = list(itertools.takewhile(lambda w: w.ticket < waiter.ticket, self))
         for other in (waiter, *reversed(older)):
             self.move_to_end(other, last=False)
-        if waiter.deadline is None:
-            self.latest = NEVER
-        else:
+        if waiter.deadline < NEVER:
             self.note_early(waiter, waiter.deadline)
+        else:
+            self.latest = NEVER
 
     def drop(self, waiter: Waiter) -> None:
         """Take *waiter* out."""
@@ -120,4 +118,4 @@ class Line(OrderedDict["Waiter", None]):
 
 def deadline_of(waiter: Waiter) -> float:
     """When its wait ends at the latest; NEVER for no bound."""
-    return NEVER if waiter.deadline is None else waiter.deadline
+    return waiter.deadline

@@ -14,11 +14,11 @@ cdef class Scheduler(Inbox):
     cdef public object _verbs
     cdef public object _wake
     cdef public dict with_waiters
-    cdef public object next_ticket
+    cdef public object tickets
 
     cpdef object try_checkout(self, Bucket bucket, double now)
 
-    @cython.locals(bucket=Bucket, own=Places)
+    @cython.locals(bucket=Bucket, own=Places, deadline=double)
     cpdef object enqueue(self, Waiter waiter, double now, bint requeued=*)
 
     @cython.locals(bucket=Bucket, own=Places, waiter=Waiter)

@@ -21,7 +21,6 @@ Read ``Arbiter.reconcile`` next, which each of the verbs (``verbs.py``) ends in.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 from geventpool._scheduler.arbiter import Arbiter
@@ -49,8 +48,8 @@ class Scheduler(Inbox):
         self._verbs = Verbs(ledger, self.arbiter)
         self._wake = effects.wake
         self.with_waiters = ledger.with_waiters
-        #: The ticket of a caller that comes now; which waiter is served first goes by it.
-        self.next_ticket: Callable[[], int] = itertools.count(1).__next__
+        #: Each caller draws one as it comes; which waiter is served first goes by it.
+        self.tickets = itertools.count(1)
 
     # Buckets
 
@@ -141,9 +140,7 @@ class Scheduler(Inbox):
             self.busy = AT_WORK
             waiters[waiter] = None
             deadline = waiter.deadline
-            if deadline is None:
-                waiters.latest = NEVER
-            elif deadline >= waiters.latest:
+            if deadline >= waiters.latest:
                 waiters.latest = deadline
             else:
                 waiters.note_early(waiter, deadline)

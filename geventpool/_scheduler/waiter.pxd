@@ -4,7 +4,7 @@ from geventpool._scheduler.model cimport Bucket
 cdef class Waiter:
     cdef public Bucket bucket
     cdef public object ticket
-    cdef public object deadline
+    cdef public double deadline
     cdef public object callback
     cdef public double came
     cdef public double useless_after
@@ -13,3 +13,8 @@ cdef class Waiter:
     cdef public bint expired
     cdef public bint requeued
     cdef public object wake_handle
+
+    cpdef object begin(
+        self, Bucket bucket, object ticket, double deadline, object callback, double came,
+        double useless_after,
+    )

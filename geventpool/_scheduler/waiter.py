@@ -38,8 +38,21 @@ class Waiter:
         came: float = 0.0,
         useless_after: float = NEVER,
     ) -> None:
+        until = NEVER if deadline is None else deadline
+        self.begin(bucket, ticket, until, callback, came, useless_after)
+
+    def begin(
+        self,
+        bucket: Bucket,
+        ticket: int,
+        deadline: float,
+        callback: Any,
+        came: float,
+        useless_after: float,
+    ) -> None:
+        """What follows on its creation; *deadline*: NEVER for none."""
         self.bucket = bucket
-        self.ticket = ticket  # from ``next_ticket``; kept when it has to go back in line
+        self.ticket = ticket  # from ``tickets``; kept when it has to go back in line
         self.deadline = deadline
         self.came = came  # when its caller did; kept as well
         self.useless_after = useless_after  # a connection that it gets later is of no use to it

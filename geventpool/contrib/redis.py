@@ -123,7 +123,7 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
 
     def reset(self) -> None:
         """Replace every connection opened so far."""
-        if hasattr(self, "_bucket"):  # it is called before there is anything, too
+        if getattr(self, "_bucket", None) is not None:  # it is called before there is anything, too
             self.drain()
 
     def close(self, timeout: float | None = 0.0) -> None:

@@ -77,6 +77,7 @@ class BasePool(PoolExtension[C]):
     _is_managed = False
 
     def __init__(self, settings: PoolSettings) -> None:
+        self._bucket = None
         self._check_hooks(settings)
         name = settings.name
         self.name = unnamed(self._named_after or type(self)) if name is None else name
@@ -97,7 +98,7 @@ class BasePool(PoolExtension[C]):
         self.closed = False
         self.warned: set[str] = set()
         self.outages = Outages()
-        self.listening: dict[str, tuple[Callable[[Any], object], ...]] = {}
+        self.listening = {}
         self.has_is_alive = self._overrides("_is_alive")
         self.checks_on_checkout = self.has_is_alive or self.check_after is not None
         self.has_reset = self._overrides("_reset_connection")

@@ -136,8 +136,7 @@ class ConnectionPool(BasePool[C]):
     about, as with a client that waits for messages; then cut-short waits are not looked for.
     """
 
-    # What every get() reads: of thirty attributes and more, a slot's is found soonest.
-    __slots__ = ("_bucket", "_lease")
+    _bucket: PoolBucket
 
     def __init__(
         self,
@@ -177,7 +176,7 @@ class ConnectionPool(BasePool[C]):
         min_size = _check_min_size(size, min_size)
         overflow = _overflow(max_overflow)
         super().__init__(settings)
-        self._lease: type[Lease[C]] = _LEASES[bool(greenlet_local), bool(track)]
+        self._lease = _LEASES[bool(greenlet_local), bool(track)]
         bucket = self._new_bucket(
             self.name,
             size=size,
@@ -193,7 +192,7 @@ class ConnectionPool(BasePool[C]):
             min((each for each in (idle_timeout, check_after) if each is not None), default=None),
         )
         self._runtime.add(bucket)
-        self._bucket: PoolBucket = bucket
+        self._bucket = bucket
         register(self)
 
     # Hooks to override
@@ -323,7 +322,7 @@ class ConnectionPool(BasePool[C]):
     def add_listener(self, listener: object) -> None:
         """Have *listener*, which has some of PoolListener's methods, told from now on."""
         super().add_listener(listener)
-        if self.listening and hasattr(self, "_bucket"):
+        if self.listening and self._bucket is not None:
             self._bucket.allow_fast_path(0)
 
     # Looking
@@ -355,7 +354,7 @@ class ConnectionPool(BasePool[C]):
     # Inside
 
     def _all_buckets(self) -> tuple[PoolBucket, ...]:
-        return (self._bucket,) if hasattr(self, "_bucket") else ()
+        return () if self._bucket is None else (self._bucket,)
 
     def _bucket_of(self, *key: Any) -> PoolBucket:
         return self._bucket

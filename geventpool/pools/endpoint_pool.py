@@ -121,7 +121,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
         self._max_size = max_size
         self._min_idle = min_idle
         self._total = Limit(_maximum(total_max_size), f"{self.name} in total")
-        self._lease: type[Any] = _LocalEndpointLease if greenlet_local else _EndpointLease
+        self._lease = _LocalEndpointLease if greenlet_local else _EndpointLease
         self._buckets: dict[E, PoolBucket] = {}
         self._on_empty = partial(_forget_bucket, weakref.ref(self))
         #: Has no connections: it adds up what those have counted that have left.
@@ -301,7 +301,7 @@ class EndpointPool(BasePool[C], Generic[E, C]):
     def _acquire(self, endpoint: E, timeout: float | None) -> tuple[ConnectionSlot, C]:
         bucket = self._expect(endpoint)
         try:
-            (slot, _), conn = self._desk.acquire(self, bucket, timeout)
+            slot, conn = self._desk.acquire(self, bucket, timeout)
             slot.loose_use = slot.uses
             return slot, conn
         finally:

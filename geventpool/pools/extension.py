@@ -19,8 +19,9 @@ from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from geventpool._runtime import refusals
+from geventpool._runtime.fields import PoolFields
 from geventpool._runtime.runtime import CLOSE_TIMEOUT, Runtime
-from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, is_held
+from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, hold_of, is_held
 from geventpool._scheduler.state import CLOSING, IN_USE
 from geventpool._util.arguments import (
     check_callable,
@@ -90,7 +91,7 @@ class Standing(NamedTuple):
     last_error: BaseException | None = None  # None after a dial that succeeded
 
 
-class PoolExtension(Generic[C]):
+class PoolExtension(PoolFields, Generic[C]):
     """What every pool has for its subclasses in other folders."""
 
     # The pool's, which has this for a base.
@@ -254,7 +255,8 @@ class PoolExtension(Generic[C]):
         try:
             while len(opened) < count:
                 left = None if ends_at is None else max(ends_at - monotonic(), 0.0)
-                opened.append(runtime.desk.acquire(owner, bucket, left))
+                slot, conn = runtime.desk.acquire(owner, bucket, left)
+                opened.append((hold_of(slot), conn))
         except BaseException:
             for hold, conn in opened:
                 self._discard(hold, conn, Reason.DISCARDED)

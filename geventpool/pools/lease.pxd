@@ -1,6 +1,7 @@
 cimport cython
 from geventpool._runtime cimport clock
 from geventpool._runtime.desk cimport Desk
+from geventpool._runtime.fields cimport PoolFields
 from geventpool._runtime.slots cimport ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler cimport Scheduler
 
@@ -15,13 +16,14 @@ cdef object forks_seen
 cdef class Lease:
     cdef public PoolBucket _bucket
     cdef public object _conn
-    cdef public object _pool
+    cdef public PoolFields _pool
     cdef public ConnectionSlot _slot
     cdef public object _timeout
     cdef public Py_ssize_t _use
 
     @cython.locals(
-        bucket=PoolBucket, slot=ConnectionSlot, scheduler=Scheduler, desk=Desk, now=double
+        bucket=PoolBucket, slot=ConnectionSlot, scheduler=Scheduler, desk=Desk, pool=PoolFields,
+        now=double,
     )
     cpdef object __enter__(self)
 
@@ -33,11 +35,11 @@ cdef class Lease:
 
 
 @cython.locals(lease=Lease)
-cpdef object get(object self, object timeout=*)
+cpdef object get(PoolFields self, object timeout=*)
 
 
 @cython.locals(lease=Lease)
-cpdef tuple lend(object pool, PoolBucket bucket, object timeout)
+cpdef tuple lend(PoolFields pool, PoolBucket bucket, object timeout)
 
 @cython.locals(lease=Lease)
-cpdef object take_back(object pool, tuple hold, object conn, object exc=*)
+cpdef object take_back(PoolFields pool, tuple hold, object conn, object exc=*)

@@ -112,10 +112,11 @@ class Lease:
         self._bucket = ENTERED  # also while it waits
         try:
             desk = pool._desk
-            (self._slot, self._use), self._conn = desk.acquire(pool, bucket, timeout)
+            self._slot, self._conn = desk.acquire(pool, bucket, timeout)
         except BaseException:
             self._bucket = bucket
             raise
+        self._use = self._slot.uses
         return self._conn
 
     def __exit__(

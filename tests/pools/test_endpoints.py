@@ -992,7 +992,7 @@ def test_an_eviction_costs_with_a_thousand_endpoints_what_it_costs_with_ten() ->
             used(pool, "new")
             bucket = pool._expect("newer")
             waiter = Waiter(
-                bucket, pool._runtime.scheduler.next_ticket(), None, lambda waiter: None
+                bucket, next(pool._runtime.scheduler.tickets), None, lambda waiter: None
             )
             # What acquire does up to its wait; the close and the dial are the same for all.
             steps = EverySteps().of(lambda: pool._runtime.scheduler.enqueue(waiter, monotonic()))

@@ -613,7 +613,7 @@ def test_claims_of_those_that_have_no_use_for_a_place_any_more_are_the_next_ones
 def test_a_waiter_that_is_back_in_line_still_has_its_deadline(world: World) -> None:
     bucket = world.full(1)
     world.checkout(bucket)
-    ticket = world.scheduler.next_ticket()
+    ticket = next(world.scheduler.tickets)
     world.enqueue(bucket)
 
     back = world.enqueue(bucket, 5.0, ticket=ticket)
@@ -1631,7 +1631,7 @@ def test_to_join_costs_the_same_however_many_wait() -> None:
             world.checkout(bucket)
         for _ in range(waiting):
             world.enqueue(bucket, 30.0)
-        waiter = Waiter(bucket, world.scheduler.next_ticket(), world.now + 30, None)
+        waiter = Waiter(bucket, next(world.scheduler.tickets), world.now + 30, None)
         return Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
 
     assert_flat(cost)
@@ -1672,7 +1672,7 @@ def test_to_join_a_pool_that_is_down_costs_the_same_however_many_wait() -> None:
         for _ in range(waiting):
             world.enqueue(bucket)
         world.fail_one()
-        waiter = Waiter(bucket, world.scheduler.next_ticket(), None, None)
+        waiter = Waiter(bucket, next(world.scheduler.tickets), None, None)
         return Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
 
     assert_flat(cost)

@@ -399,7 +399,7 @@ class Machine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, None, 0, 1.0, UNDER_A_DEADLINE]))
     def acquire(self, n: int, timeout: float | None) -> None:
         if bucket := self._pick(n):
-            self._acquire(bucket, self.scheduler.next_ticket(), timeout)
+            self._acquire(bucket, next(self.scheduler.tickets), timeout)
 
     @rule(n=st.integers(0, 3), timeout=st.sampled_from([None, 0, 2.0]))
     def enter(self, n: int, timeout: float | None) -> None:
@@ -419,7 +419,7 @@ class Machine(RuleBasedStateMachine):
                 self.held.append(slot)
                 return
             self.scheduler.put_back(slot)
-        self._acquire(bucket, self.scheduler.next_ticket(), timeout)
+        self._acquire(bucket, next(self.scheduler.tickets), timeout)
 
     @rule(n=st.integers(0, 3), callers=st.integers(2, 6))
     def crowd(self, n: int, callers: int) -> None:
@@ -434,7 +434,7 @@ class Machine(RuleBasedStateMachine):
         if bucket is None:
             return
         for number in range(callers):
-            self._acquire(bucket, self.scheduler.next_ticket(), None)
+            self._acquire(bucket, next(self.scheduler.tickets), None)
             if number <= bucket.size:  # nobody comes back before there is a line
                 continue
             self._pass_time(seconds)
@@ -634,7 +634,7 @@ class Machine(RuleBasedStateMachine):
         self._pass_time(seconds)
         self.scheduler.expire(self.now)
         deadline = self.scheduler.next_deadline()
-        deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline is not None]
+        deadlines = [w.deadline for b in self.buckets for w in b.waiters if w.deadline < NEVER]
         assert deadline == min(deadlines, default=None)
         assert deadline is None or deadline > self.now
 

@@ -241,7 +241,7 @@ def test_to_evict_costs_the_same_however_many_have_something_idle() -> None:
             world.now += 1.0
             world.release(slot)
         bucket = one_of_many(world, total)
-        waiter = Waiter(bucket, world.scheduler.next_ticket(), None, None)
+        waiter = Waiter(bucket, next(world.scheduler.tickets), None, None)
         steps = Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
         assert world.notes.closes == [slots[0]]
         return steps
@@ -269,7 +269,7 @@ def test_to_join_and_to_leave_cost_the_same_however_many_buckets_wait() -> None:
         for _ in range(buckets):
             world.enqueue(one_of_many(world, total))
         bucket = one_of_many(world, total)
-        waiter = Waiter(bucket, world.scheduler.next_ticket(), None, None)
+        waiter = Waiter(bucket, next(world.scheduler.tickets), None, None)
         steps = Steps().of(lambda: world.scheduler.enqueue(waiter, world.now))
         return steps + Steps().of(lambda: world.scheduler.cancel(waiter, world.now))
 

@@ -147,7 +147,7 @@ class World:
         came: float | None = None,
     ) -> Waiter:
         deadline = None if timeout is None else self.now + timeout
-        ticket_drawn = ticket or self.scheduler.next_ticket()
+        ticket_drawn = ticket or next(self.scheduler.tickets)
         came = self.now if came is None else came
         waiter = Waiter(bucket, ticket_drawn, deadline, None, came, useless_after)
         self.scheduler.enqueue(waiter, self.now, requeued=ticket > 0)
