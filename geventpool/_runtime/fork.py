@@ -8,7 +8,7 @@ Python, and would end the parent's sessions so.
 from __future__ import annotations
 
 import os
-import stat
+import socket
 import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ __all__ = ["identity_of", "leave_to_parent", "let_go"]
 
 #: In a patched program that of ``os`` waits for the hub.
 _close = get_original("os", "close")
+_Socket = get_original("socket", "socket")
 _kept: list[Any] = []
 
 
@@ -113,7 +114,8 @@ def _silence(copy: Any, descriptors_in: Callable[[object], Iterable[int]]) -> No
     """Keep the *copy* of a worker, which is about to be ended, from having last words for the
     parent's server: a driver's ``finally`` or finalizer says goodbye.
 
-    What it was dialing, or has opened for a check or a salvage, no slot knows; its frames do.
+    What it was dialing, or has opened for a check or a salvage, no slot knows; its frames do.  What
+    else they may have of sockets is the child's as well: one that listens, one of datagrams.
     """
     frame = copy.gr_frame
     while frame is not None:
@@ -123,16 +125,23 @@ def _silence(copy: Any, descriptors_in: Callable[[object], Iterable[int]]) -> No
             except Exception:  # it is a user's
                 continue
             for descriptor in found:
-                if _is_a_socket(descriptor):
+                if _is_a_connection(descriptor):
                     _put_null_over(descriptor)
         frame = frame.f_back
 
 
-def _is_a_socket(descriptor: int) -> bool:
+def _is_a_connection(descriptor: int) -> bool:
     try:
-        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+        sock = _Socket(fileno=descriptor)
+    except OSError:
+        return False  # no socket, or gone
+    try:
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return sock.type == socket.SOCK_STREAM and not listens
     except OSError:
         return False
+    finally:
+        sock.detach()
 
 
 def _forget(runtime: Runtime, bucket: PoolBucket) -> None:

@@ -352,6 +352,36 @@ def test_a_dial_that_is_ended_in_a_child_says_no_goodbye_on_the_parents_connecti
 
 
 @FORKS
+def test_what_a_dial_that_is_ended_in_a_child_has_of_sockets_of_other_kinds_stays_open(
+    server: tuple[str, int], fork: Callable[[], int]
+) -> None:
+    """One that listens, as of a server that forks its workers, and one of datagrams."""
+    listening, datagrams = raw_socket(), raw_socket(type=gevent.socket.SOCK_DGRAM)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+
+    def connect() -> Driver:
+        driver, others = Driver(server, with_fileno=False), (listening, datagrams)
+        acceptor, statistics = others
+        if os.getpid() == parent:
+            driver.ask("hold")
+        del acceptor, statistics
+        return driver
+
+    def in_child() -> list[str]:
+        with pool.get() as conn:
+            conn.ask("hello")
+        tell(server, "go on")
+        datagrams.connect(listening.getsockname())
+        return [listening.getsockname()[0], datagrams.getpeername()[0]]
+
+    parent = os.getpid()
+    with listening, datagrams, ConnectionPool(1, connect=connect) as pool:
+        tell(server, "wait for a hold")
+        assert Child(fork, in_child).result() == ["127.0.0.1", "127.0.0.1"]
+
+
+@FORKS
 def test_a_connection_the_parent_was_checking_at_the_fork_is_checked_by_the_parent_alone(
     server: tuple[str, int], fork: Callable[[], int]
 ) -> None:
