@@ -20,8 +20,7 @@ def log_safely(
 
 
 def _shown(argument: object) -> object:
-    """What a codec raises has all of the text in its ``repr``: a password, if that cannot be sent.
-    """
+    """What a codec raises has all of the text in its ``repr``: a password that cannot be sent."""
     if isinstance(argument, UnicodeError):
         return f"{type(argument).__name__}: {argument}"
     return argument

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import gevent
 import gevent.hub
 from kazoo.client import KazooClient, KazooState
 from kazoo.handlers.gevent import SequentialGeventHandler
+from kazoo.protocol.serialization import int_struct, write_string
 from kazoo.retry import KazooRetry
 
 from geventpool.pools.extension import Fork, in_child
@@ -83,6 +85,23 @@ class ZooKeeperSession:
         """Whether what was watched is still watched."""
         return bool(self._client.state == KazooState.CONNECTED)
 
+    def unwatch(self, client: Any, path: str, watch: Any) -> None:
+        """Take back what *watch* was left for at *path* with *client*, here and at the servers: it
+        would stay until it fires, which may be never.  Does not block.
+
+        kazoo has no method for it, and may not always have what this takes: then it stays.
+        """
+        if client is not self._client:
+            return  # of a session that has ended, or of the parent
+        place = client.chroot + path
+        with suppress(AttributeError):
+            for kind, known in ((1, client._child_watchers), (2, client._data_watchers)):
+                if watch in known.get(place, ()):
+                    known[place].discard(watch)
+                    if not known[place]:
+                        del known[place]
+                        client._call(_RemoveWatches(place, kind), client.handler.async_result())
+
     def close(self) -> None:
         """End the session: what was ephemeral in it is gone.  Blocks while it is told so, for 4 s
         at most; raises nothing."""
@@ -133,6 +152,21 @@ class ZooKeeperSession:
 
     def __str__(self) -> str:
         return f"ZooKeeper at {self.hosts}"
+
+
+class _RemoveWatches(NamedTuple):
+    """A request, as kazoo sends them; ZooKeeper knows it since 3.5, and else refuses it."""
+
+    path: str
+    kind: int  # 1: of its children, 2: of its data, or of its being there
+    type: int = 18
+
+    def serialize(self) -> bytes:
+        return bytes(write_string(self.path) + int_struct.pack(self.kind))
+
+    @classmethod
+    def deserialize(cls, answer: bytes, offset: int) -> None:
+        """There is nothing in it."""
 
 
 class _Handler(SequentialGeventHandler):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+import gevent
 from gevent.event import Event
 from kazoo.exceptions import NoAuthError, NodeExistsError, NoNodeError
 
@@ -64,7 +65,7 @@ class _Source:
         self._session = session
         self._path = path
         # One for each name, however often it is watched anew: kazoo holds it for as long as one of
-        # its watches has not fired, and there is no way to take those back.
+        # its watches has not fired, or was taken back.
         self._folders: WeakValueDictionary[str, _Folder] = WeakValueDictionary()
 
     def check(self, name: str) -> None:
@@ -74,10 +75,14 @@ class _Source:
         folder = self._folders.get(name)
         if folder is None:
             folder = self._folders[name] = _Folder(self._session, f"{self._path}/{name}")
-        folder.begin()
-        while True:
-            yield folder.read()
-            folder.changed.wait()
+        try:
+            folder.begin()
+            while True:
+                yield folder.read()
+                folder.changed.wait()
+        except (GeneratorExit, gevent.GreenletExit):  # else it is watched anew
+            folder.leave()
+            raise
 
     def close(self) -> None:
         self._session.close()
@@ -140,6 +145,12 @@ class _Folder:
                 self._held[entry], _ = self._session.call(answer.get)
             except (NoNodeError, NoAuthError):
                 self._held.pop(entry, None)  # it is gone, or not to be read by this process
+
+    def leave(self) -> None:
+        """Watch it no longer."""
+        for entry in (None, *self._held):
+            path = self._path if entry is None else f"{self._path}/{entry}"
+            self._session.unwatch(self._client, path, _Watch(self, entry))
 
     def note(self, entry: str | None) -> None:
         """This one is not what was read, or there are others by now (None)."""

@@ -9,7 +9,7 @@ import gevent
 
 from geventpool.local_socket import ask, run_directory
 from geventpool.observe.snapshot import snapshot
-from geventpool.observe.worker_socket import Worker, group_here, is_running, workers
+from geventpool.observe.worker_socket import Worker, group_here, sweep, workers
 
 __all__ = ["gather"]
 
@@ -43,8 +43,7 @@ def _snapshot_of(worker: Worker, timeout: float, wanted: dict[str, Any]) -> dict
     try:
         return {**ask(worker.path, timeout, **wanted), "error": None}
     except (ConnectionRefusedError, FileNotFoundError):
-        if not is_running(worker):
-            worker.path.unlink(missing_ok=True)
+        if sweep(worker):
             return None
         error = "it does not listen"
     except TimeoutError:

@@ -41,7 +41,14 @@ class Record:
     """What is remembered of *pool*, by a weak reference; *key* names it within its process."""
 
     def __init__(self, pool: Any, number: int) -> None:
-        self.pool = weakref.ref(pool)
+        place = id(pool)
+
+        def forget(reference: object) -> None:  # by the collector, anywhere
+            known = _records.get(place)
+            if known is not None and known.pool is reference:
+                del _records[place]
+
+        self.pool = weakref.ref(pool, forget)
         self.key = f"{os.getpid()}-{number}"
         self._minute: deque[Sample] = deque(maxlen=SECONDS)
         self._hour: deque[Sample] = deque(maxlen=MINUTES)
@@ -162,8 +169,9 @@ def record_of(pool: Any) -> Record:
 
 
 def _forget_all_but(ids: set[int]) -> None:
-    for each in _records.keys() - ids:
-        _records.pop(each, None)
+    for each in list(_records):
+        if each not in ids:
+            _records.pop(each, None)
 
 
 def _in_child() -> None:

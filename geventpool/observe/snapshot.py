@@ -75,7 +75,7 @@ def snapshot(
 def _fleets() -> list[dict[str, Any]]:
     module: Any = sys.modules.get("geventpool.fleet.limit")  # if there is any, it is imported
     found = [] if module is None else [_plain(each.stats()) for each in module.fleets()]
-    return [{**each, "name": without_secrets(each["name"])} for each in found]
+    return [{**each, "name": _text(each["name"])} for each in found]
 
 
 def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
     figures["stats"].pop("name")
     endpoints = pool.endpoints() if hasattr(pool, "endpoints") else ()
     return {
-        "name": without_secrets(pool.name),
+        "name": _text(pool.name),
         "kind": type(pool).__name__,
         **figures,
         "holders": [_holder(each) for each in pool.holders()] if with_holders else [],
@@ -111,8 +111,8 @@ def _holder(holder: Any) -> dict[str, Any]:
         "greenlet": None if holder.greenlet is None else _text(holder.greenlet),
         "age": holder.age,
         "endpoint": None if holder.endpoint is None else _text(holder.endpoint),
-        "where": None if holder.where is None else without_secrets(holder.where),
-        "stack": None if holder.stack is None else without_secrets(holder.stack),
+        "where": None if holder.where is None else _text(holder.where),
+        "stack": None if holder.stack is None else _text(holder.stack),
     }
 
 
@@ -120,7 +120,7 @@ def _server(server: Any) -> dict[str, Any]:
     now = time.monotonic()
     until, failed = server.down_until, server.last_error
     return {
-        "address": str(server.address),
+        "address": _text(server.address),
         "state": server.state(now),
         "down_for": None if until is None or math.isinf(until) else max(0.0, until - now),
         "connections": len(server.active_connections),
@@ -151,8 +151,10 @@ def _plain(value: Any) -> Any:
 
 def _of_error(text: str) -> str:
     """It may be a server's own, and as long as that likes."""
-    return without_secrets(text[: 2 * _LONGEST])[:_LONGEST]  # no secret at its end is cut in two
+    return _text(text[: 2 * _LONGEST])[:_LONGEST]  # no secret at its end is cut in two
 
 
 def _text(value: Any) -> str:
-    return without_secrets(str(value))
+    """What is shown of it: no secret, and nothing that cannot be sent (bytes of a path, say, that
+    are no text)."""
+    return without_secrets(str(value)).encode("utf-8", "backslashreplace").decode()

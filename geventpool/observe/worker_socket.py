@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gevent
+from gevent import socket
 
 from geventpool.local_socket import Listener, run_directory
 from geventpool.observe import history
 from geventpool.observe.snapshot import snapshot
 
-__all__ = ["Worker", "group_here", "is_running", "listen", "stop_listening", "workers"]
+__all__ = ["Worker", "group_here", "is_running", "listen", "stop_listening", "sweep", "workers"]
 
 _SUFFIX = ".sock"
+_SOON = 10.0  # seconds in which a process that has made its socket listens there
 _imported_in = os.getpid()
 
 
@@ -63,6 +66,26 @@ def is_running(worker: Worker) -> bool:
     return True
 
 
+def sweep(worker: Worker) -> bool:
+    """Take the socket of *worker* away if it was left behind; whether it is not there any more.
+
+    It was if nobody listens there, and its process has ended, or has had the time to begin: a
+    process that is there may be another one, of the same id.  Does not block.
+    """
+    try:
+        if is_running(worker) and time.time() - worker.path.lstat().st_mtime < _SOON:
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(0)
+            sock.connect(str(worker.path))
+    except ConnectionRefusedError:
+        worker.path.unlink(missing_ok=True)
+        return True
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
+
+
 def group_here() -> int:
     """To which group this process belongs: that of the process that it was forked from after
     geventpool was there; its own if it was not forked since."""
@@ -73,7 +96,8 @@ def group_here() -> int:
 
 def listen(group: int | None = None) -> Worker:
     """Have this process answer to who asks for its snapshot from now on, in this thread's hub, and
-    remember what its pools were like over the last minute and hour.
+    remember what its pools were like over the last minute and hour.  What processes that were
+    killed have left behind there, of whatever group, is swept away.
 
     *group* is the process id of its master (None: see ``group_here``).  Called again, it does
     nothing.  Does not block.  Raises OSError if the socket cannot be made.
@@ -82,9 +106,12 @@ def listen(group: int | None = None) -> Worker:
     if _listening is not None and _listening.worker.pid == os.getpid():
         return _listening.worker
     group = group_here() if group is None else group
-    worker = Worker(group, os.getpid(), run_directory() / f"{group}-{os.getpid()}{_SUFFIX}")
+    directory = run_directory()
+    worker = Worker(group, os.getpid(), directory / f"{group}-{os.getpid()}{_SUFFIX}")
     _listening = _Listening(worker, Listener(worker.path, _answer))
     history.start()
+    for each in workers(directory):
+        sweep(each)
     return worker
 
 

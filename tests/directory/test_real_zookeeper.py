@@ -1,11 +1,13 @@
-"""What is ZooKeeper's alone: rights on single nodes, and watches that cannot be taken back."""
+"""What is ZooKeeper's alone: rights on single nodes, and watches that are taken back."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 from kazoo.security import make_digest_acl
 
@@ -28,6 +30,20 @@ def zookeeper() -> Iterator[ZooKeeperDirectory]:
 @pytest.fixture
 def name() -> str:
     return uuid.uuid4().hex
+
+
+def watched_by(resolver: Any) -> tuple[set[str], int]:
+    """The paths that its kazoo watches, and how many watches the server has."""
+    session = resolver._source._session
+    client, (host, port) = session.client(), session.hosts.split(":")
+    here = set()
+    for known in (client._child_watchers, client._data_watchers):
+        assert all(len(watches) == 1 for watches in known.values())
+        here |= known.keys()
+    with gevent.socket.create_connection((host, int(port)), timeout=5) as sock:
+        sock.sendall(b"mntr")
+        said = dict(line.split(b"\t") for line in sock.makefile("rb"))
+    return here, int(said[b"zk_watch_count"])
 
 
 def test_a_server_that_may_not_be_read_takes_no_other_away(
@@ -57,15 +73,10 @@ def test_a_name_that_is_watched_anew_leaves_no_more_watches_behind(
             assert resolver.resolve(other) == AddressGroup.of(B)
             with pytest.raises(NameNotFound):
                 resolver.resolve(third)
-        client = resolver._source._session.client()
-        for watchers, path in (
-            (client._child_watchers, f"/services/{name}"),
-            (client._data_watchers, f"/services/{name}/{A}"),
-            (client._child_watchers, f"/services/{other}"),
-            (client._data_watchers, f"/services/{third}"),
-        ):
-            assert len(watchers[path]) == 1
+        until(lambda: watched_by(resolver) == ({f"/services/{third}"}, 1))
         resolver.resolve(name)
+        expected = {f"/services/{name}", f"/services/{name}/{A}"}
+        until(lambda: watched_by(resolver) == (expected, 2))
         zookeeper.write(name, C)
         until(lambda: resolver.resolve(name) == AddressGroup.of(A, C))
         zookeeper.write(name, A, B.encode())

@@ -54,6 +54,39 @@ def test_the_socket_of_one_that_was_killed_is_swept_away(run_folder: Path) -> No
         assert worker_socket.workers(run_folder) == []
 
 
+def left_behind(path: Path, age: float) -> None:
+    """A socket at which nobody listens any more, made *age* seconds ago."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_what_a_group_that_was_killed_as_a_whole_has_left_is_swept_as_one_begins(
+    run_folder: Path,
+) -> None:
+    with worker("of another group") as other:
+        (there,) = run_folder.iterdir()
+        there.rename(run_folder / f"1-{other.pid}.sock")
+        with worker("killed") as killed:
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+        left_behind(run_folder / f"2-{killed.pid}.sock", age=0)
+        assert len(worker_socket.workers(run_folder)) == 3
+        with worker("new") as new:
+            assert {each.pid for each in worker_socket.workers(run_folder)} == {other.pid, new.pid}
+
+
+def test_a_socket_whose_process_id_is_anothers_by_now_is_swept(run_folder: Path) -> None:
+    path = run_directory() / f"{os.getpid()}-{os.getppid()}.sock"
+    left_behind(path, age=3)
+    (answer,) = [each for each in observe.gather() if each["pid"] == os.getppid()]
+    assert answer["error"] == "it does not listen"  # it may have just begun
+    left_behind_for_long = time.time() - 60
+    os.utime(path, (left_behind_for_long,) * 2)
+    assert os.getppid() not in [each["pid"] for each in observe.gather()]
+    assert not path.exists()
+
+
 def test_one_that_ends_takes_its_socket_away(run_folder: Path) -> None:
     with worker("ending", "gevent.sleep(0)") as ending:
         assert ending.wait() == 0

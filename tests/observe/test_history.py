@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import weakref
@@ -182,3 +183,19 @@ def test_a_child_begins_afresh(maker: Maker, fork: Callable[[], int]) -> None:
         assert history.record_of(pool).key == own
     assert was_fresh
     assert int(pid) == child.pid
+
+
+def test_a_pool_that_is_gone_leaves_nothing_even_if_nobody_looks_each_second() -> None:
+    history.stop()
+    before = len(history._records)
+    kept = []
+    for _ in range(20):
+        pool = ConnectionPool(1, connect=Maker())
+        snapshot()
+        pool.close()
+        kept.append(pool)  # lest all have one address
+    assert len(history._records) == before + 20
+    kept.clear()
+    del pool
+    gc.collect()
+    until(lambda: len(history._records) == before)

@@ -195,6 +195,10 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
     with ConnectionPool(1, connect=object, name="db") as pool:
         pool.discard(pool.acquire())
         text = metrics_text([snapshot()])
-    asked = set(re.findall(r"geventpool_\w+", " ".join(dashboard())))
+    found = json.loads((ROOT / "docs/grafana.json").read_text())
+    variables = [each["query"] for each in found["templating"]["list"]]
+    asked = set(re.findall(r"geventpool_\w+", " ".join(dashboard() + variables)))
     there = set(re.findall(r"^(geventpool_\w+)\{", text, re.MULTILINE))
     assert asked - there == set()
+    # A dashboard of this schema that does not say so has no legends.
+    assert all(panel["options"]["legend"]["showLegend"] for panel in found["panels"])

@@ -227,6 +227,26 @@ def test_nothing_else_that_is_not_of_the_page_is_markup_either() -> None:
     assert "<img" not in body + unknown
 
 
+def test_what_is_no_text_is_shown_all_the_same() -> None:
+    """Bytes of a path that are no text: what cannot be sent must not take all the rest with it."""
+
+    def connect(endpoint: str) -> Any:
+        if endpoint == "bad":
+            raise ConnectionError("no \udcff there")
+        return Maker()()
+
+    with EndpointPool(connect=connect, name="pool \udcff") as pool, pool.get("at \udcff"):
+        with pytest.raises(PoolTimeout), pool.get("bad", timeout=0.05):
+            pass
+        opened = f"open={key_of('pool ' + chr(92) + 'udcff')}"
+        for path in (f"/?{opened}", f"/rows?{opened}"):
+            body = get(path).body
+            for shown in (r"pool \udcff", r"at \udcff", r"no \udcff there"):
+                assert shown in body
+        assert "pool" in pools_shown()["pool \\udcff"]["name"]
+        assert r"pool \\udcff" in get("/metrics").body
+
+
 def test_no_secret_is_in_it() -> None:
     def connect() -> Any:
         raise ConnectionError("no login at postgres://me:Hunter2@db/x with password='Hunter2'")

@@ -112,7 +112,7 @@ class EtcdDirectory(RealDirectory):
 
 class ZooKeeperDirectory(RealDirectory):
     def __init__(self) -> None:
-        self.server = OwnZooKeeper()
+        self.server = OwnZooKeeper("4lw.commands.whitelist=srvr,mntr")
         self.hosts = "{}:{}".format(*self.server.address)
         self.session = ZooKeeperSession(self.hosts)
 
