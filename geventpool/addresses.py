@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar, Union
 
+from geventpool._util.errors import text_of
 from geventpool.errors import ConnectError, NameNotFound
 
 __all__ = [
@@ -116,11 +117,11 @@ def resolve_by(resolver: Resolver, name: str, method: str = "resolve") -> Addres
     except ConnectError:
         raise
     except LookupError as error:
-        raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
+        raise NameNotFound(f"{name!r} was not found: {described(error)}", name=name) from error
     except Exception as error:
         if is_own(resolver):
             raise  # ValueError or TypeError: it can be no name
-        message = f"{name!r}: {described(resolver)} raised {type(error).__name__}: {error}"
+        message = f"{name!r}: {described(resolver)} raised {type(error).__name__}: {text_of(error)}"
         raise ConnectError(message) from error
     if not isinstance(group, AddressGroup):
         message = f"{name!r}: {described(resolver)} returned {described(group)}, no AddressGroup"

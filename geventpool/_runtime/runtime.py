@@ -152,14 +152,15 @@ class Runtime:
 
     def assert_usable_here(self, pool: PoolBucket | PoolHooks) -> None:
         """See to it that the caller may use *pool* here: the right thread, and not the hub."""
-        if not forks_seen:
-            catch_up()
         self.assert_own_thread(pool)
         if getcurrent() is self.hub:
             raise BlockingSwitchOutError(f"pool {pool.name!r} was used in a hub callback")
 
     def assert_own_thread(self, pool: PoolBucket | PoolHooks) -> None:
-        """See to it that this is the thread of *pool*: what gives back may be in the hub."""
+        """See to it that this is the thread of *pool*: what gives back may be in the hub.  In a
+        child of which nothing was known yet, what the caller has is the parent's from here on."""
+        if not forks_seen:
+            catch_up()
         if get_ident() != self.ident or self.hub.dead:
             raise WrongHub(
                 f"pool {pool.name!r} belongs to the gevent hub of another thread;"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,8 @@ def in_parent(call: Callable[[], object]) -> Callable[[], object]:
 def catch_up() -> None:
     """Do in a child what is to be done; a second time, nothing.
 
-    Whatever a hook raises, all are called; the first error is raised after that.
+    Whatever a hook raises, all are called.  The first error is told of as an uncaught one is: who
+    comes by here first, to get a connection perhaps, has nothing to do with it.
     """
     if forks_seen:
         return
@@ -77,8 +79,8 @@ def catch_up() -> None:
     fork = Fork()
     for call in _in_child:
         fork.attempt(call, fork)
-    if fork.trouble is not None:
-        raise fork.trouble
+    if (trouble := fork.trouble) is not None:
+        sys.excepthook(type(trouble), trouble, trouble.__traceback__)
 
 
 def _after_fork_in_child() -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.errors import text_of
 from geventpool.addresses import AnyAddress
 from geventpool.errors import MarkedDownError
 from geventpool.manager.journal import Journal, Transition
@@ -251,7 +252,7 @@ class ServerModel:
     def _note(self, now: float, error: BaseException | None) -> None:
         self.last_error = now
         # Not the error itself: its traceback would keep the frames of a caller alive.
-        self.reason = None if error is None else f"{type(error).__name__}: {error}"
+        self.reason = None if error is None else f"{type(error).__name__}: {text_of(error)}"
 
     def _held_down(self, now: float) -> bool:
         return self._by_hand and self._down_until is not None and now < self._down_until

@@ -18,6 +18,7 @@ from weakref import WeakMethod
 import gevent
 
 from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.errors import text_of
 from geventpool.addresses import (
     Address,
     AddressGroup,
@@ -101,7 +102,7 @@ class AddressGroupMap(UserDict[str, AddressGroup]):
         try:
             return self[name]
         except LookupError as error:
-            raise NameNotFound(f"{name!r} was not found: {error!r}", name=name) from error
+            raise NameNotFound(f"{name!r} was not found: {described(error)}", name=name) from error
 
 
 class Target(NamedTuple):
@@ -342,7 +343,7 @@ def _ask_apart(resolver: Resolver, name: str, method: str) -> AddressGroup:
         raise outcome
     who, what = described(resolver), "was killed"
     if isinstance(outcome, gevent.Timeout):
-        what = f"raised a Timeout of its own: {outcome}"
+        what = f"raised a Timeout of its own: {text_of(outcome)}"
     raise ConnectError(f"{name!r}: {who} {what}")
 
 

@@ -65,9 +65,9 @@ class ConnectionPool(BasePool[C]):
       after failed ones; *fail_fast*: raise a dial's error to the caller that has waited longest;
       *down_after*: once nothing was open and every dial has failed for that long, who waits and
       who comes gets PoolDown at once, until a dial of the pool's own succeeds (None: never).
-    - *idle_timeout* closes what was not used for that long, above *min_size*; *max_lifetime*
-      replaces what is older, up to the share *jitter* of it earlier, so that not all go at once;
-      *max_uses*: hand-outs of one connection.
+    - *idle_timeout* closes what was not used for that long, above *min_size*, and replaces it in a
+      fixed pool; *max_lifetime* replaces what is older, up to the share *jitter* of it earlier, so
+      that not all go at once; *max_uses*: hand-outs of one connection.
     - *order*: which idle connection is handed out, "fifo" (the longest idle: even use) or "lifo"
       (the last used: the others can idle out); None: "fifo" for a fixed pool, else "lifo".
     - *strict*: any exception that leaves a ``with`` discards the connection.

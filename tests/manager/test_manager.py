@@ -1468,6 +1468,22 @@ def test_each_request_over_one_connection_may_be_reported(hosts: Hosts, manage: 
     manager.release_connection(sock)
 
 
+def test_a_failure_may_be_reported_with_an_error_that_has_no_text(
+    hosts: Hosts, manage: Any
+) -> None:
+    class Mute(OSError):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    server = hosts.server()
+    manager = manage(health=HealthPolicy(failures=1))
+    sock = manager.get_connection(server.address)
+    manager.report(sock, ok=False, error=Mute("x"))
+    manager.release_connection(sock)
+    assert is_down(manager, server)
+    assert manager.servers[server.address].reason == "Mute: <Mute without a text>"
+
+
 def test_a_request_that_breaks_counts_though_the_one_before_was_reported(
     hosts: Hosts, manage: Any
 ) -> None:

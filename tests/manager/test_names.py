@@ -37,6 +37,19 @@ class Catalog:
         return "<the catalog>"
 
 
+class Mute(Exception):
+    """One that cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+class MuteLookupError(Mute, LookupError):
+    pass
+
+
 def echo(manager: ConnectionManager, name: Any) -> None:
     with manager.connection(name) as sock:
         sock.sendall(b"ping")
@@ -65,6 +78,7 @@ def times_out() -> Any:
         (ValueError("no JSON"), "'pay': <the catalog> raised ValueError: no JSON"),
         (RuntimeError("broken"), "'pay': <the catalog> raised RuntimeError: broken"),
         (OSError("no route"), "'pay': <the catalog> raised OSError: no route"),
+        (Mute("x"), "'pay': <the catalog> raised Mute: <Mute without a text>"),
         (times_out, "'pay': <the catalog> raised a Timeout of its own: 0.01 seconds"),
     ],
 )
@@ -79,6 +93,12 @@ def test_what_an_own_resolver_does_wrong_is_an_error_that_names_it(
         assert caught.value.__cause__ is answer
     with pytest.raises(NameNotFound, match="'other'"):
         manager.get_connection("other")
+
+
+def test_a_resolver_may_raise_what_has_no_text(manage: Any) -> None:
+    manager = manage(Catalog(pay=MuteLookupError("x")))
+    with pytest.raises(NameNotFound, match="'pay' was not found: <MuteLookupError>"):
+        manager.get_connection("pay")
 
 
 def test_what_is_missing_from_a_map_may_fail_in_any_way_too(manage: Any) -> None:

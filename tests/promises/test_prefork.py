@@ -161,6 +161,75 @@ def test_what_a_child_gives_back_that_is_its_parents_no_caller_in_it_gets(
     assert run(IN_A_WITH, fork, kind) == [True, True, 1]
 
 
+TROUBLED = """
+    from geventpool._util.forks import in_child
+
+    def fail(forked):
+        raise RuntimeError("a thread's hub is gone")
+
+    pool = ConnectionPool(1, connect=Conn)
+    pool.fill()
+    in_child(fail)
+    sys.excepthook = lambda kind, *rest: os.write(note, kind.__name__.encode())
+    pid = fork(sys.argv[3])
+    if not pid:
+        with pool.get(timeout=5) as conn:
+            os.write(note, b" own" if conn.pid == os.getpid() else b" the parent's")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(json.dumps(os.read(dials, 100).decode().replace(".", "")))
+"""
+
+
+@pytest.mark.parametrize("fork", ["seen", "unseen"])
+def test_what_goes_wrong_in_a_child_is_told_of_and_is_no_callers_error_whoever_forks(
+    fork: str,
+) -> None:
+    assert run(TROUBLED, fork) == "RuntimeError own"
+
+
+RETURNS = """
+    class Pool(ConnectionPool):
+        def _reset_connection(self, conn):
+            if os.getpid() != conn.pid:
+                os.write(note, b"!")  # a round trip, on the parent's socket
+
+    def release():
+        pool.release(held)
+
+    def release_in_an_except():
+        try:
+            raise ValueError
+        except ValueError:
+            pool.release(held)
+
+    pool = Pool(2, connect=Conn)
+    pool.fill()
+    lease = pool.get()
+    lease.__enter__()
+    held = pool.acquire()
+    pid = fork(sys.argv[3])
+    if not pid:
+        lease.__exit__(None, None, None)
+        locals()[sys.argv[4]]()
+        with pool.get(timeout=5) as conn:
+            os.write(note, b"own" if conn.pid == os.getpid() else b"the parent's")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    pool.release(held)
+    lease.__exit__(None, None, None)
+    print(json.dumps([os.read(dials, 100).decode().replace(".", ""), pool.stats().idle]))
+"""
+
+
+@pytest.mark.parametrize("how", ["release", "release_in_an_except"])
+@pytest.mark.parametrize("fork", ["seen", "unseen"])
+def test_no_connection_of_the_parents_is_reset_as_a_child_gives_it_back_whoever_forks(
+    fork: str, how: str
+) -> None:
+    assert run(RETURNS, fork, how) == ["own", 2]
+
+
 DIALING = """
     from gevent.event import Event
     class Pool(ConnectionPool):
