@@ -161,6 +161,19 @@ def test_a_line_that_is_empty_has_no_latest_deadline() -> None:
     assert line.next_deadline() == 3.0
 
 
+def test_a_deadline_is_known_after_many_before_it_have_come_and_gone() -> None:
+    line = Line()
+    line.join(waiter(0, 1e9))
+    line.join(waiter(1, 50.0))
+    for ticket in range(2, 300):
+        late = waiter(ticket, 60.0)
+        line.join(late)
+        line.drop(late)
+
+    assert line.next_deadline() == 50.0
+    assert [w.ticket for w in line.due(50.0)] == [1]
+
+
 # The idle queue
 
 
@@ -195,6 +208,8 @@ def test_tombstones_are_no_idle_slots_and_go_when_they_come_to_the_front() -> No
 
 def test_a_limit_that_is_just_full_is_not_overfull() -> None:
     limit = Limit(3)
+    limit.used = 2
+    assert (limit.full, limit.overfull, limit.spare) == (False, False, 1)
     limit.used = 3
     assert (limit.full, limit.overfull, limit.spare) == (True, False, 0)
 
@@ -209,8 +224,9 @@ def test_the_places_of_a_limit_are_reserved_as_far_as_waiters_could_use_them() -
     limit.used = 3
     limit._demand = 1
     assert not limit.reserved
-    limit._demand = 2
-    assert limit.reserved
+    for more in (2, 3):
+        limit._demand = more
+        assert limit.reserved
     limit._demand = 0
     limit._coming = 1
     assert not limit.reserved
@@ -292,7 +308,7 @@ def test_an_outage_begins_so_long_after_the_first_dial_that_failed() -> None:
     outage.begin(23.0)
     assert (outage.on, outage.begins_at, outage.failing_since) == (True, NEVER, 20.0)
     outage.forget()
-    assert (outage.on, outage.probing, outage.asked_at) == (False, False, AT_ONCE)
+    assert (outage.on, outage.probing, outage.asked_at, outage.dials) == (False, False, AT_ONCE, 0)
 
 
 @pytest.mark.parametrize(("since", "probing"), [(59.9, True), (60.0, False)])
@@ -367,8 +383,8 @@ def test_a_ceiling_is_never_below_what_the_server_had_room_for() -> None:
 # Controlled delay
 
 
-def control(target: float = 0.1) -> DelayControl:
-    made = DelayControl(CoDel(target=target, interval=1.0))
+def control(target: float = 0.1, interval: float = 1.0) -> DelayControl:
+    made = DelayControl(CoDel(target=target, interval=interval))
     made.begins(10.0)
     return made
 
@@ -385,6 +401,17 @@ def control(target: float = 0.1) -> DelayControl:
 )
 def test_when_a_line_is_slow(waited: float, at: float, slow: bool) -> None:
     assert control().is_slow(waited, at) is slow
+
+
+def test_a_line_with_a_longer_interval_is_slow_later() -> None:
+    line = control(interval=4.0)
+
+    assert not line.is_slow(3.1, 17.9)
+    assert line.is_slow(3.1, 18.0)
+    assert control(interval=4.0).is_slow(3.2, 14.0)
+    assert line.is_slow(0.0, 21.9)
+    line.served(0.0, 21.9)
+    assert not line.is_slow(0.0, 22.0)
 
 
 def test_that_a_line_is_slow_holds_for_an_interval_and_is_then_judged_by_one() -> None:

@@ -107,6 +107,49 @@ def test_who_comes_while_a_connection_closes_beside_a_dial_has_its_place(world: 
     assert second.slot is not None
 
 
+def test_those_for_whom_a_dial_or_a_place_is_on_its_way_are_not_refused_with_the_others(
+    world: World,
+) -> None:
+    limit = Limit(2)
+    other = world.full(1, name="other", limits=(limit,))
+    bucket = world.bucket(9, limits=(limit,), fail_when_full=True)
+    bucket.dials.width = 4
+    world.scheduler.resize(other, 1, 0, world.now)
+
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+
+    assert (bucket.connecting, bucket.coming) == (1, 1)
+    assert [waiter.pending for waiter in waiters] == [True, True, False]
+
+
+def test_when_less_wait_than_are_being_dialed_none_is_claimed_and_no_less(world: World) -> None:
+    limit = Limit(4)
+    world.full(2, name="idle", limits=(limit,))
+    bucket = world.bucket(9, limits=(limit,))
+    bucket.dials.width = 4
+    waiters = [world.enqueue(bucket) for _ in range(3)]
+    assert (bucket.connecting, bucket.coming) == (2, 1)
+
+    bucket.waiters.drop(waiters[2])
+    bucket.waiters.drop(waiters[1])  # both at once
+    world.reconcile(bucket)
+
+    assert (bucket.coming, bucket.own._coming, limit._coming) == (0, 0, 0)
+
+
+def test_nothing_is_evicted_where_another_limit_has_no_place_all_the_same(world: World) -> None:
+    one, two = Limit(1, "one"), Limit(1, "two")
+    idle = world.full(1, name="idle", limits=(one,))
+    world.scheduler.resize(idle, 1, 0, world.now)
+    in_use(world, two, 1, "busy")
+    bucket = world.bucket(1, limits=(one, two))
+
+    world.enqueue(bucket)
+
+    assert not world.notes.closes
+    assert (bucket.coming, bucket.blocked_at) == (0, two)
+
+
 def test_a_maximum_that_leaves_room_for_what_is_claimed_takes_no_claim_away(world: World) -> None:
     limit = Limit(2)
     _, (slot, _) = in_use(world, limit, 2)
@@ -211,14 +254,15 @@ def test_none_is_given_up_before_the_pause_is_over(world: World) -> None:
     assert world.notes.reasons == [Reason.DRAINED]
 
 
+@pytest.mark.parametrize("ago", [0.0, 1.0])
 def test_what_has_expired_goes_though_what_is_only_to_be_drained_may_not_yet(
-    world: World,
+    world: World, ago: float
 ) -> None:
     bucket = hemmed_in(world)
     bucket.dials.failed(world.now, world.now)
     drained, expired = bucket.idle_slots()
     world.scheduler.drain(bucket, 0.0, world.now)
-    expired.expires_at = world.now
+    expired.expires_at = world.now - ago
 
     world.scheduler.reap(bucket, world.now)
 
@@ -278,6 +322,49 @@ def test_the_reaper_does_not_come_again_for_what_has_expired_and_is_held(world: 
     world.now += 11
 
     assert world.scheduler.reap(bucket, world.now) == NEVER
+
+
+def test_what_is_due_as_it_comes_back_and_may_not_go_yet_is_known_to_be_due(world: World) -> None:
+    bucket = hemmed_in(world)
+    slot = world.checkout(bucket)
+    bucket.dials.failed(world.now, world.now)
+    world.scheduler.drain(bucket, 0.0, world.now)
+
+    world.release(slot)
+
+    assert list(bucket.retiring) == [*bucket.idle_slots()]
+    assert slot in bucket.retiring
+
+
+def test_a_slot_that_expires_as_it_comes_back_is_handed_to_no_one_of_a_crowd(
+    world: World,
+) -> None:
+    bucket = world.full(1, max_lifetime=10.0)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.now += 10
+
+    world.release(slot)
+
+    assert world.notes.reasons == [Reason.EXPIRED]
+    assert waiter.pending
+
+
+def test_the_reaper_replaces_nothing_where_there_is_less_than_min_idle_spares(
+    world: World,
+) -> None:
+    bucket = world.full(3, idle_timeout=5.0, min_idle=2)
+    slow = Backoff(first=100.0, longest=100.0, jitter=0.0)
+    bucket.backoff = slow
+    for slot in [world.checkout(bucket) for _ in range(2)]:
+        world.discard(slot)
+    world.close_all()
+    world.fail_one()
+    assert bucket.open == 1
+    world.now += 5
+
+    assert world.scheduler.reap(bucket, world.now) == NEVER
+    assert not bucket.retiring
 
 
 # What is cut short

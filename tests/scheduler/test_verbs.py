@@ -11,10 +11,10 @@ from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.refusals import no_place, out_of_sockets
-from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._scheduler.state import IDLE, IN_USE, NEVER
 from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
-from geventpool.errors import OutOfSockets, PoolOverloaded
+from geventpool.errors import OutOfSockets, PoolDown, PoolOverloaded, Verdict
 from geventpool.events import Reason
 from geventpool.overload import CoDel
 from support.world import HERE, REFUSED, World
@@ -133,7 +133,7 @@ def test_no_more_than_a_limit_holds_may_be_kept_open_but_as_much_as_before_may(
 ) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))
-    limit.maximum = 1
+    limit.maximum = 0
 
     if fits:
         world.scheduler.resize(bucket, 3, min_size, world.now)
@@ -204,6 +204,67 @@ def test_of_all_its_limits_without_a_place_the_widest_is_named() -> None:
     assert out_of_sockets(bucket).limit == "narrow"
     wide.used = 5
     assert out_of_sockets(bucket).limit == "wide"
+
+
+def test_a_pool_that_is_added_has_its_fast_path_open_and_one_of_many_has_none(
+    world: World,
+) -> None:
+    assert world.bucket(1).fast_path_open == HERE
+    assert world.bucket(1, transient=True).fast_path_open == 0
+
+
+@pytest.mark.parametrize(("uses", "goes"), [(1, False), (2, True), (3, True)])
+def test_a_maximum_of_uses_holds_for_those_that_were_used_more_often(
+    world: World, uses: int, goes: bool
+) -> None:
+    bucket = world.full(1, max_uses=2)
+    slot = world.checkout(bucket)
+    slot.uses = uses
+
+    world.release(slot)
+
+    assert (world.notes.reasons == [Reason.WORN_OUT]) is goes
+
+
+# What is dead, or connected to the wrong server
+
+
+@pytest.mark.parametrize(("after", "failures"), [(8.0, 1), (8.5, 0)])
+@pytest.mark.parametrize("uses", [0, 1, 2])
+def test_one_that_was_dead_for_its_first_user_soon_after_the_dial_is_a_setback(
+    world: World, uses: int, after: float, failures: int
+) -> None:
+    bucket = world.full(1)
+    world.now += after
+    slot = world.scheduler.try_checkout(bucket, world.now)
+    assert slot is not None
+    slot.uses = uses
+
+    world.discard(slot, Reason.DEAD)
+
+    assert bucket.failures == (failures if uses < 2 else 0)
+
+
+def test_one_that_is_held_cannot_be_dismissed(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+
+    assert not world.scheduler.dismiss(slot, Reason.EVICTED, world.now)
+    assert not world.scheduler._verbs.dismiss(slot, Reason.EVICTED, world.now)
+    assert slot.state is IN_USE
+    assert world.scheduler.dismiss(next(bucket.idle_slots()), Reason.EVICTED, world.now)
+
+
+def test_who_learns_that_a_server_is_wrong_decides_what_becomes_of_its_own_connection(
+    world: World,
+) -> None:
+    bucket = world.full(3)
+    slot, other = world.checkout(bucket), world.checkout(bucket)
+
+    assert world.scheduler.wrong_server(slot, world.now)
+
+    assert (slot.close_reason, other.close_reason) == (None, Reason.DRAINED)
+    assert bucket.idle == 0
 
 
 # Dials, checks and salvages
@@ -316,6 +377,55 @@ def test_an_audit_finds_one_that_lies_twice_where_the_count_is_right(world: Worl
     assert bucket._idle.tombstones == 0
 
 
+def test_an_audit_finds_one_of_another_pool_among_the_idle(world: World) -> None:
+    bucket = world.full(2)
+    stranger = next(world.full(1, name="other").idle_slots())
+    one, other = bucket.idle_slots()
+    bucket._idle.refill([one, stranger])
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert list(bucket._idle) == [one, other]
+
+
+def test_an_audit_has_a_limit_know_what_lies_idle_of_one_of_many(world: World) -> None:
+    limit = Limit(2)
+    bucket = world.bucket(1, transient=True, limits=(limit,))
+    world.enqueue(bucket)
+    slot = world.open_one()
+    world.release(slot)
+    limit._lru.discard(slot)
+    assert limit.longest_idle() is None
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert limit.longest_idle() is slot
+
+
+def test_an_audit_finds_that_what_is_held_does_not_wait_to_be_replaced(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+    bucket.retiring[slot] = None
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert not bucket.retiring
+    assert slot.state is IN_USE
+
+
+def test_a_limit_is_counted_by_the_first_audit_on_a_clock_that_has_just_begun(
+    world: World,
+) -> None:
+    world.now = 5.0
+    limit = Limit(3)
+    bucket = world.full(1, limits=(limit,))
+    limit.used = 3
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert limit.used == 1
+
+
 # Down
 
 
@@ -364,7 +474,137 @@ def test_no_outage_begins_at_the_moment_at_which_a_pause_ends_without_a_place_to
     assert not world.notes.down
 
 
+def test_who_comes_as_a_probe_is_due_is_sent_away_and_the_probe_is_made(world: World) -> None:
+    bucket = world.bucket(1, down_after=1.0)
+    world.enqueue(bucket)
+    world.fail_one()
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    world.fail_one()
+    assert world.notes.down == [bucket]
+    world.now = bucket.retry_at
+
+    waiter = world.enqueue(bucket)
+
+    assert isinstance(waiter.error, PoolDown)
+    assert bucket.connecting == 1
+
+
+def test_an_outage_at_a_pool_with_all_it_may_have_open_ends_when_the_pause_does(
+    world: World,
+) -> None:
+    bucket = world.bucket(2, 2)
+    world.open_one()
+    slot = world.notes.dials.pop()
+    world.scheduler.dial_failed(slot, REFUSED, world.now, Verdict.FATAL)
+    world.scheduler.resize(bucket, 1, 1, world.now)
+    assert (bucket.own.full, world.notes.down, world.notes.back) == (True, [bucket], [])
+
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+
+    assert world.notes.back == [bucket]
+
+
+def test_a_server_that_is_full_is_not_said_to_be_back_where_it_was_never_away(
+    world: World,
+) -> None:
+    bucket = world.bucket(2)
+    world.enqueue(bucket)
+
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
+
+    assert not world.notes.back
+
+
+def test_a_full_server_of_which_no_more_is_wanted_is_not_looked_at_again(world: World) -> None:
+    bucket = world.bucket(3, 1)
+    world.open_all()
+    world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
+    assert bucket.reconcile_at == world.now + 1
+    world.scheduler.cancel(waiter, world.now)
+    world.now += 0.5
+    bucket.reconcile_at = NEVER
+    world.reconcile(bucket)
+
+    assert bucket.reconcile_at == NEVER
+
+
+def test_a_look_that_is_asked_for_already_is_not_asked_for_again(world: World) -> None:
+    bucket = world.bucket(1, down_after=30.0)
+    world.enqueue(bucket)
+    world.fail_one()
+    asked = list(world.notes.retries)
+
+    world.reconcile(bucket)
+    world.reconcile(bucket)
+
+    assert world.notes.retries == asked
+
+
+def test_after_a_fork_no_pool_is_in_trouble(world: World) -> None:
+    bucket = world.bucket(1, down_after=30.0)
+    world.enqueue(bucket)
+    world.fail_one()
+    assert bucket.troubled
+
+    world.scheduler.forget_all(bucket)
+
+    assert (bucket.troubled, bucket.patient) == (False, True)
+
+
 # A slow line
+
+
+def test_a_line_that_cannot_be_slow_may_be_looked_at(world: World) -> None:
+    bucket = world.full(1)
+    world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+
+    world.scheduler.look_at_line(bucket, world.now + 99)
+
+    assert waiter.pending
+
+
+def test_dials_that_take_long_make_no_line_slow(world: World) -> None:
+    bucket = world.bucket(2, overload=CoDel(target=0.1, interval=1.0))
+    bucket.dials.width = 2
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    assert bucket.connecting == 2
+    world.now += 5
+    slot = world.open_one()
+    assert waiters[0].slot is slot
+    third = world.enqueue(bucket)
+
+    world.release(slot)
+
+    assert waiters[1].slot is slot
+    assert third.pending
+
+
+def test_how_long_one_has_waited_tells_on_a_clock_that_has_just_begun_too(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=10.0))
+    slot = world.checkout(bucket)
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    world.now = 3.0
+    world.release(slot)
+    assert waiters[0].slot is slot
+    world.now = 21.5
+
+    world.release(slot)
+
+    assert waiters[1].error is not None
+
+
+def test_how_long_it_lay_idle_is_known_on_a_clock_that_has_just_begun(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1)
+    world.now = 3.0
+
+    assert world.checkout(bucket).idled == 2.0
 
 
 def test_who_is_refused_is_told_when_those_behind_it_will_have_been_served(world: World) -> None:
