@@ -95,6 +95,28 @@ def test_one_that_is_closed_or_postponed_lacks_nothing_though_its_server_is_prob
     assert bucket.missing == 0
 
 
+def test_what_is_to_be_replaced_is_lacking_beside_what_is_not_there() -> None:
+    bucket = Bucket("b", size=3, min_size=3)
+    bucket.open = 2
+    bucket.retiring[lying_idle(1.0)] = None
+
+    assert bucket.missing == 2
+
+
+def test_waiters_could_use_no_more_places_than_their_own_limit_has() -> None:
+    bucket = Bucket("b", size=2, min_size=0)
+    for ticket in range(3):
+        bucket.waiters.join(waiter(ticket))
+
+    eligible = []
+    for used in range(4):
+        bucket.own.used = used
+        eligible.append(bucket.eligible)
+    assert eligible == [2, 1, 0, 0]
+    bucket.own.used, bucket.connecting = 0, 2
+    assert bucket.eligible == 1
+
+
 def test_a_server_that_is_probed_lacks_one_connection_at_least() -> None:
     bucket = Bucket("b", size=2, min_size=0)
     assert bucket.missing == 0
@@ -163,15 +185,17 @@ def test_a_line_that_is_empty_has_no_latest_deadline() -> None:
 
 def test_a_deadline_is_known_after_many_before_it_have_come_and_gone() -> None:
     line = Line()
-    line.join(waiter(0, 1e9))
-    line.join(waiter(1, 50.0))
-    for ticket in range(2, 300):
+    for ticket in range(9):
+        line.join(waiter(ticket, 1e9))
+    line.join(waiter(9, 50.0))
+    for ticket in range(10, 300):
         late = waiter(ticket, 60.0)
         line.join(late)
+        assert len(line._early) <= 64 + 2 * len(line)
         line.drop(late)
 
     assert line.next_deadline() == 50.0
-    assert [w.ticket for w in line.due(50.0)] == [1]
+    assert [w.ticket for w in line.due(50.0)] == [9]
 
 
 # The idle queue
@@ -250,6 +274,7 @@ def test_the_window_doubles_up_to_its_most_and_a_failure_sets_it_back() -> None:
     assert not window.may_dial(0, 3.9)
     assert window.may_dial(0, window.retry_at)
     assert not window.may_dial(1, window.retry_at)
+    assert not window.may_dial(4, window.retry_at)  # begun before the failure
 
 
 def test_even_without_a_pause_the_next_dial_is_not_made_at_once() -> None:
@@ -465,3 +490,13 @@ def test_a_tenth_of_the_pace_is_that_of_the_last_hand_over() -> None:
     assert line.drains_in(1, 14.0) == pytest.approx(0.4)
     line.served(0.5, 16.0)
     assert line.drains_in(1, 16.0) == pytest.approx(0.56)
+
+
+def test_how_soon_a_line_drains_on_a_clock_that_has_just_begun() -> None:
+    line = DelayControl(CoDel(target=0.1, interval=1.0))
+    line.begins(1.0)
+
+    assert line.drains_in(1, 3.0) == 2.0
+    assert line.is_slow(0.5, 3.0)
+    assert line.drains_in(0, 3.5) == 0.5
+    assert line.drains_in(0, 4.5) == 0.0

@@ -150,6 +150,66 @@ def test_nothing_is_evicted_where_another_limit_has_no_place_all_the_same(world:
     assert (bucket.coming, bucket.blocked_at) == (0, two)
 
 
+def test_nothing_of_two_limits_is_evicted_where_a_third_has_no_place_all_the_same(
+    world: World,
+) -> None:
+    one, two, three = (Limit(1, name) for name in ("one", "two", "three"))
+    idle = world.full(1, name="idle", limits=(one, two))
+    world.scheduler.resize(idle, 1, 0, world.now)
+    in_use(world, three, 1, "busy")
+    bucket = world.bucket(1, limits=(one, two, three))
+
+    world.enqueue(bucket)
+
+    assert not world.notes.closes
+    assert (bucket.coming, bucket.blocked_at) == (0, three)
+
+
+def test_no_claim_on_two_limits_is_taken_away_where_a_third_has_no_place_all_the_same(
+    world: World,
+) -> None:
+    one, two, three = (Limit(1, name) for name in ("one", "two", "three"))
+    younger = world.bucket(1, name="younger", limits=(one, two))
+    _, (slot,) = in_use(world, one, 1, "busy")
+    in_use(world, three, 1, "busy too")
+    ticket = world.scheduler.next_ticket()
+    world.discard(slot)
+    world.enqueue(younger)
+    assert younger.coming == 1
+    bucket = world.bucket(1, limits=(one, two, three))
+
+    world.enqueue(bucket, ticket=ticket)
+
+    assert (younger.coming, bucket.coming, bucket.blocked_at) == (1, 0, three)
+
+
+def test_after_a_pause_none_is_dialed_beside_those_still_under_way(world: World) -> None:
+    bucket = world.bucket(9, 6)
+    world.open_one()
+    world.open_one()
+    assert bucket.connecting == 4
+    world.fail_one()
+    world.now = bucket.retry_at
+
+    world.reconcile(bucket)
+
+    assert (bucket.dials.width, bucket.connecting) == (1, 3)
+
+
+def test_a_claim_is_dropped_as_its_waiter_is_served_by_a_release(world: World) -> None:
+    bucket = world.full(2)
+    world.scheduler.resize(bucket, 2, 0, world.now)
+    one, other = world.checkout(bucket), world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.discard(one)
+    assert bucket.coming == 1
+
+    world.release(other)
+
+    assert waiter.slot is other
+    assert (bucket.coming, bucket.own._coming) == (0, 0)
+
+
 def test_a_maximum_that_leaves_room_for_what_is_claimed_takes_no_claim_away(world: World) -> None:
     limit = Limit(2)
     _, (slot, _) = in_use(world, limit, 2)
@@ -161,9 +221,10 @@ def test_a_maximum_that_leaves_room_for_what_is_claimed_takes_no_claim_away(worl
     world.scheduler.reconcile_limit(limit, world.now)
 
     assert waiter.pending
-    limit.maximum = 1
-    world.scheduler.reconcile_limit(limit, world.now)
-    assert waiter.error is not None
+    for maximum in (3, 2):
+        limit.maximum = maximum
+        world.scheduler.reconcile_limit(limit, world.now)
+        assert waiter.pending
 
 
 def test_a_maximum_that_is_just_reached_evicts_nothing(world: World) -> None:
@@ -270,12 +331,16 @@ def test_what_has_expired_goes_though_what_is_only_to_be_drained_may_not_yet(
     assert list(bucket.retiring) == [drained]
 
 
-def test_what_is_to_be_drained_is_not_said_to_have_been_idle_for_too_long(world: World) -> None:
+@pytest.mark.parametrize("before", [0.0, 5.0])
+def test_what_is_to_be_drained_is_not_said_to_have_been_idle_for_too_long(
+    world: World, before: float
+) -> None:
     slow = Backoff(first=60.0, longest=60.0, jitter=0.0)
     bucket = hemmed_in(world, idle_timeout=5.0, backoff=slow)
     bucket.dials.failed(world.now, world.now)
+    world.now += before
     world.scheduler.drain(bucket, 0.0, world.now)
-    world.now += 5
+    world.now += 5 - before
 
     world.scheduler.reap(bucket, world.now)
 
@@ -324,11 +389,15 @@ def test_the_reaper_does_not_come_again_for_what_has_expired_and_is_held(world: 
     assert world.scheduler.reap(bucket, world.now) == NEVER
 
 
-def test_what_is_due_as_it_comes_back_and_may_not_go_yet_is_known_to_be_due(world: World) -> None:
+@pytest.mark.parametrize("later", [0.0, 0.5])
+def test_what_is_due_as_it_comes_back_and_may_not_go_yet_is_known_to_be_due(
+    world: World, later: float
+) -> None:
     bucket = hemmed_in(world)
     slot = world.checkout(bucket)
     bucket.dials.failed(world.now, world.now)
     world.scheduler.drain(bucket, 0.0, world.now)
+    world.now += later
 
     world.release(slot)
 

@@ -11,7 +11,7 @@ from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.refusals import no_place, out_of_sockets
-from geventpool._scheduler.state import IDLE, IN_USE, NEVER
+from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
 from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
 from geventpool.errors import OutOfSockets, PoolDown, PoolOverloaded, Verdict
@@ -110,6 +110,67 @@ def test_what_is_given_back_as_one_of_a_crowd_comes_or_is_served_is_handed_on_at
 
     assert first.slot is one
     assert nosy.slot is (None if verb == "enqueue" else other)
+
+
+@pytest.mark.parametrize("verb", ["enqueue", "release"])
+def test_what_cuts_short_one_of_a_crowd_is_followed_by_an_audit(world: World, verb: str) -> None:
+    class Interrupted(float):
+        def __ge__(self, other: object) -> bool:
+            raise KeyboardInterrupt
+
+    class Uncounted(list[Waiter]):
+        def append(self, _: Waiter) -> None:
+            raise KeyboardInterrupt
+
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    first = world.enqueue(bucket, 5.0)
+    second = Waiter(bucket, 2, Interrupted(1e3), None)
+    world.notes.woken = Uncounted()
+
+    with pytest.raises(KeyboardInterrupt):
+        if verb == "enqueue":
+            world.scheduler.enqueue(second, world.now)
+        else:
+            world.release(slot)
+
+    assert (world.scheduler.busy, world.notes.catching_up) == (CUT_SHORT, 1)
+    assert first in bucket.waiters
+
+
+def test_a_release_of_what_is_being_salvaged_changes_nothing_for_a_crowd(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.salvage(slot)
+
+    world.release(slot)
+
+    assert (waiter.pending, slot.state) == (True, SALVAGING)
+
+
+def test_a_wait_may_be_ended_by_an_error_while_it_lasts(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    served, refused = world.enqueue(bucket), world.enqueue(bucket)
+    world.release(slot)
+
+    for waiter in (served, refused):
+        world.scheduler.refuse(waiter, REFUSED, world.now)
+
+    assert (served.error, served.slot) == (None, slot)
+    assert refused.error is REFUSED
+    assert bucket.fast_path_open == HERE
+
+
+def test_what_min_idle_spares_is_handed_out_where_there_is_less_of_it(world: World) -> None:
+    bucket = world.bucket(3, min_idle=2, idle_timeout=5.0)
+    world.enqueue(bucket)
+    slot = world.open_one()
+    world.release(slot)
+    world.now += 9
+
+    assert world.checkout(bucket) is slot
 
 
 def test_an_audit_after_a_cut_leaves_alone_what_the_next_verb_is_about(world: World) -> None:
@@ -301,6 +362,20 @@ def test_no_more_are_checked_beside_those_being_checked_than_half(world: World) 
     assert bucket.checking == 5
 
 
+def test_none_is_checked_beside_more_than_half(world: World) -> None:
+    bucket = world.full(6)
+    for slot in list(bucket.idle_slots())[4:]:
+        slot.checked_at = world.now + 3
+    world.now += 5
+    world.scheduler.start_checks(bucket, 5.0, world.now, at_once=True)
+    assert (bucket.checking, bucket.idle) == (4, 2)
+    world.now += 3
+
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+
+    assert (bucket.checking, bucket.idle) == (4, 2)
+
+
 def test_all_that_are_due_are_checked_at_once_if_they_are_more_likely_dead(world: World) -> None:
     bucket = world.full(5)
     world.checkout(bucket)
@@ -324,6 +399,15 @@ def test_once_a_check_or_a_salvage_has_ended_it_is_not_counted_any_more(world: W
     assert (bucket.checking, bucket.salvaging, bucket.idle, bucket.in_use) == (0, 0, 4, 0)
     world.checkout(bucket)
     assert bucket.in_use == 1
+
+
+def test_one_that_is_salvaged_is_in_use_by_nobody(world: World) -> None:
+    bucket = world.full(5)
+    slots = [world.checkout(bucket) for _ in range(5)]
+
+    world.salvage(slots[0])
+
+    assert (bucket.in_use, bucket.salvaging) == (4, 1)
 
 
 def test_after_a_fork_nothing_is_counted(world: World) -> None:
@@ -402,6 +486,16 @@ def test_an_audit_has_a_limit_know_what_lies_idle_of_one_of_many(world: World) -
     assert limit.longest_idle() is slot
 
 
+def test_an_audit_finds_that_less_lies_idle_than_was_counted(world: World) -> None:
+    bucket = world.full(2)
+    bucket._idle.tombstones = -1
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert len(world.notes.mendings) == 1
+    assert (bucket.idle, bucket._idle.tombstones) == (2, 0)
+
+
 def test_an_audit_finds_that_what_is_held_does_not_wait_to_be_replaced(world: World) -> None:
     bucket = world.full(2)
     slot = world.checkout(bucket)
@@ -454,6 +548,43 @@ def test_who_comes_after_the_pause_to_one_that_cannot_be_probed_waits(world: Wor
     for late in (0.0, 0.5, 5.0):
         now = bucket.retry_at + late
         assert world.scheduler.refusal(bucket, now) is None
+
+
+def test_how_long_a_pool_was_down_is_known_after_a_time_in_which_it_could_not_be_probed(
+    world: World,
+) -> None:
+    bucket, limit = down(world)
+    since = bucket.outage.failing_since
+    world.now = bucket.retry_at + 5
+    world.reconcile(bucket)
+    limit.maximum = 2
+    world.scheduler.reconcile_limit(limit, world.now)
+    world.reconcile(bucket)
+    assert bucket.connecting == 1
+
+    error = world.scheduler.refusal(bucket, world.now)
+
+    assert isinstance(error, PoolDown)
+    assert error.down_for == world.now - since
+
+
+def test_a_dial_that_hangs_is_no_outage_though_one_failed_long_ago(world: World) -> None:
+    bucket = world.bucket(1, down_after=3.0)
+    waiter = world.enqueue(bucket)
+    world.fail_one()
+    world.scheduler.cancel(waiter, world.now)
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    world.now += 100
+    waiter = world.enqueue(bucket)
+    assert bucket.connecting == 1
+
+    for _ in range(3):
+        world.now += 9
+        world.reconcile(bucket)
+
+    assert waiter.pending
+    assert not world.notes.down
 
 
 def test_no_outage_begins_at_the_moment_at_which_a_pause_ends_without_a_place_to_dial(
@@ -592,7 +723,7 @@ def test_how_long_one_has_waited_tells_on_a_clock_that_has_just_begun_too(world:
     world.now = 3.0
     world.release(slot)
     assert waiters[0].slot is slot
-    world.now = 21.5
+    world.now = 12.0
 
     world.release(slot)
 
@@ -635,12 +766,27 @@ def test_a_wait_is_as_long_on_a_clock_that_has_just_begun(world: World) -> None:
     bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
     slot = world.checkout(bucket)
     late = world.enqueue(bucket)
-    world.now = 3.0
+    world.now = 2.0
 
     world.release(slot)
 
     assert isinstance(late.error, PoolOverloaded)
     assert slot.state is IDLE
+
+
+def test_none_is_sent_away_behind_one_that_has_not_waited_for_long(world: World) -> None:
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
+    slot = world.checkout(bucket)
+    late = world.enqueue(bucket)
+    world.now += 3
+    in_time = world.enqueue(bucket)
+    behind = world.enqueue(bucket, came=world.now - 3)
+
+    world.release(slot)
+
+    assert late.error is not None
+    assert in_time.slot is slot
+    assert behind.pending
 
 
 def test_a_slot_that_goes_to_an_older_one_of_another_bucket_sends_nobody_away(
