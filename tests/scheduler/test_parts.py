@@ -395,16 +395,6 @@ def test_a_ceiling_that_has_reached_the_maximum_is_forgotten(maximum: int, on: b
     assert ceiling.error is (REFUSED if on else None)
 
 
-def test_a_ceiling_is_never_below_what_the_server_had_room_for() -> None:
-    ceiling = Ceiling()
-    ceiling.lower(3, REFUSED, 10.0)
-
-    ceiling.make_room(2)
-    assert ceiling.most == 3
-    ceiling.make_room(5)
-    assert ceiling.most == 5
-
-
 # Controlled delay
 
 
