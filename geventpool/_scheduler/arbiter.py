@@ -221,8 +221,6 @@ class Arbiter:
             # Apart from one another, so that they do not all come back together.
             retry_after = seconds * (0.5 + bucket.rng.random())
             self._ledger.fail(waiter, overloaded(bucket, now - waiter.came, retry_after))
-        if late:
-            self.pass_over(bucket, now)
         return bool(late)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:

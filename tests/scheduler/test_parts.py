@@ -113,8 +113,9 @@ def test_waiters_could_use_no_more_places_than_their_own_limit_has() -> None:
         bucket.own.used = used
         eligible.append(bucket.eligible)
     assert eligible == [2, 1, 0, 0]
-    bucket.own.used, bucket.connecting = 0, 2
-    assert bucket.eligible == 1
+    for connecting, unserved in ((1, 2), (2, 1), (3, 0), (4, 0)):
+        bucket.connecting = connecting
+        assert bucket.unserved == unserved
 
 
 def test_a_server_that_is_probed_lacks_one_connection_at_least() -> None:
@@ -258,6 +259,16 @@ def test_the_places_of_a_limit_are_reserved_as_far_as_waiters_could_use_them() -
     assert limit.reserved
 
 
+def test_a_limit_says_what_it_is_and_may_rise_only_where_a_subclass_says_so() -> None:
+    limit = Limit(3, "total")
+    limit.used = 2
+
+    assert repr(limit) == "<Limit total 2 of 3>"
+    assert repr(Limit(float("inf"))) == "<Limit 0 of inf>"
+    assert not limit.may_rise
+    assert limit.may_dial()
+
+
 # The dial window
 
 
@@ -368,6 +379,17 @@ def test_who_is_sent_away_is_told_why_and_since_when() -> None:
     assert str(outage.error("p", None, 1.5, 14.25)).endswith("failed for 4.250 s")
 
 
+def test_how_long_it_lasts_is_known_on_a_clock_that_has_just_begun() -> None:
+    outage = Outage(1.0)
+    outage.note_dialing(True, 1.0)
+    outage.begin(2.0)
+
+    error = outage.error("p", None, 1.0, 3.5)
+
+    assert isinstance(error, PoolDown)
+    assert error.down_for == 2.5
+
+
 # The ceiling
 
 
@@ -438,8 +460,8 @@ def test_that_a_line_is_slow_holds_for_an_interval_and_is_then_judged_by_one() -
 
     line = control()
     assert line.is_slow(0.5, 12.0)
-    line.served(0.1, 12.0)  # as short as the target is fine
-    assert line.is_slow(0.5, 13.0)
+    line.served(0.1, 12.5)  # as short as the target is fine
+    assert not line.is_slow(0.5, 13.0)
 
 
 def test_a_line_in_which_all_have_a_dial_of_their_own_is_fine_at_once() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
+from geventpool._scheduler.inbox import CUT_SHORT
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket, Slot
-from geventpool._scheduler.state import NEVER
+from geventpool._scheduler.state import CLOSED, NEVER
 from geventpool.backoff import Backoff
 from geventpool.events import Reason
 from support.world import HERE, World
@@ -227,6 +229,43 @@ def test_a_maximum_that_leaves_room_for_what_is_claimed_takes_no_claim_away(worl
         assert waiter.pending
 
 
+def test_a_maximum_that_leaves_no_room_for_what_is_claimed_takes_the_claim_away(
+    world: World,
+) -> None:
+    limit = Limit(2)
+    _, (slot, held) = in_use(world, limit, 2)
+    bucket = world.bucket(1, limits=(limit,))
+    world.discard(slot)
+    waiter = world.enqueue(bucket)
+    assert (bucket.coming, limit.spare) == (1, 0)
+
+    limit.maximum = 1
+    world.scheduler.reconcile_limit(limit, world.now)
+    assert (bucket.coming, bucket.blocked_at) == (0, limit)
+    world.close_all()
+    assert bucket.connecting == 0
+    world.discard(held)
+    world.close_all()
+    world.open_all()
+
+    assert waiter.slot is not None
+
+
+def test_who_comes_while_two_connections_close_has_the_place_of_the_second(world: World) -> None:
+    bucket = world.full(4)
+    world.scheduler.resize(bucket, 4, 0, world.now)
+    slots = [world.checkout(bucket) for _ in range(4)]
+    world.enqueue(bucket)
+    for slot in slots[:2]:
+        world.discard(slot)
+    assert (bucket.closing, bucket.coming) == (2, 1)
+    bucket.dials.width = 2
+
+    world.enqueue(bucket)
+
+    assert bucket.coming == 2
+
+
 def test_a_maximum_that_is_just_reached_evicts_nothing(world: World) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))
@@ -389,6 +428,47 @@ def test_the_reaper_does_not_come_again_for_what_has_expired_and_is_held(world: 
     assert world.scheduler.reap(bucket, world.now) == NEVER
 
 
+def test_what_is_due_is_handed_to_no_waiter_however_late_it_comes_back(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.scheduler.drain(bucket, 0.0, world.now)
+    world.now += 1
+
+    world.release(slot)
+
+    assert world.notes.reasons == [Reason.DRAINED]
+    assert waiter.pending
+
+
+def test_a_drain_takes_each_at_its_own_moment_of_the_time_that_it_has(world: World) -> None:
+    class Quarter(random.Random):
+        def random(self) -> float:
+            return 0.25
+
+    bucket = world.full(1, rng=Quarter())
+    slot = world.checkout(bucket)
+
+    world.scheduler.drain(bucket, 10.0, world.now)
+
+    assert slot.retire_at == world.now + 2.5
+
+
+def test_without_jitter_a_connection_is_due_when_it_expires(world: World) -> None:
+    (slot,) = world.full(1, max_lifetime=10.0).slots
+
+    assert slot.retire_at == slot.expires_at == world.now + 10
+
+
+def test_one_that_was_idle_for_too_long_goes_though_the_reaper_is_late(world: World) -> None:
+    bucket = world.full(2, idle_timeout=5.0)
+    world.now += 6
+
+    world.scheduler.reap(bucket, world.now)
+
+    assert world.notes.reasons == [Reason.IDLE]
+
+
 @pytest.mark.parametrize("later", [0.0, 0.5])
 def test_what_is_due_as_it_comes_back_and_may_not_go_yet_is_known_to_be_due(
     world: World, later: float
@@ -453,3 +533,46 @@ def test_an_overflow_slot_is_salvaged_only_for_one_that_waits(world: World, wait
 
     assert bucket.salvaging == waiting
     assert len(world.notes.closes) == 1 - waiting
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (3, 1), (4, 2), (5, 2)])
+def test_how_many_are_salvaged_at_a_time(world: World, size: int, most: int) -> None:
+    bucket = world.full(size)
+    for slot in [world.checkout(bucket) for _ in range(size)]:
+        world.salvage(slot)
+
+    assert bucket.salvaging == most
+
+
+def test_none_is_salvaged_while_more_are_than_would_begin_now(world: World) -> None:
+    bucket = world.full(6)
+    slots = [world.checkout(bucket) for _ in range(6)]
+    for slot in slots[:3]:
+        world.salvage(slot)
+    world.scheduler.resize(bucket, 4, 4, world.now)
+    world.enqueue(bucket)
+
+    world.salvage(slots[3])
+
+    assert bucket.salvaging == 3
+
+
+# After a cut
+
+
+def test_after_an_audit_places_that_it_found_in_one_pool_serve_who_waits_at_another(
+    world: World,
+) -> None:
+    limit = Limit(1)
+    _, (slot,) = in_use(world, limit, 1)
+    bucket = world.bucket(1, limits=(limit,))
+    world.enqueue(bucket)
+    world.discard(slot)
+    world.notes.closes.clear()
+    slot.state = CLOSED  # and the verb was cut short there
+    world.scheduler.busy = CUT_SHORT
+
+    world.scheduler.catch_up(world.now)
+
+    assert bucket.connecting == 1
+    assert limit.used == 1

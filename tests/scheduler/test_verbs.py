@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from geventpool._scheduler.inbox import CUT_SHORT
+from geventpool._scheduler.inbox import CUT_SHORT, FREE
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.refusals import no_place, out_of_sockets
-from geventpool._scheduler.state import IDLE, IN_USE, NEVER, SALVAGING
+from geventpool._scheduler.state import CLOSED, IDLE, IN_USE, NEVER, SALVAGING
 from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
 from geventpool.errors import OutOfSockets, PoolDown, PoolOverloaded, Verdict
@@ -486,14 +486,74 @@ def test_an_audit_has_a_limit_know_what_lies_idle_of_one_of_many(world: World) -
     assert limit.longest_idle() is slot
 
 
-def test_an_audit_finds_that_less_lies_idle_than_was_counted(world: World) -> None:
+@pytest.mark.parametrize("more", [1, -1])
+def test_an_audit_finds_that_more_or_less_lies_idle_than_was_counted(
+    world: World, more: int
+) -> None:
     bucket = world.full(2)
-    bucket._idle.tombstones = -1
+    bucket._idle.tombstones = more
 
     world.scheduler.audit(bucket, world.now)
 
     assert len(world.notes.mendings) == 1
     assert (bucket.idle, bucket._idle.tombstones) == (2, 0)
+
+
+def test_an_audit_has_a_limit_forget_what_was_closed_and_not_let_go(world: World) -> None:
+    limit = Limit(2)
+    bucket = world.bucket(1, transient=True, limits=(limit,))
+    world.enqueue(bucket)
+    slot = world.open_one()
+    world.release(slot)
+    slot.state = CLOSED
+    bucket._idle.clear()
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert slot not in limit._lru
+
+
+@pytest.mark.parametrize("verb", ["try_checkout", "start_checks", "reap"])
+def test_a_verb_with_an_answer_gives_it_after_one_that_was_cut_short(
+    world: World, verb: str
+) -> None:
+    bucket = world.full(2, idle_timeout=50.0)
+    world.now += 5
+    world.scheduler.busy = CUT_SHORT
+
+    if verb == "try_checkout":
+        assert world.scheduler.try_checkout(bucket, world.now) is not None
+    elif verb == "start_checks":
+        assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now
+        assert bucket.checking == 1
+    else:
+        assert world.scheduler.reap(bucket, world.now) == world.now + 45
+    assert world.scheduler.busy == FREE
+
+
+@pytest.mark.parametrize("first", [Reason.ERROR, Reason.DISPOSED, Reason.DRAINED])
+def test_the_first_reason_to_close_stands(world: World, first: Reason) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+
+    for reason in (first, Reason.EXPIRED, Reason.PEER_CLOSED):
+        world.scheduler.mark_for_closing(slot, reason)
+
+    assert slot.close_reason is first
+
+
+def test_a_limit_knows_a_closed_pool_as_long_as_it_has_a_connection(world: World) -> None:
+    limit = Limit(2)
+    bucket, empty = world.full(1, limits=(limit,)), world.bucket(1, limits=(limit,))
+    slot = world.checkout(bucket)
+
+    for each in (bucket, empty):
+        world.scheduler.shut(each, REFUSED, world.now)
+    assert list(limit._buckets) == [bucket]
+    world.release(slot)
+    world.close_all()
+
+    assert not limit._buckets
 
 
 def test_an_audit_finds_that_what_is_held_does_not_wait_to_be_replaced(world: World) -> None:
@@ -637,6 +697,21 @@ def test_an_outage_at_a_pool_with_all_it_may_have_open_ends_when_the_pause_does(
     assert world.notes.back == [bucket]
 
 
+def test_an_outage_lasts_while_it_is_probed_though_a_connection_is_open(world: World) -> None:
+    bucket = world.bucket(3, 2)
+    world.open_one()
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.FATAL)
+    world.notes.dials.clear()
+
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    assert (bucket.open, bucket.connecting, world.notes.back) == (1, 1, [])
+    world.open_all()
+
+    assert world.notes.back == [bucket]
+    assert (bucket.troubled, bucket.patient) == (False, True)
+
+
 def test_a_server_that_is_full_is_not_said_to_be_back_where_it_was_never_away(
     world: World,
 ) -> None:
@@ -648,19 +723,37 @@ def test_a_server_that_is_full_is_not_said_to_be_back_where_it_was_never_away(
     assert not world.notes.back
 
 
-def test_a_full_server_of_which_no_more_is_wanted_is_not_looked_at_again(world: World) -> None:
-    bucket = world.bucket(3, 1)
+@pytest.mark.parametrize("min_size", [0, 1])
+def test_a_full_server_of_which_no_more_is_wanted_is_not_looked_at_again(
+    world: World, min_size: int
+) -> None:
+    bucket = world.bucket(3, min_size)
+    world.enqueue(bucket)
     world.open_all()
-    world.checkout(bucket)
     waiter = world.enqueue(bucket)
     world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
     assert bucket.reconcile_at == world.now + 1
     world.scheduler.cancel(waiter, world.now)
     world.now += 0.5
     bucket.reconcile_at = NEVER
+    world.notes.retries.clear()
     world.reconcile(bucket)
 
     assert bucket.reconcile_at == NEVER
+    assert not world.notes.retries
+
+
+@pytest.mark.parametrize("transient", [True, False])
+def test_one_of_many_at_a_full_server_is_looked_at_again_though_nothing_is_wanted(
+    world: World, transient: bool
+) -> None:
+    bucket = world.bucket(3, transient=transient)
+    waiter = world.enqueue(bucket)
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
+    bucket.reconcile_at = NEVER
+    world.scheduler.cancel(waiter, world.now)
+
+    assert (bucket.reconcile_at == world.now + 1) is transient
 
 
 def test_a_look_that_is_asked_for_already_is_not_asked_for_again(world: World) -> None:
@@ -771,7 +864,39 @@ def test_a_wait_is_as_long_on_a_clock_that_has_just_begun(world: World) -> None:
     world.release(slot)
 
     assert isinstance(late.error, PoolOverloaded)
+    assert late.error.waited == 1.0
     assert slot.state is IDLE
+
+
+@pytest.mark.parametrize(("waited", "served"), [(0.25, True), (0.375, False)])
+def test_one_that_has_waited_for_just_twice_the_target_is_served(
+    world: World, waited: float, served: bool
+) -> None:
+    bucket = world.full(1, overload=CoDel(target=0.125, interval=1.0))
+    slot = world.checkout(bucket)
+    world.enqueue(bucket)
+    world.now += 3
+    waiter = world.enqueue(bucket, came=world.now - waited)
+
+    world.release(slot)
+
+    assert (waiter.slot is slot) is served
+
+
+def test_a_look_at_a_slow_line_leaves_the_one_alone_for_which_a_place_comes_free(
+    world: World,
+) -> None:
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
+    slot = world.checkout(bucket)
+    first, second = world.enqueue(bucket), world.enqueue(bucket)
+    world.discard(slot)
+    assert (bucket.connecting, bucket.coming) == (0, 1)
+    world.now += 9
+
+    world.scheduler.look_at_line(bucket, world.now)
+
+    assert first.pending
+    assert second.error is not None
 
 
 def test_none_is_sent_away_behind_one_that_has_not_waited_for_long(world: World) -> None:
