@@ -66,11 +66,9 @@ class Arbiter:
             self._assign(bucket, touched, now)
         self._refill(bucket, now)
         if bucket.retiring or bucket.open > bucket.size:
-            closing = bucket.closing
+            # What lies idle now is of use to no waiter, and so is the place that it leaves.
             self._retire_due(bucket, now)
             self._shrink(bucket)
-            if bucket.closing > closing and (bucket.waiters or bucket.shared):
-                self._assign(bucket, touched, now)
         if not (bucket.connecting or bucket.coming):
             bucket.dials.burst_is_over()
         self._ledger.update_fast_path(bucket)
@@ -89,8 +87,7 @@ class Arbiter:
         self._dial_ripe(touched, now)
         self._assign(None, touched, now)
         for bucket in limit._buckets:  # what was evicted before may not have been missed yet
-            if bucket.connecting < bucket.missing:
-                self._refill(bucket, now)
+            self._refill(bucket, now)
         self._leave(touched, now)
         for bucket in limit._few:
             self._ledger.update_fast_path(bucket)
@@ -224,8 +221,6 @@ class Arbiter:
             # Apart from one another, so that they do not all come back together.
             retry_after = seconds * (0.5 + bucket.rng.random())
             self._ledger.fail(waiter, overloaded(bucket, now - waiter.came, retry_after))
-        if late:
-            self.pass_over(bucket, now)
         return bool(late)
 
     def _evict(self, victim: Slot, touched: Touched) -> None:

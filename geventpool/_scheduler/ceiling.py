@@ -52,7 +52,3 @@ class Ceiling:
             self._raised_at += PEACE
         if self.most >= maximum:
             self.forget()
-
-    def make_room(self, count: int) -> None:
-        """The server did have room for *count*."""
-        self.most = max(self.most, count)

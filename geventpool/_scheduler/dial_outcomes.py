@@ -56,9 +56,6 @@ class DialOutcomes:
         if bucket.outage.on and not bucket.closed:
             self._end(bucket)
         bucket.outage.forget()
-        if bucket.ceiling.on:
-            bucket.ceiling.make_room(bucket.open + bucket.connecting)
-            self._ledger.set_maximum(bucket)
 
     # What a reconcile begins and ends with
 

@@ -189,8 +189,6 @@ class Reports:
     ) -> None:
         """A dial failed, or its connection died unused: slow down."""
         if not bucket.closed and bucket.dials.failed(begun, now, longest):
-            if bucket.outage.after is not None:
-                bucket.set_troubled(True)
             bucket.reconcile_at = bucket.retry_at
             self.ledger.effects.reconcile_later(bucket)
 

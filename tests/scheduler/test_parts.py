@@ -95,6 +95,29 @@ def test_one_that_is_closed_or_postponed_lacks_nothing_though_its_server_is_prob
     assert bucket.missing == 0
 
 
+def test_what_is_to_be_replaced_is_lacking_beside_what_is_not_there() -> None:
+    bucket = Bucket("b", size=3, min_size=3)
+    bucket.open = 2
+    bucket.retiring[lying_idle(1.0)] = None
+
+    assert bucket.missing == 2
+
+
+def test_waiters_could_use_no_more_places_than_their_own_limit_has() -> None:
+    bucket = Bucket("b", size=2, min_size=0)
+    for ticket in range(3):
+        bucket.waiters.join(waiter(ticket))
+
+    eligible = []
+    for used in range(4):
+        bucket.own.used = used
+        eligible.append(bucket.eligible)
+    assert eligible == [2, 1, 0, 0]
+    for connecting, unserved in ((1, 2), (2, 1), (3, 0), (4, 0)):
+        bucket.connecting = connecting
+        assert bucket.unserved == unserved
+
+
 def test_a_server_that_is_probed_lacks_one_connection_at_least() -> None:
     bucket = Bucket("b", size=2, min_size=0)
     assert bucket.missing == 0
@@ -161,6 +184,21 @@ def test_a_line_that_is_empty_has_no_latest_deadline() -> None:
     assert line.next_deadline() == 3.0
 
 
+def test_a_deadline_is_known_after_many_before_it_have_come_and_gone() -> None:
+    line = Line()
+    for ticket in range(9):
+        line.join(waiter(ticket, 1e9))
+    line.join(waiter(9, 50.0))
+    for ticket in range(10, 300):
+        late = waiter(ticket, 60.0)
+        line.join(late)
+        assert len(line._early) <= 64 + 2 * len(line)
+        line.drop(late)
+
+    assert line.next_deadline() == 50.0
+    assert [w.ticket for w in line.due(50.0)] == [9]
+
+
 # The idle queue
 
 
@@ -195,6 +233,8 @@ def test_tombstones_are_no_idle_slots_and_go_when_they_come_to_the_front() -> No
 
 def test_a_limit_that_is_just_full_is_not_overfull() -> None:
     limit = Limit(3)
+    limit.used = 2
+    assert (limit.full, limit.overfull, limit.spare) == (False, False, 1)
     limit.used = 3
     assert (limit.full, limit.overfull, limit.spare) == (True, False, 0)
 
@@ -209,13 +249,24 @@ def test_the_places_of_a_limit_are_reserved_as_far_as_waiters_could_use_them() -
     limit.used = 3
     limit._demand = 1
     assert not limit.reserved
-    limit._demand = 2
-    assert limit.reserved
+    for more in (2, 3):
+        limit._demand = more
+        assert limit.reserved
     limit._demand = 0
     limit._coming = 1
     assert not limit.reserved
     limit._coming = 2
     assert limit.reserved
+
+
+def test_a_limit_says_what_it_is_and_may_rise_only_where_a_subclass_says_so() -> None:
+    limit = Limit(3, "total")
+    limit.used = 2
+
+    assert repr(limit) == "<Limit total 2 of 3>"
+    assert repr(Limit(float("inf"))) == "<Limit 0 of inf>"
+    assert not limit.may_rise
+    assert limit.may_dial()
 
 
 # The dial window
@@ -234,6 +285,7 @@ def test_the_window_doubles_up_to_its_most_and_a_failure_sets_it_back() -> None:
     assert not window.may_dial(0, 3.9)
     assert window.may_dial(0, window.retry_at)
     assert not window.may_dial(1, window.retry_at)
+    assert not window.may_dial(4, window.retry_at)  # begun before the failure
 
 
 def test_even_without_a_pause_the_next_dial_is_not_made_at_once() -> None:
@@ -292,7 +344,7 @@ def test_an_outage_begins_so_long_after_the_first_dial_that_failed() -> None:
     outage.begin(23.0)
     assert (outage.on, outage.begins_at, outage.failing_since) == (True, NEVER, 20.0)
     outage.forget()
-    assert (outage.on, outage.probing, outage.asked_at) == (False, False, AT_ONCE)
+    assert (outage.on, outage.probing, outage.asked_at, outage.dials) == (False, False, AT_ONCE, 0)
 
 
 @pytest.mark.parametrize(("since", "probing"), [(59.9, True), (60.0, False)])
@@ -327,6 +379,17 @@ def test_who_is_sent_away_is_told_why_and_since_when() -> None:
     assert str(outage.error("p", None, 1.5, 14.25)).endswith("failed for 4.250 s")
 
 
+def test_how_long_it_lasts_is_known_on_a_clock_that_has_just_begun() -> None:
+    outage = Outage(1.0)
+    outage.note_dialing(True, 1.0)
+    outage.begin(2.0)
+
+    error = outage.error("p", None, 1.0, 3.5)
+
+    assert isinstance(error, PoolDown)
+    assert error.down_for == 2.5
+
+
 # The ceiling
 
 
@@ -354,21 +417,11 @@ def test_a_ceiling_that_has_reached_the_maximum_is_forgotten(maximum: int, on: b
     assert ceiling.error is (REFUSED if on else None)
 
 
-def test_a_ceiling_is_never_below_what_the_server_had_room_for() -> None:
-    ceiling = Ceiling()
-    ceiling.lower(3, REFUSED, 10.0)
-
-    ceiling.make_room(2)
-    assert ceiling.most == 3
-    ceiling.make_room(5)
-    assert ceiling.most == 5
-
-
 # Controlled delay
 
 
-def control(target: float = 0.1) -> DelayControl:
-    made = DelayControl(CoDel(target=target, interval=1.0))
+def control(target: float = 0.1, interval: float = 1.0) -> DelayControl:
+    made = DelayControl(CoDel(target=target, interval=interval))
     made.begins(10.0)
     return made
 
@@ -387,6 +440,17 @@ def test_when_a_line_is_slow(waited: float, at: float, slow: bool) -> None:
     assert control().is_slow(waited, at) is slow
 
 
+def test_a_line_with_a_longer_interval_is_slow_later() -> None:
+    line = control(interval=4.0)
+
+    assert not line.is_slow(3.1, 17.9)
+    assert line.is_slow(3.1, 18.0)
+    assert control(interval=4.0).is_slow(3.2, 14.0)
+    assert line.is_slow(0.0, 21.9)
+    line.served(0.0, 21.9)
+    assert not line.is_slow(0.0, 22.0)
+
+
 def test_that_a_line_is_slow_holds_for_an_interval_and_is_then_judged_by_one() -> None:
     line = control()
     assert line.is_slow(0.5, 12.0)
@@ -396,8 +460,8 @@ def test_that_a_line_is_slow_holds_for_an_interval_and_is_then_judged_by_one() -
 
     line = control()
     assert line.is_slow(0.5, 12.0)
-    line.served(0.1, 12.0)  # as short as the target is fine
-    assert line.is_slow(0.5, 13.0)
+    line.served(0.1, 12.5)  # as short as the target is fine
+    assert not line.is_slow(0.5, 13.0)
 
 
 def test_a_line_in_which_all_have_a_dial_of_their_own_is_fine_at_once() -> None:
@@ -438,3 +502,13 @@ def test_a_tenth_of_the_pace_is_that_of_the_last_hand_over() -> None:
     assert line.drains_in(1, 14.0) == pytest.approx(0.4)
     line.served(0.5, 16.0)
     assert line.drains_in(1, 16.0) == pytest.approx(0.56)
+
+
+def test_how_soon_a_line_drains_on_a_clock_that_has_just_begun() -> None:
+    line = DelayControl(CoDel(target=0.1, interval=1.0))
+    line.begins(1.0)
+
+    assert line.drains_in(1, 3.0) == 2.0
+    assert line.is_slow(0.5, 3.0)
+    assert line.drains_in(0, 3.5) == 0.5
+    assert line.drains_in(0, 4.5) == 0.0

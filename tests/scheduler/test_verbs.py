@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from geventpool._scheduler.inbox import CUT_SHORT
+from geventpool._scheduler.inbox import CUT_SHORT, FREE
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.refusals import no_place, out_of_sockets
-from geventpool._scheduler.state import IDLE, IN_USE
+from geventpool._scheduler.state import CLOSED, IDLE, IN_USE, NEVER, SALVAGING
 from geventpool._scheduler.waiter import Waiter
 from geventpool.backoff import Backoff
-from geventpool.errors import OutOfSockets, PoolOverloaded
+from geventpool.errors import OutOfSockets, PoolDown, PoolOverloaded, Verdict
 from geventpool.events import Reason
 from geventpool.overload import CoDel
 from support.world import HERE, REFUSED, World
@@ -112,6 +112,67 @@ def test_what_is_given_back_as_one_of_a_crowd_comes_or_is_served_is_handed_on_at
     assert nosy.slot is (None if verb == "enqueue" else other)
 
 
+@pytest.mark.parametrize("verb", ["enqueue", "release"])
+def test_what_cuts_short_one_of_a_crowd_is_followed_by_an_audit(world: World, verb: str) -> None:
+    class Interrupted(float):
+        def __ge__(self, other: object) -> bool:
+            raise KeyboardInterrupt
+
+    class Uncounted(list[Waiter]):
+        def append(self, _: Waiter) -> None:
+            raise KeyboardInterrupt
+
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    first = world.enqueue(bucket, 5.0)
+    second = Waiter(bucket, 2, Interrupted(1e3), None)
+    world.notes.woken = Uncounted()
+
+    with pytest.raises(KeyboardInterrupt):
+        if verb == "enqueue":
+            world.scheduler.enqueue(second, world.now)
+        else:
+            world.release(slot)
+
+    assert (world.scheduler.busy, world.notes.catching_up) == (CUT_SHORT, 1)
+    assert first in bucket.waiters
+
+
+def test_a_release_of_what_is_being_salvaged_changes_nothing_for_a_crowd(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+    world.salvage(slot)
+
+    world.release(slot)
+
+    assert (waiter.pending, slot.state) == (True, SALVAGING)
+
+
+def test_a_wait_may_be_ended_by_an_error_while_it_lasts(world: World) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+    served, refused = world.enqueue(bucket), world.enqueue(bucket)
+    world.release(slot)
+
+    for waiter in (served, refused):
+        world.scheduler.refuse(waiter, REFUSED, world.now)
+
+    assert (served.error, served.slot) == (None, slot)
+    assert refused.error is REFUSED
+    assert bucket.fast_path_open == HERE
+
+
+def test_what_min_idle_spares_is_handed_out_where_there_is_less_of_it(world: World) -> None:
+    bucket = world.bucket(3, min_idle=2, idle_timeout=5.0)
+    world.enqueue(bucket)
+    slot = world.open_one()
+    world.release(slot)
+    world.now += 9
+
+    assert world.checkout(bucket) is slot
+
+
 def test_an_audit_after_a_cut_leaves_alone_what_the_next_verb_is_about(world: World) -> None:
     bucket = world.full(1)
     slot = world.checkout(bucket)
@@ -133,7 +194,7 @@ def test_no_more_than_a_limit_holds_may_be_kept_open_but_as_much_as_before_may(
 ) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))
-    limit.maximum = 1
+    limit.maximum = 0
 
     if fits:
         world.scheduler.resize(bucket, 3, min_size, world.now)
@@ -206,6 +267,67 @@ def test_of_all_its_limits_without_a_place_the_widest_is_named() -> None:
     assert out_of_sockets(bucket).limit == "wide"
 
 
+def test_a_pool_that_is_added_has_its_fast_path_open_and_one_of_many_has_none(
+    world: World,
+) -> None:
+    assert world.bucket(1).fast_path_open == HERE
+    assert world.bucket(1, transient=True).fast_path_open == 0
+
+
+@pytest.mark.parametrize(("uses", "goes"), [(1, False), (2, True), (3, True)])
+def test_a_maximum_of_uses_holds_for_those_that_were_used_more_often(
+    world: World, uses: int, goes: bool
+) -> None:
+    bucket = world.full(1, max_uses=2)
+    slot = world.checkout(bucket)
+    slot.uses = uses
+
+    world.release(slot)
+
+    assert (world.notes.reasons == [Reason.WORN_OUT]) is goes
+
+
+# What is dead, or connected to the wrong server
+
+
+@pytest.mark.parametrize(("after", "failures"), [(8.0, 1), (8.5, 0)])
+@pytest.mark.parametrize("uses", [0, 1, 2])
+def test_one_that_was_dead_for_its_first_user_soon_after_the_dial_is_a_setback(
+    world: World, uses: int, after: float, failures: int
+) -> None:
+    bucket = world.full(1)
+    world.now += after
+    slot = world.scheduler.try_checkout(bucket, world.now)
+    assert slot is not None
+    slot.uses = uses
+
+    world.discard(slot, Reason.DEAD)
+
+    assert bucket.failures == (failures if uses < 2 else 0)
+
+
+def test_one_that_is_held_cannot_be_dismissed(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+
+    assert not world.scheduler.dismiss(slot, Reason.EVICTED, world.now)
+    assert not world.scheduler._verbs.dismiss(slot, Reason.EVICTED, world.now)
+    assert slot.state is IN_USE
+    assert world.scheduler.dismiss(next(bucket.idle_slots()), Reason.EVICTED, world.now)
+
+
+def test_who_learns_that_a_server_is_wrong_decides_what_becomes_of_its_own_connection(
+    world: World,
+) -> None:
+    bucket = world.full(3)
+    slot, other = world.checkout(bucket), world.checkout(bucket)
+
+    assert world.scheduler.wrong_server(slot, world.now)
+
+    assert (slot.close_reason, other.close_reason) == (None, Reason.DRAINED)
+    assert bucket.idle == 0
+
+
 # Dials, checks and salvages
 
 
@@ -240,6 +362,20 @@ def test_no_more_are_checked_beside_those_being_checked_than_half(world: World) 
     assert bucket.checking == 5
 
 
+def test_none_is_checked_beside_more_than_half(world: World) -> None:
+    bucket = world.full(6)
+    for slot in list(bucket.idle_slots())[4:]:
+        slot.checked_at = world.now + 3
+    world.now += 5
+    world.scheduler.start_checks(bucket, 5.0, world.now, at_once=True)
+    assert (bucket.checking, bucket.idle) == (4, 2)
+    world.now += 3
+
+    world.scheduler.start_checks(bucket, 5.0, world.now)
+
+    assert (bucket.checking, bucket.idle) == (4, 2)
+
+
 def test_all_that_are_due_are_checked_at_once_if_they_are_more_likely_dead(world: World) -> None:
     bucket = world.full(5)
     world.checkout(bucket)
@@ -263,6 +399,15 @@ def test_once_a_check_or_a_salvage_has_ended_it_is_not_counted_any_more(world: W
     assert (bucket.checking, bucket.salvaging, bucket.idle, bucket.in_use) == (0, 0, 4, 0)
     world.checkout(bucket)
     assert bucket.in_use == 1
+
+
+def test_one_that_is_salvaged_is_in_use_by_nobody(world: World) -> None:
+    bucket = world.full(5)
+    slots = [world.checkout(bucket) for _ in range(5)]
+
+    world.salvage(slots[0])
+
+    assert (bucket.in_use, bucket.salvaging) == (4, 1)
 
 
 def test_after_a_fork_nothing_is_counted(world: World) -> None:
@@ -316,6 +461,125 @@ def test_an_audit_finds_one_that_lies_twice_where_the_count_is_right(world: Worl
     assert bucket._idle.tombstones == 0
 
 
+def test_an_audit_finds_one_of_another_pool_among_the_idle(world: World) -> None:
+    bucket = world.full(2)
+    stranger = next(world.full(1, name="other").idle_slots())
+    one, other = bucket.idle_slots()
+    bucket._idle.refill([one, stranger])
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert list(bucket._idle) == [one, other]
+
+
+def test_an_audit_has_a_limit_know_what_lies_idle_of_one_of_many(world: World) -> None:
+    limit = Limit(2)
+    bucket = world.bucket(1, transient=True, limits=(limit,))
+    world.enqueue(bucket)
+    slot = world.open_one()
+    world.release(slot)
+    limit._lru.discard(slot)
+    assert limit.longest_idle() is None
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert limit.longest_idle() is slot
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_an_audit_finds_that_more_or_less_lies_idle_than_was_counted(
+    world: World, more: int
+) -> None:
+    bucket = world.full(2)
+    bucket._idle.tombstones = more
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert len(world.notes.mendings) == 1
+    assert (bucket.idle, bucket._idle.tombstones) == (2, 0)
+
+
+def test_an_audit_has_a_limit_forget_what_was_closed_and_not_let_go(world: World) -> None:
+    limit = Limit(2)
+    bucket = world.bucket(1, transient=True, limits=(limit,))
+    world.enqueue(bucket)
+    slot = world.open_one()
+    world.release(slot)
+    slot.state = CLOSED
+    bucket._idle.clear()
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert slot not in limit._lru
+
+
+@pytest.mark.parametrize("verb", ["try_checkout", "start_checks", "reap"])
+def test_a_verb_with_an_answer_gives_it_after_one_that_was_cut_short(
+    world: World, verb: str
+) -> None:
+    bucket = world.full(2, idle_timeout=50.0)
+    world.now += 5
+    world.scheduler.busy = CUT_SHORT
+
+    if verb == "try_checkout":
+        assert world.scheduler.try_checkout(bucket, world.now) is not None
+    elif verb == "start_checks":
+        assert world.scheduler.start_checks(bucket, 5.0, world.now) == world.now
+        assert bucket.checking == 1
+    else:
+        assert world.scheduler.reap(bucket, world.now) == world.now + 45
+    assert world.scheduler.busy == FREE
+
+
+@pytest.mark.parametrize("first", [Reason.ERROR, Reason.DISPOSED, Reason.DRAINED])
+def test_the_first_reason_to_close_stands(world: World, first: Reason) -> None:
+    bucket = world.full(1)
+    slot = world.checkout(bucket)
+
+    for reason in (first, Reason.EXPIRED, Reason.PEER_CLOSED):
+        world.scheduler.mark_for_closing(slot, reason)
+
+    assert slot.close_reason is first
+
+
+def test_a_limit_knows_a_closed_pool_as_long_as_it_has_a_connection(world: World) -> None:
+    limit = Limit(2)
+    bucket, empty = world.full(1, limits=(limit,)), world.bucket(1, limits=(limit,))
+    slot = world.checkout(bucket)
+
+    for each in (bucket, empty):
+        world.scheduler.shut(each, REFUSED, world.now)
+    assert list(limit._buckets) == [bucket]
+    world.release(slot)
+    world.close_all()
+
+    assert not limit._buckets
+
+
+def test_an_audit_finds_that_what_is_held_does_not_wait_to_be_replaced(world: World) -> None:
+    bucket = world.full(2)
+    slot = world.checkout(bucket)
+    bucket.retiring[slot] = None
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert not bucket.retiring
+    assert slot.state is IN_USE
+
+
+def test_a_limit_is_counted_by_the_first_audit_on_a_clock_that_has_just_begun(
+    world: World,
+) -> None:
+    world.now = 5.0
+    limit = Limit(3)
+    bucket = world.full(1, limits=(limit,))
+    limit.used = 3
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert limit.used == 1
+
+
 # Down
 
 
@@ -346,6 +610,43 @@ def test_who_comes_after_the_pause_to_one_that_cannot_be_probed_waits(world: Wor
         assert world.scheduler.refusal(bucket, now) is None
 
 
+def test_how_long_a_pool_was_down_is_known_after_a_time_in_which_it_could_not_be_probed(
+    world: World,
+) -> None:
+    bucket, limit = down(world)
+    since = bucket.outage.failing_since
+    world.now = bucket.retry_at + 5
+    world.reconcile(bucket)
+    limit.maximum = 2
+    world.scheduler.reconcile_limit(limit, world.now)
+    world.reconcile(bucket)
+    assert bucket.connecting == 1
+
+    error = world.scheduler.refusal(bucket, world.now)
+
+    assert isinstance(error, PoolDown)
+    assert error.down_for == world.now - since
+
+
+def test_a_dial_that_hangs_is_no_outage_though_one_failed_long_ago(world: World) -> None:
+    bucket = world.bucket(1, down_after=3.0)
+    waiter = world.enqueue(bucket)
+    world.fail_one()
+    world.scheduler.cancel(waiter, world.now)
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    world.now += 100
+    waiter = world.enqueue(bucket)
+    assert bucket.connecting == 1
+
+    for _ in range(3):
+        world.now += 9
+        world.reconcile(bucket)
+
+    assert waiter.pending
+    assert not world.notes.down
+
+
 def test_no_outage_begins_at_the_moment_at_which_a_pause_ends_without_a_place_to_dial(
     world: World,
 ) -> None:
@@ -364,7 +665,170 @@ def test_no_outage_begins_at_the_moment_at_which_a_pause_ends_without_a_place_to
     assert not world.notes.down
 
 
+def test_who_comes_as_a_probe_is_due_is_sent_away_and_the_probe_is_made(world: World) -> None:
+    bucket = world.bucket(1, down_after=1.0)
+    world.enqueue(bucket)
+    world.fail_one()
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    world.fail_one()
+    assert world.notes.down == [bucket]
+    world.now = bucket.retry_at
+
+    waiter = world.enqueue(bucket)
+
+    assert isinstance(waiter.error, PoolDown)
+    assert bucket.connecting == 1
+
+
+def test_an_outage_at_a_pool_with_all_it_may_have_open_ends_when_the_pause_does(
+    world: World,
+) -> None:
+    bucket = world.bucket(2, 2)
+    world.open_one()
+    slot = world.notes.dials.pop()
+    world.scheduler.dial_failed(slot, REFUSED, world.now, Verdict.FATAL)
+    world.scheduler.resize(bucket, 1, 1, world.now)
+    assert (bucket.own.full, world.notes.down, world.notes.back) == (True, [bucket], [])
+
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+
+    assert world.notes.back == [bucket]
+
+
+def test_an_outage_lasts_while_it_is_probed_though_a_connection_is_open(world: World) -> None:
+    bucket = world.bucket(3, 2)
+    world.open_one()
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.FATAL)
+    world.notes.dials.clear()
+
+    world.now = bucket.retry_at
+    world.reconcile(bucket)
+    assert (bucket.open, bucket.connecting, world.notes.back) == (1, 1, [])
+    world.open_all()
+
+    assert world.notes.back == [bucket]
+    assert (bucket.troubled, bucket.patient) == (False, True)
+
+
+def test_a_server_that_is_full_is_not_said_to_be_back_where_it_was_never_away(
+    world: World,
+) -> None:
+    bucket = world.bucket(2)
+    world.enqueue(bucket)
+
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
+
+    assert not world.notes.back
+
+
+@pytest.mark.parametrize("min_size", [0, 1])
+def test_a_full_server_of_which_no_more_is_wanted_is_not_looked_at_again(
+    world: World, min_size: int
+) -> None:
+    bucket = world.bucket(3, min_size)
+    world.enqueue(bucket)
+    world.open_all()
+    waiter = world.enqueue(bucket)
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
+    assert bucket.reconcile_at == world.now + 1
+    world.scheduler.cancel(waiter, world.now)
+    world.now += 0.5
+    bucket.reconcile_at = NEVER
+    world.notes.retries.clear()
+    world.reconcile(bucket)
+
+    assert bucket.reconcile_at == NEVER
+    assert not world.notes.retries
+
+
+@pytest.mark.parametrize("transient", [True, False])
+def test_one_of_many_at_a_full_server_is_looked_at_again_though_nothing_is_wanted(
+    world: World, transient: bool
+) -> None:
+    bucket = world.bucket(3, transient=transient)
+    waiter = world.enqueue(bucket)
+    world.scheduler.dial_failed(world.notes.dials.pop(), REFUSED, world.now, Verdict.SERVER_FULL)
+    bucket.reconcile_at = NEVER
+    world.scheduler.cancel(waiter, world.now)
+
+    assert (bucket.reconcile_at == world.now + 1) is transient
+
+
+def test_a_look_that_is_asked_for_already_is_not_asked_for_again(world: World) -> None:
+    bucket = world.bucket(1, down_after=30.0)
+    world.enqueue(bucket)
+    world.fail_one()
+    asked = list(world.notes.retries)
+
+    world.reconcile(bucket)
+    world.reconcile(bucket)
+
+    assert world.notes.retries == asked
+
+
+def test_after_a_fork_no_pool_is_in_trouble(world: World) -> None:
+    bucket = world.bucket(1, down_after=30.0)
+    world.enqueue(bucket)
+    world.fail_one()
+    assert bucket.troubled
+
+    world.scheduler.forget_all(bucket)
+
+    assert (bucket.troubled, bucket.patient) == (False, True)
+
+
 # A slow line
+
+
+def test_a_line_that_cannot_be_slow_may_be_looked_at(world: World) -> None:
+    bucket = world.full(1)
+    world.checkout(bucket)
+    waiter = world.enqueue(bucket)
+
+    world.scheduler.look_at_line(bucket, world.now + 99)
+
+    assert waiter.pending
+
+
+def test_dials_that_take_long_make_no_line_slow(world: World) -> None:
+    bucket = world.bucket(2, overload=CoDel(target=0.1, interval=1.0))
+    bucket.dials.width = 2
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    assert bucket.connecting == 2
+    world.now += 5
+    slot = world.open_one()
+    assert waiters[0].slot is slot
+    third = world.enqueue(bucket)
+
+    world.release(slot)
+
+    assert waiters[1].slot is slot
+    assert third.pending
+
+
+def test_how_long_one_has_waited_tells_on_a_clock_that_has_just_begun_too(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=10.0))
+    slot = world.checkout(bucket)
+    waiters = [world.enqueue(bucket) for _ in range(2)]
+    world.now = 3.0
+    world.release(slot)
+    assert waiters[0].slot is slot
+    world.now = 12.0
+
+    world.release(slot)
+
+    assert waiters[1].error is not None
+
+
+def test_how_long_it_lay_idle_is_known_on_a_clock_that_has_just_begun(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1)
+    world.now = 3.0
+
+    assert world.checkout(bucket).idled == 2.0
 
 
 def test_who_is_refused_is_told_when_those_behind_it_will_have_been_served(world: World) -> None:
@@ -395,12 +859,59 @@ def test_a_wait_is_as_long_on_a_clock_that_has_just_begun(world: World) -> None:
     bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
     slot = world.checkout(bucket)
     late = world.enqueue(bucket)
-    world.now = 3.0
+    world.now = 2.0
 
     world.release(slot)
 
     assert isinstance(late.error, PoolOverloaded)
+    assert late.error.waited == 1.0
     assert slot.state is IDLE
+
+
+@pytest.mark.parametrize(("waited", "served"), [(0.25, True), (0.375, False)])
+def test_one_that_has_waited_for_just_twice_the_target_is_served(
+    world: World, waited: float, served: bool
+) -> None:
+    bucket = world.full(1, overload=CoDel(target=0.125, interval=1.0))
+    slot = world.checkout(bucket)
+    world.enqueue(bucket)
+    world.now += 3
+    waiter = world.enqueue(bucket, came=world.now - waited)
+
+    world.release(slot)
+
+    assert (waiter.slot is slot) is served
+
+
+def test_a_look_at_a_slow_line_leaves_the_one_alone_for_which_a_place_comes_free(
+    world: World,
+) -> None:
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
+    slot = world.checkout(bucket)
+    first, second = world.enqueue(bucket), world.enqueue(bucket)
+    world.discard(slot)
+    assert (bucket.connecting, bucket.coming) == (0, 1)
+    world.now += 9
+
+    world.scheduler.look_at_line(bucket, world.now)
+
+    assert first.pending
+    assert second.error is not None
+
+
+def test_none_is_sent_away_behind_one_that_has_not_waited_for_long(world: World) -> None:
+    bucket = world.full(1, overload=CoDel(target=0.1, interval=1.0))
+    slot = world.checkout(bucket)
+    late = world.enqueue(bucket)
+    world.now += 3
+    in_time = world.enqueue(bucket)
+    behind = world.enqueue(bucket, came=world.now - 3)
+
+    world.release(slot)
+
+    assert late.error is not None
+    assert in_time.slot is slot
+    assert behind.pending
 
 
 def test_a_slot_that_goes_to_an_older_one_of_another_bucket_sends_nobody_away(
