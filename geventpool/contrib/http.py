@@ -151,6 +151,7 @@ class HttpPool(ConnectionPool[HttpConnection]):
             connect_timeout=settings.get("connect_timeout", 10.0),
             read_timeout=read_timeout,
         )
+        self._read_timeout = read_timeout
         super().__init__(size, **{"min_size": 0, **settings})
 
     def request(
@@ -208,6 +209,12 @@ class HttpPool(ConnectionPool[HttpConnection]):
 
     def _keepalive(self, conn: HttpConnection) -> None:
         conn.exchange("HEAD", self._prefix + self._ping_path, None, self._headers)
+
+    def _needs_reset(self, conn: HttpConnection) -> bool:
+        return bool(conn.sock.gettimeout() != self._read_timeout)
+
+    def _reset_connection(self, conn: HttpConnection) -> None:
+        conn.sock.settimeout(self._read_timeout)
 
     def _classify_error(self, error: Exception) -> Verdict:
         if isinstance(error, http.client.HTTPException):

@@ -125,6 +125,7 @@ class ImapPool(ConnectionPool[imaplib.IMAP4]):
                 _expect_ok(conn.close())
             conn.untagged_responses.clear()
         conn.is_readonly = False
+        conn.sock.settimeout(None)
 
     def _close_connection(self, conn: Any) -> None:
         try:

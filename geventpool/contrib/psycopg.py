@@ -29,7 +29,8 @@ _ACTIVE, _IDLE = TransactionStatus.ACTIVE, TransactionStatus.IDLE
 #: What a caller may set of a connection that the server has no part in, so that no rollback and no
 #: DISCARD ALL sets it back.
 _ATTRIBUTES = (
-    *("autocommit", "isolation_level", "read_only", "deferrable", "prepare_threshold"),
+    *("autocommit", "isolation_level", "read_only", "deferrable"),
+    *("prepare_threshold", "prepared_max"),
     *("row_factory", "cursor_factory", "server_cursor_factory"),
 )
 _attributes_of = attrgetter(*_ATTRIBUTES)
@@ -57,8 +58,9 @@ class PsycopgPool(ConnectionPool[Connection]):
 
     On return an open or failed transaction is rolled back, and what was set of ``autocommit``,
     ``isolation_level``, ``row_factory`` and the like is set back, and the handlers of notices and
-    notifications are again those that *configure* has left.  After a Timeout or a kill the
-    statement is cancelled at the server, by the pool, and the connection rolled back.
+    notifications are again those that *configure* has left; what was registered in ``adapters``
+    stays.  After a Timeout or a kill the statement is cancelled at the server, by the pool, and the
+    connection rolled back.
 
     Raises RuntimeError where psycopg would block the hub: it must be imported in a program that
     gevent has patched already.

@@ -49,9 +49,10 @@ class Psycopg2Pool(ConnectionPool[Any]):
     PGHOST or a service file names libpq looks up itself, which stops the hub meanwhile.
 
     On return an open or failed transaction is rolled back, and what was set of ``autocommit``,
-    ``isolation_level``, ``cursor_factory``, ``notices`` and the like is set back.  A Timeout or a
-    kill during a statement closes the connection: psycopg2 does so itself, and the statement goes
-    on at the server, unless that has ``client_connection_check_interval`` set.
+    ``isolation_level``, ``cursor_factory``, the encoding, ``notices`` and the like is set back;
+    what was registered for a connection (``register_type``) stays.  A Timeout or a kill during a
+    statement closes the connection: psycopg2 does so itself, and the statement goes on at the
+    server, unless that has ``client_connection_check_interval`` set.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class Psycopg2Pool(ConnectionPool[Any]):
             raise error.with_traceback(None) from None
         try:
             self._call(self._configure, conn)
-            self._as_opened[conn] = _attributes_of(conn), conn.notices, conn.notifies
+            as_opened = _attributes_of(conn), _encodings_of(conn)
+            self._as_opened[conn] = as_opened, conn.notices, conn.notifies
         except BaseException:
             conn.close()
             raise
@@ -138,7 +140,7 @@ class Psycopg2Pool(ConnectionPool[Any]):
         as_opened, notices, notifies = self._as_opened[conn]
         return bool(
             not idle
-            or _attributes_of(conn) != as_opened
+            or (_attributes_of(conn), _encodings_of(conn)) != as_opened
             or conn.notices is not notices
             or conn.notifies is not notifies
         )
@@ -147,12 +149,11 @@ class Psycopg2Pool(ConnectionPool[Any]):
         _roll_back(conn)
         as_opened, notices, notifies = self._as_opened[conn]
         conn.notices, conn.notifies = notices, notifies
-        if _attributes_of(conn) != as_opened:
-            _set_attributes(conn, as_opened)
+        _set_back(conn, *as_opened)
         if self._discard_all:
             conn.autocommit = True  # it may not run in a transaction
             _execute(conn, "discard all")
-            _set_attributes(conn, as_opened)
+            _set_back(conn, *as_opened)
             conn.notices, conn.notifies = [], []
             self._call(self._configure, conn)
         self._call(self._reset, conn)
@@ -213,13 +214,27 @@ def _roll_back(conn: Any) -> None:
     status = conn.info.transaction_status
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
         raise psycopg2.InterfaceError("given back while a statement of its user is under way")
-    if status != extensions.TRANSACTION_STATUS_IDLE or conn.status != extensions.STATUS_READY:
+    if status != extensions.TRANSACTION_STATUS_IDLE and conn.status == extensions.STATUS_READY:
+        _execute(conn, "rollback")  # begun by hand, with autocommit: psycopg2 knows of none
+    if conn.status != extensions.STATUS_READY:
         conn.rollback()
 
 
-def _set_attributes(conn: Any, values: tuple[Any, ...]) -> None:
-    for name, value in zip(_ATTRIBUTES, values, strict=True):
-        setattr(conn, name, value)
+def _encodings_of(conn: Any) -> tuple[str, str]:
+    """What psycopg2 takes the texts of the server to be in, and what the server says."""
+    return conn.encoding, conn.get_parameter_status("client_encoding")
+
+
+def _set_back(conn: Any, attributes: tuple[Any, ...], encodings: tuple[str, str]) -> None:
+    """Set back what was set of *conn*, outside of a transaction."""
+    if _encodings_of(conn) != encodings:
+        conn.autocommit = True  # else it would be undone with a transaction
+        conn.set_client_encoding(encodings[0])
+        # Where psycopg2 thinks that it is so already, it does not ask the server for it.
+        _execute(conn, f"set client_encoding to {encodings[1]}")
+    if _attributes_of(conn) != attributes:
+        for name, value in zip(_ATTRIBUTES, attributes, strict=True):
+            setattr(conn, name, value)
 
 
 def _of_connect(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from redis.sentinel import SentinelConnectionPool
 
 from geventpool.errors import NotInUse, PoolUnavailable, Verdict
 from geventpool.pools import ConnectionPool
+from geventpool.pools.extension import Fork, in_child
 from geventpool.sockets import SocketFactory
 
 __all__ = ["GeventConnectionPool", "GeventSentinelConnectionPool"]
 
 _SETTINGS = frozenset(inspect.signature(ConnectionPool).parameters) - {"size", "connect"}
 _ONCE = Retry(NoBackoff(), 0)
+_pid = os.getpid()  # which is asked for at each return: to ask the system takes as long as a look
 
 #: What leaves a connection in a state that its next user must not find it in.
 _STATEFUL = {
@@ -88,7 +90,7 @@ class GeventConnectionPool(ConnectionPool[Any], redis.ConnectionPool):  # type: 
 
     # What redis-py calls
 
-    pid = property(lambda self: os.getpid())
+    pid = property(lambda self: _pid)
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Return a connection, as ``acquire`` does."""
@@ -291,6 +293,12 @@ class _GeventConnection:
             self.unfinished -= {"WATCH"}
         elif words in (["EXEC"], ["DISCARD"]) and "MULTI" in self.unfinished:
             self.unfinished = frozenset()
+
+
+@in_child
+def _note_pid(fork: Fork) -> None:
+    global _pid
+    _pid = os.getpid()
 
 
 @functools.cache

@@ -111,6 +111,7 @@ class SmtpPool(ConnectionPool[smtplib.SMTP]):
         if conn.in_mail:
             _expect(conn.rset(), 250)
             conn.in_mail = False
+        conn.sock.settimeout(None)
 
     def _close_connection(self, conn: Any) -> None:
         try:

@@ -12,7 +12,7 @@ from weakref import proxy, ref
 from gevent import monkey
 from sqlalchemy import event, exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
-from sqlalchemy.pool.base import _ConnectionRecord
+from sqlalchemy.pool.base import _ConnectionRecord, reset_none
 
 from geventpool import sockets
 from geventpool.errors import NotInUse, PoolDown, PoolTimeout, Verdict
@@ -237,7 +237,9 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
     def give_back(self, record: _Record) -> None:
         """Take back a record, which SQLAlchemy has reset, or whose connection it has closed."""
         hold = self._hold_of(record)
-        if record._is_hard_or_soft_invalidated() or _is_busy(record.driver_connection):
+        owner = self._owner()
+        is_reset = owner is not None and owner._reset_on_return is not reset_none
+        if record._is_hard_or_soft_invalidated() or _is_busy(record.driver_connection, is_reset):
             self._discard(hold, record, Reason.ERROR, sys.exc_info()[1])
         else:
             self._checkin(hold, record, suspect=sys.exc_info()[1] is not None)
@@ -321,10 +323,13 @@ def _note_failover(context: Any) -> None:
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
-def _is_busy(conn: Any) -> bool:
-    """Whether a statement is under way at PostgreSQL, as after a Timeout that nobody has seen."""
-    status = getattr(getattr(conn, "info", None), "transaction_status", 0)
-    return bool(status == 1)  # ACTIVE, in libpq
+def _is_busy(conn: Any, is_reset: bool) -> bool:
+    """Whether a statement is under way at PostgreSQL, as after a Timeout that nobody has seen, or a
+    pipeline; or, though it *is_reset*, a transaction: psycopg2 rolls back none that its user began
+    by hand, with autocommit."""
+    info = getattr(conn, "info", None)
+    status = getattr(info, "transaction_status", 0)  # of libpq: 0 is IDLE, 1 is ACTIVE
+    return bool(status == 1 or (is_reset and status) or getattr(info, "pipeline_status", 0))
 
 
 def _checked_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ class WebSocketPool(ConnectionPool[WebSocket]):
 
     Sockets are opened by SocketFactory; nothing needs to be patched.  Nobody knows whether a server
     owes a message: what is given back with one on its way must be discarded.  One that has arrived
-    is seen, and one whose wait was cut short, and a message read by half; these are closed.
+    is seen, and one whose wait was cut short, and a message sent or read by half; these are closed.
 
     *keepalive* answers the pings of the server, too, so it should be well below what that waits
     for an answer.  What lies there unread, even if it is a ping, costs the connection.
@@ -69,7 +69,7 @@ class WebSocketPool(ConnectionPool[WebSocket]):
 
     def _new_connection(self) -> WebSocket:
         # One greenlet at a time has it: no lock is wanted.
-        conn = WebSocket(**{"enable_multithread": False, **self._of_object})
+        conn = _WebSocket(**{"enable_multithread": False, **self._of_object})
         sock = self._connect_socket()
         try:
             # Else it would go where it is sent to, by a socket of its own.
@@ -93,8 +93,8 @@ class WebSocketPool(ConnectionPool[WebSocket]):
     def _reset_connection(self, conn: Any) -> None:
         if not conn.connected:
             raise WebSocketException("the server has said goodbye")
-        if conn.frame_buffer.recv_buffer or conn.cont_frame.cont_data:
-            raise WebSocketException("given back with a message that is read by half")
+        if conn.in_message or conn.frame_buffer.recv_buffer or conn.cont_frame.cont_data:
+            raise WebSocketException("given back with a message that is sent or read by half")
         conn.settimeout(None)
 
     def _close_connection(self, conn: Any) -> None:
@@ -109,6 +109,17 @@ class WebSocketPool(ConnectionPool[WebSocket]):
         if isinstance(error, WebSocketException):
             return Verdict.BROKEN
         return super()._classify_error(error)
+
+
+class _WebSocket(WebSocket):  # type: ignore[misc]
+    """One that knows whether it is in the middle of a message that it sends in parts."""
+
+    in_message = False
+
+    def send_frame(self, frame: ABNF) -> int:
+        if frame.opcode in (ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY, ABNF.OPCODE_CONT):
+            self.in_message = not frame.fin
+        return super().send_frame(frame)  # type: ignore[no-any-return]
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:

@@ -183,8 +183,8 @@ class _SocketProbe(weakref.ref):  # type: ignore[type-arg]
         return _dereference(self) is carrier
 
     def untouched(self, conn: Any = None) -> bool:
-        sock = _dereference(self)
-        if sock is None or sock.fileno() != self.descriptor:
+        sock = _dereference(self) if conn is None else conn
+        if sock is None or sock._sock.fileno() != self.descriptor:
             return False
         return not (self.guarded and sock.cut_short)
 
@@ -221,6 +221,10 @@ class _ForeignProbe(_SocketProbe):
             return CLOSED
         return self.poller.poll(0) and UNREAD
 
+    def untouched(self, conn: Any = None) -> bool:
+        sock = _dereference(self)
+        return sock is not None and sock.fileno() == self.descriptor
+
 
 class _TLSProbe(_SocketProbe):
     """The same of a TLS socket."""
@@ -234,7 +238,9 @@ class _TLSProbe(_SocketProbe):
 
     def untouched(self, conn: Any = None) -> bool:
         sock = _dereference(self)
-        return self.verdict is None and super().untouched() and sock._sslobj is not None
+        if self.verdict is not None or sock is None or sock.fileno() != self.descriptor:
+            return False
+        return sock._sslobj is not None and not (self.guarded and sock.cut_short)
 
     def __call__(self, conn: Any = None) -> object:
         sock = _dereference(self)
@@ -314,7 +320,7 @@ class _ObjectProbe:
             carrier = self._ask(conn)
             only = self._only
             if only is not None and only.is_for(carrier):
-                return only()  # nearly always
+                return only(carrier)  # nearly always
             if gone := self._compare(carrier):
                 return gone
         except Exception:
@@ -326,7 +332,7 @@ class _ObjectProbe:
             carrier = self._ask(conn)
             only = self._only
             if only is not None:
-                return bool(only.is_for(carrier) and only.untouched())  # nearly always
+                return bool(only.is_for(carrier) and only.untouched(carrier))  # nearly always
             return not self._compare(carrier) and all(part.untouched() for part in self._parts)
         except Exception:
             return False

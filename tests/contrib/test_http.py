@@ -82,6 +82,15 @@ def test_an_answer_that_is_no_success_is_returned_too(make: MakePool) -> None:
     assert pool.stats().opened == 1
 
 
+def test_a_time_limit_that_a_user_gave_its_socket_goes_with_it(make: MakePool) -> None:
+    pool = make(size=1, read_timeout=7.0)
+    with pool.get() as conn:
+        conn.sock.settimeout(0.1)
+    with pool.get() as again:
+        assert again is conn
+        assert again.sock.gettimeout() == 7.0
+
+
 def test_a_head_has_no_body(make: MakePool) -> None:
     pool = make(size=1)
     answer = pool.request("HEAD", "/large")

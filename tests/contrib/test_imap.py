@@ -52,6 +52,15 @@ def test_on_return_a_mailbox_is_unselected_and_nothing_is_expunged(server: Any, 
         assert pool.stats().opened == 1
 
 
+def test_a_time_limit_that_a_user_gave_its_socket_goes_with_it(server: Any) -> None:
+    with pool_of(server) as pool:
+        with pool.get() as imap:
+            imap.sock.settimeout(0.1)
+        with pool.get() as again:
+            assert again is imap
+            assert again.sock.gettimeout() is None
+
+
 def test_what_one_fetched_is_none_of_the_next_ones(server: Any) -> None:
     with pool_of(server, "bob") as pool:
         with pool.get() as conn:

@@ -305,6 +305,47 @@ def test_after_discard_all_a_session_is_as_new_and_configured_again(make: MakePo
     assert pool.stats().opened == 1
 
 
+@pytest.mark.parametrize("discard_all", [False, True])
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_transaction_begun_by_hand_is_rolled_back(
+    make: MakePool, table: str, discard_all: bool, failed: bool
+) -> None:
+    pool = make(discard_all=discard_all)
+    with pool.get() as conn:
+        conn.autocommit = True  # so that psycopg2 knows of no transaction
+        execute(conn, "begin")
+        execute(conn, f"insert into {table} values (1)")
+        if failed:
+            with pytest.raises(psycopg2.DataError):
+                execute(conn, "select 1 / 0")
+    with pool.get() as conn:
+        assert conn.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE
+        assert one(conn, f"select count(*) from {table}") == 0
+    assert pool.stats().opened == 1
+
+
+@pytest.mark.parametrize("discard_all", [False, True])
+@pytest.mark.parametrize("opened_with", ["UTF8", "LATIN9"])
+@pytest.mark.parametrize("how", ["by psycopg2", "by hand"])
+def test_the_encoding_is_set_back(
+    make: MakePool, discard_all: bool, opened_with: str, how: str
+) -> None:
+    def configure(conn: Any) -> None:
+        conn.set_client_encoding(opened_with)
+
+    pool = make(discard_all=discard_all, configure=configure)
+    for _ in range(2):
+        with pool.get() as conn:
+            assert one(conn, "select %s", "\u20ac") == "\u20ac"  # which LATIN1 has not
+            conn.rollback()
+            if how == "by psycopg2":
+                conn.set_client_encoding("LATIN1")
+            else:
+                execute(conn, "set client_encoding to latin1")
+                conn.commit()
+    assert pool.stats().opened == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

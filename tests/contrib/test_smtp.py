@@ -51,6 +51,15 @@ def test_a_mail_that_was_begun_is_given_up_by_rset(server: Any) -> None:
     assert server.log()[seen:].split() == ["RSET", "QUIT"]
 
 
+def test_a_time_limit_that_a_user_gave_its_socket_goes_with_it(server: Any) -> None:
+    with pool_of(server) as pool:
+        with pool.get() as smtp:
+            smtp.sock.settimeout(0.1)
+        with pool.get() as again:
+            assert again is smtp
+            assert again.sock.gettimeout() is None
+
+
 def test_a_refused_recipient_says_nothing_of_the_connection(server: Any) -> None:
     with pool_of(server) as pool:
         with pytest.raises(smtplib.SMTPRecipientsRefused), pool.get() as conn:

@@ -440,6 +440,28 @@ def test_what_a_silent_timeout_leaves_under_way_reaches_no_one(
         assert again.execute(text("select 'mine'")).scalar() == "mine"
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_transaction_begun_by_hand_reaches_no_one(make: MakeEngine, driver: str) -> None:
+    engine = make(postgres(driver=driver))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.execute(text("begin"))
+        conn.execute(text("create temporary table left_behind (n int)"))
+
+    with engine.connect() as conn:
+        assert conn.execute(text("select to_regclass('left_behind')")).scalar() is None
+
+
+def test_a_pipeline_left_open_reaches_no_one(make: MakeEngine) -> None:
+    engine = make()
+    conn = engine.raw_connection()
+    pipeline = conn.driver_connection.pipeline()
+    pipeline.__enter__()
+    conn.close()
+
+    with engine.connect() as again:
+        assert again.execute(text("select 'mine'")).scalar() == "mine"
+
+
 def test_the_isolation_level_is_as_it_was(make: MakeEngine) -> None:
     engine = make()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:

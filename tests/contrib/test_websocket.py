@@ -41,6 +41,19 @@ def test_a_message_in_place_of_the_pong_means_that_it_is_out_of_step() -> None:
         pool.discard(ws)
 
 
+def test_a_message_that_was_sent_by_half_costs_the_connection() -> None:
+    with pool_of() as pool:
+        with pool.get() as ws:
+            ws.send_frame(websocket.ABNF.create_frame("0 half", websocket.ABNF.OPCODE_TEXT, 0))
+        with pool.get() as other:
+            assert other is not ws
+            other.send_frame(websocket.ABNF.create_frame("0 who", websocket.ABNF.OPCODE_TEXT, 0))
+            other.send_frame(websocket.ABNF.create_frame("le", websocket.ABNF.OPCODE_CONT, 1))
+            assert other.recv() == "whole"
+        with pool.get() as again:
+            assert again is other
+
+
 def test_one_that_has_said_goodbye_is_not_used_again() -> None:
     with pool_of() as pool:
         ws = pool.acquire()
