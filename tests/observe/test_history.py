@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import weakref
@@ -39,6 +40,18 @@ def each_second(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     monkeypatch.setattr(history, "monotonic", lambda: now)
     return pass_a_second
+
+
+def test_nothing_is_kept_of_a_pool_that_has_gone_though_nothing_looks_each_second(
+    maker: Maker,
+) -> None:
+    history.stop()
+    for _ in range(3):
+        pool = ConnectionPool(1, connect=maker, min_size=0)
+        assert len(snapshot()["pools"]) == len(history._records) == 1
+        pool.close()
+        del pool
+        until(lambda: gc.collect() >= 0 and not history._records)
 
 
 def test_a_second_has_who_holds_who_waits_and_for_how_long(
