@@ -48,7 +48,8 @@ class Inspector:
         self._end = end
         self._asking: dict[Any, Hold] = {}  # greenlet -> what it has checked before it gets it
         #: What callers have been given and are looking at before they take it.
-        self.looked_at: dict[ConnectionSlot, None] = {}
+        #: By look, as one that is over may end after the next one at that slot has begun.
+        self.looked_at: dict[object, ConnectionSlot] = {}
 
     def passes_checks(
         self,
@@ -62,11 +63,12 @@ class Inspector:
         The one probe per cycle: the hub's state cannot change between it and the hand-out."""
         if slot.state is not IN_USE:
             return False  # handed over in the very loop pass of a fork: it is the parent's
-        self.looked_at[slot] = None
+        look = object()
+        self.looked_at[look] = slot
         try:
             return self._is_fit(owner, slot, began, deadline, timeout)
         finally:
-            del self.looked_at[slot]
+            del self.looked_at[look]
 
     def _is_fit(
         self,

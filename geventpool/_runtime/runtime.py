@@ -310,7 +310,7 @@ class Runtime:
         """The slots that a greenlet dials, closes, checks, salvages or looks at, or is about to."""
         for part in self._parts:
             part.workers.go_on()  # what was put in the queue may not have been seen to
-        slots = {*self.dialer.workers.things(), *self.desk.inspector.looked_at}
+        slots = {*self.dialer.workers.things(), *self.desk.inspector.looked_at.values()}
         for part in (self.closer, self.checker, self.salvager):
             slots.update(thing[0] for thing in part.workers.things())
         return slots

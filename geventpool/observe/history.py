@@ -1,7 +1,8 @@
 """What each pool was like over the last minute and the last hour, for the charts of a status page.
 
 A light greenlet looks at the counters of every pool once a second.  What it keeps is bounded: for
-each open pool, sixty seconds and sixty minutes.
+each open pool, sixty seconds and sixty minutes.  A pool that is collected takes its record along,
+where that greenlet does not run, too: a snapshot begins one for each pool.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -41,14 +43,7 @@ class Record:
     """What is remembered of *pool*, by a weak reference; *key* names it within its process."""
 
     def __init__(self, pool: Any, number: int) -> None:
-        place = id(pool)
-
-        def forget(reference: object) -> None:  # by the collector, anywhere
-            known = _records.get(place)
-            if known is not None and known.pool is reference:
-                del _records[place]
-
-        self.pool = weakref.ref(pool, forget)
+        self.pool = weakref.ref(pool, partial(_collected, id(pool)))
         self.key = f"{os.getpid()}-{number}"
         self._minute: deque[Sample] = deque(maxlen=SECONDS)
         self._hour: deque[Sample] = deque(maxlen=MINUTES)
@@ -172,6 +167,13 @@ def _forget_all_but(ids: set[int]) -> None:
     for each in list(_records):
         if each not in ids:
             _records.pop(each, None)
+
+
+def _collected(number: int, reference: Any) -> None:
+    """The pool of that id is gone."""
+    record = _records.get(number)
+    if record is not None and record.pool is reference:
+        _records.pop(number, None)
 
 
 def _in_child() -> None:

@@ -1200,6 +1200,24 @@ def test_a_connection_may_be_given_back_within_its_with(hosts: Hosts, manage: An
     assert manager.stats().in_use == 0
 
 
+def test_a_lease_that_is_in_a_with_is_not_entered_a_second_time(hosts: Hosts, manage: Any) -> None:
+    server = hosts.server()
+    manager = manage()
+    lease = manager.connection(server.address)
+    for _ in range(2):  # but once it was left
+        with lease as sock:
+            with pytest.raises(RuntimeError, match="in a with already"), lease:
+                pass
+            echo(sock)
+        assert manager.stats().in_use == 0
+    assert server.opened == 1
+
+    server.stop()
+    for _ in range(2):  # nor does a failure leave it entered
+        with pytest.raises(OSError), lease:
+            pass
+
+
 def test_unread_bytes_are_no_ones_reply(hosts: Hosts, manage: Any) -> None:
     server = hosts.server()
     manager = manage()

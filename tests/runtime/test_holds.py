@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -12,7 +13,7 @@ import gevent.socket
 import pytest
 from gevent.event import Event
 
-from geventpool import ConnectionPool, EndpointPool, NotInUse, PoolListener, WrongHub
+from geventpool import ConnectionPool, EndpointPool, NotInUse, PoolListener, PoolTimeout, WrongHub
 from support.objects import Conn, Maker
 from support.servers import EchoServer
 from support.threads import in_thread
@@ -127,6 +128,38 @@ def test_a_lease_that_is_entered_already_raises_and_the_first_goes_on(
     with lease as again:  # but one after the other is fine
         assert again is conn
     pool.close()
+
+
+def test_a_caller_out_of_time_whose_listener_waits_ends_no_look_of_the_next_one() -> None:
+    class Checked(ConnectionPool[Conn]):
+        def _keepalive(self, conn: Conn) -> None:
+            if told:
+                pool._runtime.scheduler.audit(pool._bucket, monotonic())
+                go_on.set()
+                first.join()
+                pool._runtime.scheduler.audit(pool._bucket, monotonic())
+
+    class Waiting(PoolListener):
+        def acquire_timed_out(self, event: Any) -> None:
+            told.append(event)
+            go_on.wait()
+
+    def out_of_time() -> None:
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0)
+
+    told: list[Any] = []
+    go_on = Event()
+    with Checked(1, connect=Maker(), check_after=0.0, listeners=[Waiting()]) as pool:
+        pool.fill()
+        # There is no time for the check: the connection goes back, and the listener is told.
+        first = gevent.spawn(out_of_time)
+        until(lambda: told)
+        second = gevent.spawn(pool.execute, lambda conn: conn.number)
+
+        assert second.get(timeout=10) == 1
+        first.get(timeout=10)
+        assert sum(pool.stats().closed.values()) == 0
 
 
 def test_a_lease_for_which_a_greenlet_waits_cannot_be_entered_by_another() -> None:
