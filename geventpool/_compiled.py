@@ -25,6 +25,7 @@ MODULES = (
     "geventpool._runtime.slots",
     "geventpool._runtime.waiting",
     "geventpool._scheduler.arbiter",
+    "geventpool._scheduler.chain",
     "geventpool._scheduler.inbox",
     "geventpool._scheduler.idle_queue",
     "geventpool._scheduler.ledger",

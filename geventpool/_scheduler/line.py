@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from geventpool._scheduler.chain import Chain
 from geventpool._scheduler.state import AT_ONCE, NEVER
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["Line", "deadline_of"]
 _numbers = itertools.count()
 
 
-class Line(OrderedDict["Waiter", None]):
+class Line(Chain):
     """Waiters, the oldest first; any may leave from anywhere."""
 
     __slots__ = ("_early", "latest")

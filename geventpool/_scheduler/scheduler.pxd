@@ -1,5 +1,6 @@
 cimport cython
 from geventpool._scheduler.inbox cimport Inbox
+from geventpool._scheduler.line cimport Line
 from geventpool._scheduler.model cimport Bucket, Slot
 from geventpool._scheduler.places cimport Places
 from geventpool._scheduler.waiter cimport Waiter
@@ -18,8 +19,8 @@ cdef class Scheduler(Inbox):
 
     cpdef object try_checkout(self, Bucket bucket, double now)
 
-    @cython.locals(bucket=Bucket, own=Places, deadline=double)
+    @cython.locals(bucket=Bucket, waiters=Line, own=Places, deadline=double)
     cpdef object enqueue(self, Waiter waiter, double now, bint requeued=*)
 
-    @cython.locals(bucket=Bucket, own=Places, waiter=Waiter)
+    @cython.locals(bucket=Bucket, waiters=Line, own=Places, waiter=Waiter)
     cpdef object release(self, Slot slot, double now)

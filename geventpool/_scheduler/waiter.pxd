@@ -13,6 +13,10 @@ cdef class Waiter:
     cdef public bint expired
     cdef public bint requeued
     cdef public object wake_handle
+    # Of the Chain that it is in, and of those next to it in that.
+    cdef object _chain
+    cdef Waiter _before
+    cdef Waiter _after
 
     cpdef object begin(
         self, Bucket bucket, object ticket, double deadline, object callback, double came,
