@@ -111,7 +111,8 @@ class ConnectionPool(BasePool[C]):
     - ``_socket(conn)``: what carries the bytes of *conn*: a socket, a descriptor, several of them,
       or None for nothing; by default what is found in *conn*.  It is watched for a hang-up, and
       looked at, on return and before a hand-out: *conn* is closed if bytes lie unread on it, if
-      it is another one now, or closed, or if a wait on a socket of gevent's was cut short.
+      it is another one now, or closed, or if a wait on a socket of gevent's was cut short, which
+      is not seen of a mere descriptor.
       Called in a greenlet of the pool after each dial, bounded by *connect_timeout* with it, and
       then in the caller's greenlet; must not switch; bounded by nothing there.  What it raises
       after a dial is logged, and *conn* is not watched; later *conn* is closed, as for None.

@@ -67,9 +67,12 @@ def listed(found: Any) -> tuple[Any, ...]:
 
 def descriptors_in(thing: object) -> tuple[int, ...]:
     """The numbers of the files that carry the bytes of *thing*, which may be anything; empty if
-    none is found."""
-    numbers = (each if isinstance(each, int) else fileno(each) for each in listed(carriers(thing)))
-    return tuple(number for number in numbers if number is not None)
+    none is found.  Reads no property, which might connect."""
+    found: tuple[Any, ...] = (thing,)
+    if not hasattr(type(thing), "fileno"):
+        places = getattr(thing, "__dict__", {})
+        found = tuple(places.get(name) for name in _PLACES)
+    return tuple(number for number in map(fileno, found) if number is not None)
 
 
 def is_socket(connection: object) -> bool:

@@ -26,6 +26,7 @@ from geventpool.sockets import (
     MonitoredSocket,
     SocketFactory,
     carriers,
+    descriptors_in,
     watch,
 )
 from geventpool.sockets.carriers import listed
@@ -249,6 +250,25 @@ def test_every_form_of_a_connection_leads_to_its_socket(pair, form):
 def test_what_leads_to_no_file_is_not_watched(thing):
     assert carriers(thing) is None
     assert watch(thing) is None
+
+
+def test_a_file_is_found_in_anything_without_a_property_being_read(pair):
+    sock, _ = pair
+    number = sock.fileno()
+
+    class Lazy:
+        @property
+        def sock(self):
+            raise AssertionError("it would connect")
+
+    class Driver:
+        def __init__(self, **places):
+            vars(self).update(places)
+
+    for thing in (sock, sock._sock, Driver(sock=sock), Driver(_sock=sock)):
+        assert descriptors_in(thing) == (number,)
+    for thing in (Lazy(), Lazy, Driver(sock=None), Driver(other=sock), None, 5, (sock,)):
+        assert descriptors_in(thing) == ()
 
 
 def test_an_object_that_raises_when_it_is_asked_is_not_watched():
