@@ -512,3 +512,5 @@ def test_how_soon_a_line_drains_on_a_clock_that_has_just_begun() -> None:
     assert line.is_slow(0.5, 3.0)
     assert line.drains_in(0, 3.5) == 0.5
     assert line.drains_in(0, 4.5) == 0.0
+    line.served(0.5, 5.0)
+    assert line.drains_in(1, 5.0) == pytest.approx(0.4)

@@ -266,6 +266,24 @@ def test_who_comes_while_two_connections_close_has_the_place_of_the_second(world
     assert bucket.coming == 2
 
 
+def test_who_is_older_takes_the_place_that_was_claimed_for_a_younger_one(world: World) -> None:
+    limit = Limit(1)
+    _, (slot,) = in_use(world, limit, 1)
+    ticket = world.scheduler.next_ticket()
+    world.discard(slot)
+    younger, older = (world.bucket(1, name=name, limits=(limit,)) for name in "yo")
+    world.enqueue(younger)
+    assert younger.coming == 1
+
+    waiter = world.enqueue(older, ticket=ticket)
+
+    assert (younger.coming, older.coming, limit._coming) == (0, 1, 1)
+    assert younger.blocked_at is limit
+    world.close_all()
+    world.open_all()
+    assert waiter.slot is not None
+
+
 def test_a_maximum_that_is_just_reached_evicts_nothing(world: World) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))

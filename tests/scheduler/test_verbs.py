@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from geventpool._scheduler.inbox import CUT_SHORT, FREE
+from geventpool._scheduler.inbox import AT_WORK, CUT_SHORT, FREE
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.refusals import no_place, out_of_sockets
@@ -171,6 +171,42 @@ def test_what_min_idle_spares_is_handed_out_where_there_is_less_of_it(world: Wor
     world.now += 9
 
     assert world.checkout(bucket) is slot
+
+
+@pytest.mark.parametrize("max_uses", [None, 9])
+def test_once_the_last_that_waits_is_served_the_fast_path_is_open(
+    world: World, max_uses: int | None
+) -> None:
+    bucket = world.full(2, max_uses=max_uses)
+    slots = [world.checkout(bucket) for _ in range(2)]
+    for _ in range(2):
+        world.enqueue(bucket)
+
+    opened = []
+    for slot in slots:
+        world.release(slot)
+        opened.append(bucket.fast_path_open)
+
+    assert opened == [0, HERE]
+
+
+def test_what_is_put_aside_is_done_by_the_next_verb_where_no_call_can_be_asked_for(
+    world: World,
+) -> None:
+    def no_room() -> None:
+        raise RecursionError
+
+    bucket = world.full(2)
+    one, other = (world.checkout(bucket) for _ in range(2))
+    world.notes.catch_up_later = no_room  # type: ignore[method-assign]
+    world.scheduler.busy = AT_WORK
+    world.release(one)
+    assert one.state is IN_USE
+    world.scheduler.busy = FREE
+
+    world.release(other)
+
+    assert bucket.idle == 2
 
 
 def test_an_audit_after_a_cut_leaves_alone_what_the_next_verb_is_about(world: World) -> None:
@@ -470,6 +506,16 @@ def test_an_audit_finds_one_of_another_pool_among_the_idle(world: World) -> None
     world.scheduler.audit(bucket, world.now)
 
     assert list(bucket._idle) == [one, other]
+
+
+def test_an_audit_finds_one_that_nobody_has_behind_one_that_is_held(world: World) -> None:
+    bucket = world.full(3)
+    held, lost = (world.checkout(bucket) for _ in range(2))
+    world.notes.adrift.append(lost)
+
+    world.scheduler.audit(bucket, world.now)
+
+    assert (held.state, world.notes.closes) == (IN_USE, [lost])
 
 
 def test_an_audit_has_a_limit_know_what_lies_idle_of_one_of_many(world: World) -> None:
