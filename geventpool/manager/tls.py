@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ssl
-from typing import TypeAlias, cast
-
-from gevent.monkey import get_original
+from typing import TypeAlias
 
 from geventpool.addresses import Address, address
 from geventpool.sockets.factory import SocketFactory
+from geventpool.sockets.tls import is_context
 
 __all__ = ["Tls", "certified_host", "check_context", "context_of"]
 
 #: What a caller may say about TLS: no; yes, verified; by this context; yes, with whomever.
 Tls: TypeAlias = "bool | str | ssl.SSLContext"
-
-_SSLContext = get_original("ssl", "SSLContext")
 
 
 def context_of(
@@ -25,8 +22,8 @@ def context_of(
 
     *default* is what True means, and *made* has what was made before.
     """
-    if isinstance(tls, _SSLContext):
-        return cast("ssl.SSLContext", tls)
+    if is_context(tls):
+        return tls
     if tls is False:
         return None
     if tls is True and default is not None:
@@ -40,7 +37,7 @@ def context_of(
 
 
 def check_context(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, _SSLContext):
+    if value is not None and not is_context(value):
         raise TypeError(f"{name} must be an SSLContext or None, not {value!r}")
 
 

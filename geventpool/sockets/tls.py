@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from time import monotonic
 from time import time as wall_clock
-from typing import Any
+from typing import Any, TypeGuard
 
 from gevent.monkey import get_original
 from gevent.socket import socket, wait_read, wait_write
@@ -17,21 +17,26 @@ from gevent.ssl import SSLSocket, create_default_context
 from geventpool.addresses import AnyAddress
 from geventpool.sockets.guard import GuardedTLSSocket
 
-__all__ = ["TLSSession", "TLSSessions", "make_context", "secure", "try_out"]
+__all__ = ["TLSSession", "TLSSessions", "is_context", "make_context", "secure", "try_out"]
 
 # The standard library's own, also in a patched program.
 _thread_id = get_original("_thread", "get_ident")
-_SSLContext = get_original("ssl", "SSLContext")
 
 _MOST_TLS_SESSIONS = 64  # servers whose TLS session a factory remembers
 _SESSION_AGE = 10.0  # seconds that one is new enough: to ask for another one takes 0.15 ms
 _LONGEST_LINEAGE = 3600.0  # seconds after which a peer is verified anew, whatever it resumes
 
 
+def is_context(value: object) -> TypeGuard[ssl.SSLContext]:
+    """Whether *value* is an SSLContext, gevent's or not."""
+    # The class itself has no name here: gevent would warn who patches later of a wrong one.
+    return isinstance(value, get_original("ssl", "SSLContext"))
+
+
 def make_context(tls: object) -> ssl.SSLContext | None:
     """The SSLContext that *tls* asks for.  Made once per factory: that takes 20 ms."""
-    if isinstance(tls, _SSLContext):
-        return tls  # type: ignore[no-any-return]
+    if is_context(tls):
+        return tls
     if tls is False:
         return None
     if tls is not True and tls != "unverified":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from geventpool import (
 from geventpool.directory.registration import Registration
 from geventpool.observe.worker_socket import workers
 from geventpool.testing import EchoServer, closed_port
+from support import ROOT
 from support.threads import Thread
 from support.waiting import until
 
@@ -47,6 +50,11 @@ def test_the_pools_are_full_when_the_worker_begins() -> None:
         with fixed, elastic, lazy, ConnectionManager():
             gunicorn.post_worker_init(Worker())
             assert [pool.stats().idle for pool in (fixed, elastic, lazy)] == [4, 2, 0]
+
+
+def test_gunicorn_s_master_may_have_them_before_the_worker_patches() -> None:
+    program = "import geventpool.gunicorn; from gevent import monkey; monkey.patch_all()"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True)
 
 
 def test_a_server_that_is_away_is_said_and_the_worker_begins_all_the_same(
