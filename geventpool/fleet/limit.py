@@ -23,7 +23,7 @@ from geventpool.errors import PoolError
 from geventpool.fleet.share import Grant, Report
 from geventpool.fleet.stores import Store
 from geventpool.pools import Limit
-from geventpool.pools.extension import check_seconds, check_whole
+from geventpool.pools.extension import check_seconds, check_whole, log_safely
 
 __all__ = ["FleetLimit", "FleetStats", "OnLoss", "fleets", "release_all"]
 
@@ -267,7 +267,8 @@ class FleetLimit(Limit):
             with gevent.Timeout(self.lease / 3, TimeoutError("the store took too long")):
                 self.store.release(str(self.name), self.id)
         except Exception as error:
-            _log.warning("fleet %r: the share was not given back: %r", self.name, error)
+            text = "fleet %r: the share was not given back: %r"
+            log_safely(_log, logging.WARNING, text, self.name, error)
 
     # Inside
 
@@ -294,7 +295,7 @@ class FleetLimit(Limit):
                 text = (
                     "fleet %r: the store does not answer: %r; at most %s connections from then on"
                 )
-                _log.warning(text, self.name, error, self._fallback())
+                log_safely(_log, logging.WARNING, text, self.name, error, self._fallback())
             # It has never answered, or last had no room for the floor of this one: a lease later
             # all have closed what was in its way.
             may_rise = self.epoch is None or monotonic() - self.lost_at >= self.lease
@@ -305,7 +306,8 @@ class FleetLimit(Limit):
         if self.lost_at is not None:
             seconds, self.lost_at, self.last_error = monotonic() - self.lost_at, None, None
             text = "fleet %r: the store is back after %.1f s; %d connections of %d, %d processes"
-            _log.info(text, self.name, seconds, self._maximum, self.cap, self.members)
+            words = self.name, seconds, self._maximum, self.cap, self.members
+            log_safely(_log, logging.INFO, text, *words)
 
     @property
     def _every(self) -> float:

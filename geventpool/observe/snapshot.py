@@ -30,6 +30,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -43,6 +44,8 @@ from geventpool.registry import pools
 __all__ = ["snapshot"]
 
 _LONGEST = 4000  # characters of an error that are shown
+#: But for line ends and tabs; those that turn the direction of the text; surrogates.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def snapshot(
@@ -155,6 +158,11 @@ def _of_error(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """What is shown of it: no secret, and nothing that cannot be sent (bytes of a path, say, that
-    are no text)."""
-    return without_secrets(str(value)).encode("utf-8", "backslashreplace").decode()
+    """What is shown of it: no secret, nothing that cannot be sent (bytes of a path, say, that are
+    no text), and nothing that a terminal obeys."""
+    return _CONTROLS.sub(_escaped, without_secrets(str(value)))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

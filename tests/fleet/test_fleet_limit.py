@@ -145,6 +145,26 @@ def test_idle_connections_beyond_the_share_are_closed_at_once(
         assert server.open <= 10
 
 
+def test_a_handler_of_the_log_that_raises_does_not_end_the_renewals(
+    server: EchoServer, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("no room for the log")
+
+    log, broken = logging.getLogger("geventpool.fleet"), Broken(logging.WARNING)
+    log.addHandler(broken)
+    try:
+        store.away = True
+        with Process(server, store) as process:
+            process.hold(1)  # its floor
+            until(lambda: "no room for the log" in capsys.readouterr().err)
+            store.away = False
+            process.hold(2)
+    finally:
+        log.removeHandler(broken)
+
+
 def test_with_the_store_away_at_the_start_each_has_its_floor(
     server: EchoServer, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

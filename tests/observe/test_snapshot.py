@@ -95,6 +95,20 @@ def test_an_error_as_long_as_a_server_likes_is_cut_and_does_not_take_long() -> N
     assert time.thread_time() - began < 1.0
 
 
+def test_nothing_that_a_terminal_obeys_is_in_it() -> None:
+    hostile = "\x1b]0;title\x07\x1b[2J\r\x9b31m\u202e\x7f\0"
+
+    def connect() -> Any:
+        raise ConnectionError(f"{hostile}\n\tétage 漢字")
+
+    with ConnectionPool(1, connect=connect, name=f"of {hostile}") as pool:
+        until(lambda: pool.stats().last_error)
+        (shown,) = [each for each in snapshot()["pools"] if each["name"].startswith("of ")]
+    escaped = r"\x1b]0;title\x07\x1b[2J\x0d\x9b31m\u202e\x7f\x00"
+    assert shown["name"] == f"of {escaped}"
+    assert shown["stats"]["last_error"] == f"ConnectionError: {escaped}\n\tétage 漢字"
+
+
 def test_what_a_codec_says_of_a_password_is_not_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
