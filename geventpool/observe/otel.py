@@ -21,6 +21,7 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry.metrics import (
@@ -38,6 +39,7 @@ from geventpool.events import (
     PoolEvent,
     PoolStats,
 )
+from geventpool.observe.secrets import as_shown
 from geventpool.registry import pools
 from geventpool.stats import BOUNDS
 
@@ -46,6 +48,7 @@ __all__ = ["durations", "instrument"]
 _POOL = "db.client.connection.pool.name"
 _STATE = "db.client.connection.state"
 _Value = tuple[float, dict[str, str]]
+_name = lru_cache(1024)(as_shown)  # of a pool: it is asked for at each checkout
 
 
 def instrument(*named: Any, meter_provider: MeterProvider | None = None) -> None:
@@ -126,7 +129,7 @@ class _Listener:
 
 
 def _of(event: PoolEvent) -> dict[str, str]:
-    return {_POOL: event.pool.name}
+    return {_POOL: _name(event.pool.name)}
 
 
 # What there is to observe of one pool
@@ -140,7 +143,7 @@ def _callback(
         found: dict[tuple[tuple[str, str], ...], float] = {}
         for pool in pools():
             for value, attributes in values(pool.stats(), pool):
-                key = (_POOL, pool.name), *attributes.items()
+                key = (_POOL, _name(pool.name)), *attributes.items()
                 found[key] = combine(found[key], value) if key in found else value
         for key, value in found.items():  # pools of one name are one
             yield Observation(value, dict(key))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-__all__ = ["without_secrets"]
+__all__ = ["as_shown", "without_secrets"]
 
 _HIDDEN = "***"
 # Neither takes a time that grows with the square of the text: an error may be a server's own.
@@ -23,6 +24,9 @@ _NAMED = re.compile(
             | (?:bearer|basic|token)\s+\S+
             | \S+ )"""
 )
+
+#: But for line ends and tabs; those that turn the direction of the text; surrogates.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_secrets(text: str) -> str:
@@ -45,3 +49,14 @@ def _without_logins(found: re.Match[str]) -> str:
         if at >= 0:
             urls = urls[:begin] + _HIDDEN + urls[at:]
     return urls
+
+
+def as_shown(value: Any) -> str:
+    """What is shown of it: no secret, nothing that cannot be sent (bytes of a path, say, that are
+    no text), and nothing that a terminal obeys."""
+    return _CONTROLS.sub(_escaped, without_secrets(str(value)))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -30,7 +30,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -38,14 +37,12 @@ from typing import Any
 
 from geventpool.events import PoolStats
 from geventpool.observe.history import record_of
-from geventpool.observe.secrets import without_secrets
+from geventpool.observe.secrets import as_shown
 from geventpool.registry import pools
 
 __all__ = ["snapshot"]
 
 _LONGEST = 4000  # characters of an error that are shown
-#: But for line ends and tabs; those that turn the direction of the text; surrogates.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def snapshot(
@@ -78,7 +75,7 @@ def snapshot(
 def _fleets() -> list[dict[str, Any]]:
     module: Any = sys.modules.get("geventpool.fleet.limit")  # if there is any, it is imported
     found = [] if module is None else [_plain(each.stats()) for each in module.fleets()]
-    return [{**each, "name": _text(each["name"])} for each in found]
+    return [{**each, "name": as_shown(each["name"])} for each in found]
 
 
 def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
@@ -86,12 +83,12 @@ def _pool(pool: Any, with_holders: bool) -> dict[str, Any]:
     figures["stats"].pop("name")
     endpoints = pool.endpoints() if hasattr(pool, "endpoints") else ()
     return {
-        "name": _text(pool.name),
+        "name": as_shown(pool.name),
         "kind": type(pool).__name__,
         **figures,
         "holders": [_holder(each) for each in pool.holders()] if with_holders else [],
         "endpoints": [
-            {"endpoint": _text(each), **_figures(pool.stats(each))}
+            {"endpoint": as_shown(each), **_figures(pool.stats(each))}
             for each in endpoints
             if each is not None  # which would be all of them
         ],
@@ -111,11 +108,11 @@ def _figures(stats: PoolStats) -> dict[str, Any]:
 
 def _holder(holder: Any) -> dict[str, Any]:
     return {
-        "greenlet": None if holder.greenlet is None else _text(holder.greenlet),
+        "greenlet": None if holder.greenlet is None else as_shown(holder.greenlet),
         "age": holder.age,
-        "endpoint": None if holder.endpoint is None else _text(holder.endpoint),
-        "where": None if holder.where is None else _text(holder.where),
-        "stack": None if holder.stack is None else _text(holder.stack),
+        "endpoint": None if holder.endpoint is None else as_shown(holder.endpoint),
+        "where": None if holder.where is None else as_shown(holder.where),
+        "stack": None if holder.stack is None else as_shown(holder.stack),
     }
 
 
@@ -123,7 +120,7 @@ def _server(server: Any) -> dict[str, Any]:
     now = time.monotonic()
     until, failed = server.down_until, server.last_error
     return {
-        "address": _text(server.address),
+        "address": as_shown(server.address),
         "state": server.state(now),
         "down_for": None if until is None or math.isinf(until) else max(0.0, until - now),
         "connections": len(server.active_connections),
@@ -149,20 +146,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    return _text(value)
+    return as_shown(value)
 
 
 def _of_error(text: str) -> str:
     """It may be a server's own, and as long as that likes."""
-    return _text(text[: 2 * _LONGEST])[:_LONGEST]  # no secret at its end is cut in two
-
-
-def _text(value: Any) -> str:
-    """What is shown of it: no secret, nothing that cannot be sent (bytes of a path, say, that are
-    no text), and nothing that a terminal obeys."""
-    return _CONTROLS.sub(_escaped, without_secrets(str(value)))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return as_shown(text[: 2 * _LONGEST])[:_LONGEST]  # no secret at its end is cut in two

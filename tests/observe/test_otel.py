@@ -146,3 +146,14 @@ def test_a_manager_is_timed_by_a_listener_of_its_own(collected: Collected) -> No
     for name in ("create_time", "wait_time", "use_time"):
         (point,) = points(found[f"db.client.connection.{name}"], "managed")
         assert point.count == 1
+
+
+def test_a_name_has_no_secret_and_can_be_sent(maker: Maker, collected: Collected) -> None:
+    instrument(meter_provider=collected.provider)
+    with ConnectionPool(1, connect=maker, name="redis://me:Hunter2@cache \udcff") as pool:
+        instrument(pool, meter_provider=collected.provider)
+        pool.release(pool.acquire())
+        found = collected.now()
+    for name in ("db.client.connection.max", "db.client.connection.use_time"):
+        assert len(points(found[name], r"redis://***@cache \udcff")) == 1
+    assert "Hunter2" not in str(found)
