@@ -20,7 +20,7 @@ from geventpool._runtime.outages import FailingDials
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import CONNECTING
-from geventpool._util.errors import forget_frames, text_of
+from geventpool._util.errors import forget_frames, text_of, to_ms
 from geventpool.errors import ConnectError, Verdict
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Dialer:
             cause = error.__cause__
             text = (
                 f"pool {bucket.name!r}: a dial took longer than connect_timeout"
-                f" ({owner.connect_timeout} s)"
+                f" ({to_ms(owner.connect_timeout)} s)"
             )
             error = ConnectError(text + (f": {text_of(cause)}" if cause is not None else ""))
         elif isinstance(error, gevent.Timeout):

@@ -13,7 +13,7 @@ from geventpool._runtime.introspection import holder_of, longest_holders
 from geventpool._runtime.slots import ConnectionSlot, Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
 from geventpool._util.deadlines import nearest
-from geventpool._util.errors import text_of
+from geventpool._util.errors import text_of, to_ms
 from geventpool.errors import (
     ConnectError,
     MarkedDownError,
@@ -80,7 +80,7 @@ def no_connection(
     seen = _look_at_holders(bucket, now)
     held_for, own = seen.held_for, seen.holders[id(getcurrent())]
     in_use, idle, connecting = bucket.in_use, bucket.idle, bucket.connecting
-    why = _too_late(bucket, now) or f"no connection came free in {timeout} s"
+    why = _too_late(bucket, now) or f"no connection came free in {to_ms(timeout)} s"
     if kind is PoolDeadlock:
         why = _DEADLOCK
     text = (
@@ -122,7 +122,7 @@ def _too_late(bucket: PoolBucket, now: float) -> str:
     bound = nearest(me)
     if bound is None or bucket.useless_after(me) > now:
         return ""
-    text = f"too little is left of a Deadline of {bound.length:g} s, {bound.at - now:.3f} s"
+    text = f"too little is left of a Deadline of {to_ms(bound.length)} s, {bound.at - now:.3f} s"
     if typical := bucket.long_use():
         text += f", as nine in ten uses take up to {typical:.3f} s"
     return text
@@ -191,7 +191,7 @@ def not_full(bucket: PoolBucket, timeout: float | None) -> PoolTimeout:
     """Its connections were not all open in time."""
     return PoolTimeout(
         f"pool {bucket.name!r}: {bucket.open} of {bucket.size} connections are open after"
-        f" {timeout} s ({bucket!r})",
+        f" {to_ms(timeout)} s ({bucket!r})",
         pool=bucket.name,
         timeout=timeout,
         in_use=bucket.in_use,

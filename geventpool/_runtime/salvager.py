@@ -23,6 +23,7 @@ from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import SALVAGING
+from geventpool._util.errors import to_ms
 from geventpool.errors import PoolClosed
 from geventpool.events import Reason
 
@@ -87,7 +88,7 @@ class Salvager:
         raised = call_bounded(bound, owner._salvage_connection, *key, conn, error)
         # The hook has swallowed that; a timer of libuv, which counts milliseconds, may be early.
         if raised is None and perf_counter() - began > bound - _TICK:
-            raised = TimeoutError(f"_salvage_connection has taken longer than {bound} s")
+            raised = TimeoutError(f"_salvage_connection has taken longer than {to_ms(bound)} s")
         if raised is not None:
             return False, raised
         reason = self._look(owner, slot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 
-__all__ = ["about", "copy_of", "forget_frames", "mark_of", "text_of"]
+__all__ = ["about", "copy_of", "forget_frames", "mark_of", "text_of", "to_ms"]
 
 _MARK = "_geventpool_mark"
 _marks = itertools.count(1)
@@ -76,3 +76,8 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except BaseException:
         return f"<{type(error).__name__} without a text>"
+
+
+def to_ms(seconds: float | None) -> str:
+    """*seconds* for a text: a time limit may have been computed, and have any number of digits."""
+    return str(seconds if seconds is None else round(seconds, 3))

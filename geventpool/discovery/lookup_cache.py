@@ -18,7 +18,7 @@ import gevent.hub
 from gevent import Timeout
 
 from geventpool._util.arguments import check_seconds, check_text, check_whole
-from geventpool._util.errors import forget_frames
+from geventpool._util.errors import forget_frames, to_ms
 from geventpool._util.forks import Fork, in_child
 from geventpool._util.log import log_safely
 from geventpool._util.one_at_a_time import OneAtATime
@@ -311,7 +311,7 @@ def _run_lookup(
         answer = failure
     except (Exception, Timeout) as error:  # no other has this greenlet, so no Timeout is its own
         if error is timer:
-            why = f"no answer in {timeout} s"
+            why = f"no answer in {to_ms(timeout)} s"
         elif isinstance(error, Timeout):
             why = f"a Timeout of its own: {error}"
         else:

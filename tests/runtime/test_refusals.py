@@ -13,7 +13,7 @@ import pytest
 from gevent import socket
 from gevent.server import StreamServer
 
-from geventpool import Backoff, ConnectError, ConnectionPool, Limit, PoolTimeout
+from geventpool import Backoff, ConnectError, ConnectionPool, Deadline, Limit, PoolTimeout
 from support.objects import Maker
 from support.threads import in_thread
 
@@ -153,3 +153,32 @@ def test_a_limit_outlives_the_hub_that_used_it() -> None:
     with ConnectionPool(3, connect=Maker(), limits=[limit]) as pool:
         pool.fill(timeout=5)
         assert limit.used == 3
+
+
+def under_a_deadline(pool: ConnectionPool[Any]) -> None:
+    with Deadline(1 / 30):
+        pool.acquire()
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda pool: pool.acquire(timeout=1 / 30), "no connection came free in 0.033 s ("),
+        (lambda pool: pool.fill(timeout=1 / 30), "0 of 1 connections are open after 0.033 s ("),
+        (under_a_deadline, "too little is left of a Deadline of 0.033 s, "),
+    ],
+    ids=["acquire", "fill", "Deadline"],
+)
+def test_a_time_limit_that_was_computed_is_told_to_the_millisecond(ask: Any, said: str) -> None:
+    pool = ConnectionPool(1, connect=lambda: gevent.sleep(10))
+    with pytest.raises(PoolTimeout) as caught:
+        ask(pool)
+    pool.close(timeout=0)
+    assert said in str(caught.value)
+
+
+def test_so_is_that_of_a_dial() -> None:
+    settings: Any = {"connect_timeout": 1 / 30, "fail_fast": True}
+    with ConnectionPool(1, connect=lambda: gevent.sleep(10), **settings) as pool:
+        with pytest.raises(ConnectError, match=r"longer than connect_timeout \(0\.033 s\)"):
+            pool.acquire()
