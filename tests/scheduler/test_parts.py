@@ -46,6 +46,7 @@ def test_a_new_bucket_has_nothing_and_its_fast_path_is_nobodys() -> None:
     assert (bucket.maximum, bucket.own.maximum) == (5, 5)
     assert (bucket.condemned_at, bucket.reconcile_at) == (AT_ONCE, NEVER)
     assert (bucket.closed, bucket.postponed) == (False, False)
+    assert (bucket.dials.most, bucket.dials.width, bucket.min_idle) == (16, 1, 0)
     assert (bucket.troubled, bucket.patient) == (False, True)
 
 
@@ -56,6 +57,15 @@ def test_a_new_slot_has_been_used_by_nobody() -> None:
     assert (slot.uses, slot.idled, slot.unverified) == (0, 0.0, False)
     assert (slot.retire_at, slot.expires_at, slot.fast_path_until) == (NEVER, NEVER, NEVER)
     assert slot.retire_for is Reason.EXPIRED
+
+
+def test_a_new_waiter_has_got_nothing() -> None:
+    new = waiter(1)
+
+    assert (new.pending, new.slot, new.error, new.expired) == (True, None, None, False)
+    assert (new.came, new.useless_after, new.requeued) == (0.0, NEVER, False)
+    new.expired = True
+    assert not new.pending
 
 
 def test_what_two_have_counted_alike_is_added() -> None:
@@ -255,8 +265,9 @@ def test_the_places_of_a_limit_are_reserved_as_far_as_waiters_could_use_them() -
     limit._demand = 0
     limit._coming = 1
     assert not limit.reserved
-    limit._coming = 2
-    assert limit.reserved
+    for claimed in (2, 3):
+        limit._coming = claimed
+        assert limit.reserved
 
 
 def test_a_limit_says_what_it_is_and_may_rise_only_where_a_subclass_says_so() -> None:

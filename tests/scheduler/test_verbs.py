@@ -877,6 +877,16 @@ def test_how_long_it_lay_idle_is_known_on_a_clock_that_has_just_begun(world: Wor
     assert world.checkout(bucket).idled == 2.0
 
 
+def test_what_was_idle_for_too_long_is_known_on_a_clock_that_has_just_begun(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1, idle_timeout=1.5)
+    world.scheduler.resize(bucket, 1, 0, world.now)
+    world.now = 3.0
+
+    assert world.scheduler.try_checkout(bucket, world.now) is None
+    assert world.notes.reasons == [Reason.IDLE]
+
+
 def test_who_is_refused_is_told_when_those_behind_it_will_have_been_served(world: World) -> None:
     class Half(random.Random):
         def random(self) -> float:
