@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from geventpool._scheduler.audit import AUDIT_EVERY
 from geventpool._scheduler.ceiling import PEACE, Ceiling
 from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.dial_window import DialWindow
@@ -135,6 +136,10 @@ def test_a_server_that_is_probed_lacks_one_connection_at_least() -> None:
     bucket.outage.begin(1.0)
 
     assert bucket.missing == 1
+
+
+def test_books_are_audited_once_a_minute() -> None:
+    assert AUDIT_EVERY == 60.0
 
 
 # The line
@@ -293,6 +298,7 @@ def test_the_window_doubles_up_to_its_most_and_a_failure_sets_it_back() -> None:
     assert widths == [1, 2, 4, 5]
     assert window.failed(2.0, 3.0)
     assert (window.width, window.failures) == (1, 1)
+    assert window.retry_at == pytest.approx(4.0)
     assert not window.may_dial(0, 3.9)
     assert window.may_dial(0, window.retry_at)
     assert not window.may_dial(1, window.retry_at)

@@ -340,6 +340,8 @@ def test_one_that_was_dead_for_its_first_user_soon_after_the_dial_is_a_setback(
     world.discard(slot, Reason.DEAD)
 
     assert bucket.failures == (failures if uses < 2 else 0)
+    if bucket.failing:
+        assert bucket.retry_at == pytest.approx(world.now + 1)
 
 
 def test_one_that_is_held_cannot_be_dismissed(world: World) -> None:
