@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from geventpool._scheduler.audit import AUDIT_EVERY
 from geventpool._scheduler.ceiling import PEACE, Ceiling
 from geventpool._scheduler.delay_control import DelayControl
 from geventpool._scheduler.dial_window import DialWindow
@@ -46,6 +47,7 @@ def test_a_new_bucket_has_nothing_and_its_fast_path_is_nobodys() -> None:
     assert (bucket.maximum, bucket.own.maximum) == (5, 5)
     assert (bucket.condemned_at, bucket.reconcile_at) == (AT_ONCE, NEVER)
     assert (bucket.closed, bucket.postponed) == (False, False)
+    assert (bucket.dials.most, bucket.dials.width, bucket.min_idle) == (16, 1, 0)
     assert (bucket.troubled, bucket.patient) == (False, True)
 
 
@@ -56,6 +58,15 @@ def test_a_new_slot_has_been_used_by_nobody() -> None:
     assert (slot.uses, slot.idled, slot.unverified) == (0, 0.0, False)
     assert (slot.retire_at, slot.expires_at, slot.fast_path_until) == (NEVER, NEVER, NEVER)
     assert slot.retire_for is Reason.EXPIRED
+
+
+def test_a_new_waiter_has_got_nothing() -> None:
+    new = waiter(1)
+
+    assert (new.pending, new.slot, new.error, new.expired) == (True, None, None, False)
+    assert (new.came, new.useless_after, new.requeued) == (0.0, NEVER, False)
+    new.expired = True
+    assert not new.pending
 
 
 def test_what_two_have_counted_alike_is_added() -> None:
@@ -125,6 +136,10 @@ def test_a_server_that_is_probed_lacks_one_connection_at_least() -> None:
     bucket.outage.begin(1.0)
 
     assert bucket.missing == 1
+
+
+def test_books_are_audited_once_a_minute() -> None:
+    assert AUDIT_EVERY == 60.0
 
 
 # The line
@@ -255,8 +270,9 @@ def test_the_places_of_a_limit_are_reserved_as_far_as_waiters_could_use_them() -
     limit._demand = 0
     limit._coming = 1
     assert not limit.reserved
-    limit._coming = 2
-    assert limit.reserved
+    for claimed in (2, 3):
+        limit._coming = claimed
+        assert limit.reserved
 
 
 def test_a_limit_says_what_it_is_and_may_rise_only_where_a_subclass_says_so() -> None:
@@ -282,6 +298,7 @@ def test_the_window_doubles_up_to_its_most_and_a_failure_sets_it_back() -> None:
     assert widths == [1, 2, 4, 5]
     assert window.failed(2.0, 3.0)
     assert (window.width, window.failures) == (1, 1)
+    assert window.retry_at == pytest.approx(4.0)
     assert not window.may_dial(0, 3.9)
     assert window.may_dial(0, window.retry_at)
     assert not window.may_dial(1, window.retry_at)

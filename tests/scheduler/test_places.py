@@ -284,6 +284,23 @@ def test_who_is_older_takes_the_place_that_was_claimed_for_a_younger_one(world: 
     assert waiter.slot is not None
 
 
+def test_whose_claim_is_taken_away_is_still_in_the_middle_of_its_burst(world: World) -> None:
+    limit = Limit(2)
+    _, (slot,) = in_use(world, limit, 1)
+    ticket = world.scheduler.next_ticket()
+    younger, older = (world.bucket(2, name=name, limits=(limit,)) for name in "yo")
+    world.enqueue(younger)
+    younger.dials.width = 2
+    world.discard(slot)
+    world.enqueue(younger)
+    assert (younger.connecting, younger.coming) == (1, 1)
+
+    world.enqueue(older, ticket=ticket)
+
+    assert (younger.connecting, younger.coming, older.coming) == (1, 0, 1)
+    assert younger.dials.width == 2
+
+
 def test_a_maximum_that_is_just_reached_evicts_nothing(world: World) -> None:
     limit = Limit(3)
     bucket = world.full(2, limits=(limit,))
@@ -405,12 +422,13 @@ def test_what_is_to_be_drained_is_not_said_to_have_been_idle_for_too_long(
     assert not world.notes.closes
 
 
+@pytest.mark.parametrize("seconds", [10.0, 11.0])
 def test_an_expired_slot_is_not_kept_on_return_though_there_is_room_for_its_replacement(
-    world: World,
+    world: World, seconds: float
 ) -> None:
     bucket = world.full(1, max_overflow=2, max_lifetime=10.0)
     slot = world.checkout(bucket)
-    world.now += 10
+    world.now += seconds
 
     world.release(slot)
 
@@ -567,7 +585,7 @@ def test_none_is_salvaged_while_more_are_than_would_begin_now(world: World) -> N
     slots = [world.checkout(bucket) for _ in range(6)]
     for slot in slots[:3]:
         world.salvage(slot)
-    world.scheduler.resize(bucket, 4, 4, world.now)
+    world.scheduler.resize(bucket, 4, 4, world.now, 9)
     world.enqueue(bucket)
 
     world.salvage(slots[3])

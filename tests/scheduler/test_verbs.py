@@ -340,6 +340,8 @@ def test_one_that_was_dead_for_its_first_user_soon_after_the_dial_is_a_setback(
     world.discard(slot, Reason.DEAD)
 
     assert bucket.failures == (failures if uses < 2 else 0)
+    if bucket.failing:
+        assert bucket.retry_at == pytest.approx(world.now + 1)
 
 
 def test_one_that_is_held_cannot_be_dismissed(world: World) -> None:
@@ -875,6 +877,16 @@ def test_how_long_it_lay_idle_is_known_on_a_clock_that_has_just_begun(world: Wor
     world.now = 3.0
 
     assert world.checkout(bucket).idled == 2.0
+
+
+def test_what_was_idle_for_too_long_is_known_on_a_clock_that_has_just_begun(world: World) -> None:
+    world.now = 1.0
+    bucket = world.full(1, idle_timeout=1.5)
+    world.scheduler.resize(bucket, 1, 0, world.now)
+    world.now = 3.0
+
+    assert world.scheduler.try_checkout(bucket, world.now) is None
+    assert world.notes.reasons == [Reason.IDLE]
 
 
 def test_who_is_refused_is_told_when_those_behind_it_will_have_been_served(world: World) -> None:
