@@ -7,13 +7,13 @@ sockets and retries also see what is left of it: see ``_util/deadlines.py``.
 from __future__ import annotations
 
 import math
-from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import get_hub, getcurrent
 
 from geventpool._util import deadlines
+from geventpool._util.clock import monotonic
 from geventpool._util.deadlines import Bound
 
 __all__ = ["Deadline"]

@@ -12,10 +12,8 @@ import functools
 import inspect
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 import gevent
@@ -27,6 +25,7 @@ from geventpool._util.arguments import (
     check_whole,
     exception_classes,
 )
+from geventpool._util.clock import monotonic
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool.backoff import Backoff
@@ -43,7 +42,7 @@ _log = logging.getLogger("geventpool.retry")
 # Every wait goes through _sleep and every look at the time through _clock, looked up at each use,
 # so that tests can replace them here.
 _sleep: Callable[[float], object] = gevent.sleep
-_clock: Callable[[], float] = time.monotonic
+_clock: Callable[[], float] = monotonic
 
 _RETRYING = "Connection broken in '{f}' (error: '{e}'); retrying with new connection."
 _GIVING_UP = "Max retries reached for '{f}'. Aborting."

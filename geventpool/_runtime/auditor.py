@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import monotonic
 from typing import Any
 
 from geventpool._runtime.slots import PoolBucket
 from geventpool._runtime.timers import Timer
 from geventpool._scheduler.scheduler import AUDIT_EVERY, Scheduler
+from geventpool._util.clock import monotonic
 
 __all__ = ["Auditor"]
 

@@ -7,7 +7,6 @@ Read all of these by way of the module, ``clock.monotonic()``: the time may be e
 from __future__ import annotations
 
 import operator
-import time
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable
@@ -16,12 +15,16 @@ from typing import Any
 
 from gevent import getcurrent, monkey
 
+from geventpool._util.clock import monotonic as real
 from geventpool.stats import BOUNDS
 
-__all__ = ["get_ident", "getcurrent", "is_dead", "monotonic", "place_of", "proxy", "read_by"]
+__all__ = [
+    *("get_ident", "getcurrent", "is_dead", "monotonic", "place_of", "proxy", "read_by"),
+    "real",
+]
 
 #: Seconds, of a clock that never goes back.
-monotonic: Callable[[], float] = time.monotonic
+monotonic: Callable[[], float] = real
 
 #: Among the counts of a histogram, the one of a duration in seconds: by ``BOUNDS``.
 place_of: Callable[[float], int] = partial(bisect_left, BOUNDS)
@@ -37,6 +40,6 @@ proxy: Callable[[Any], Any] = weakref.proxy
 
 
 def read_by(read: Callable[[], float]) -> None:
-    """Have ``monotonic`` return what *read* does from now on; ``time.monotonic`` undoes it."""
+    """Have ``monotonic`` return what *read* does from now on; ``real`` undoes it."""
     global monotonic
     monotonic = read

@@ -3,10 +3,9 @@
 The compiled build has this in the place of ``clock.py``, which says what each of them is.
 """
 
-import time
-
 import greenlet
 
+from geventpool._util.clock import monotonic as real
 from geventpool.stats import BOUNDS
 
 cdef extern from *:
@@ -49,7 +48,7 @@ cdef extern from *:
 PyGreenlet_Import()
 
 # None: read the clock itself.
-cdef object _read = None if geventpool_now() >= 0 else time.monotonic
+cdef object _read = None if geventpool_now() >= 0 else real
 
 
 cpdef double monotonic() except? -1:
@@ -94,6 +93,6 @@ cpdef object proxy(object thing):
 
 
 def read_by(read):
-    """Have ``monotonic`` return what *read* does from now on; ``time.monotonic`` undoes it."""
+    """Have ``monotonic`` return what *read* does from now on; ``real`` undoes it."""
     global _read
-    _read = None if read is time.monotonic and geventpool_now() >= 0 else read
+    _read = None if read is real and geventpool_now() >= 0 else read

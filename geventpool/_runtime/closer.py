@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -16,6 +15,7 @@ from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
+from geventpool._util.clock import monotonic
 from geventpool.events import Reason
 
 if TYPE_CHECKING:

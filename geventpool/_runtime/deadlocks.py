@@ -9,7 +9,7 @@ moment later, for all that have come by then.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import monotonic, thread_time
+from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 from geventpool._runtime.fields import Alarm
@@ -21,6 +21,7 @@ from geventpool._scheduler.line import deadline_of
 from geventpool._scheduler.model import Bucket
 from geventpool._scheduler.state import IN_USE, NEVER
 from geventpool._scheduler.waiter import Waiter
+from geventpool._util.clock import monotonic
 from geventpool.errors import PoolDeadlock
 
 if TYPE_CHECKING:

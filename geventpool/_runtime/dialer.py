@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gevent
@@ -20,6 +19,7 @@ from geventpool._runtime.outages import FailingDials
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import CONNECTING
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import forget_frames, text_of, to_ms
 from geventpool.errors import ConnectError, Verdict
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -17,6 +16,7 @@ from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, Hold, PoolBucket, hold_of, is_held
 from geventpool._runtime.waiting import WaitingLine
 from geventpool._scheduler.state import IN_USE
+from geventpool._util.clock import monotonic
 from geventpool.errors import PoolClosed
 from geventpool.events import Reason
 

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from os.path import dirname, sep
-from time import monotonic
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ from gevent import getcurrent
 
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import IN_USE
+from geventpool._util.clock import monotonic
 from geventpool.events import Holder
 
 __all__ = [

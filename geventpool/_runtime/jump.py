@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from geventpool._runtime.clock import read_by
+from geventpool._runtime.clock import read_by, real
 from geventpool._scheduler.state import AT_ONCE
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime
 
-__all__ = ["clock_jumped", "read_by"]
+__all__ = ["clock_jumped", "read_by", "real"]
 
 
 def clock_jumped(now: float) -> None:

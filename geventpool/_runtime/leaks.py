@@ -8,12 +8,12 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from geventpool._runtime.introspection import where_acquired
 from geventpool._runtime.slots import ConnectionSlot
 from geventpool._scheduler.state import IN_USE
+from geventpool._util.clock import monotonic
 from geventpool.events import ConnectionLost, Reason
 
 if TYPE_CHECKING:

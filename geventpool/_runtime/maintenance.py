@@ -4,7 +4,6 @@ over uses that last for long."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 import gevent
@@ -20,6 +19,7 @@ from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import AT_ONCE, IN_USE, NEVER
+from geventpool._util.clock import monotonic
 from geventpool._util.heap import Heap
 
 __all__ = ["Maintenance", "MaintenanceLoop"]

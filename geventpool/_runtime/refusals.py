@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from heapq import nsmallest
-from time import perf_counter
 
 from gevent import getcurrent
 
@@ -12,6 +11,7 @@ from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.introspection import holder_of, longest_holders
 from geventpool._runtime.slots import ConnectionSlot, Look, PoolBucket
 from geventpool._scheduler.state import IN_USE
+from geventpool._util.clock import perf_counter
 from geventpool._util.deadlines import nearest
 from geventpool._util.errors import text_of, to_ms
 from geventpool.errors import (

@@ -15,7 +15,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, cast
 
 from gevent import getcurrent
@@ -44,6 +43,7 @@ from geventpool._runtime.timers import DeadlineTimer, HubLag, Timers
 from geventpool._scheduler.limit import Limit
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CLOSED, IN_USE
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import copy_of
 from geventpool._util.forks import Fork, catch_up, forks_seen, in_child, in_parent
 from geventpool.errors import PoolClosed, WrongHub

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -23,6 +22,7 @@ from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._runtime.workers import WorkerGroup
 from geventpool._scheduler.state import SALVAGING
+from geventpool._util.clock import monotonic, perf_counter
 from geventpool._util.errors import to_ms
 from geventpool.errors import PoolClosed
 from geventpool.events import Reason

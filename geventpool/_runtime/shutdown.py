@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from gevent import getcurrent
@@ -13,6 +12,7 @@ from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.introspection import holder_of
 from geventpool._runtime.slots import PoolBucket
 from geventpool._scheduler.state import CHECKING, IN_USE, SALVAGING
+from geventpool._util.clock import monotonic
 
 if TYPE_CHECKING:
     from geventpool._runtime.runtime import Runtime

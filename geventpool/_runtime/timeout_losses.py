@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from time import monotonic
 
 import gevent
 
 from geventpool._runtime.hooks import PoolHooks
 from geventpool._runtime.notifier import Notifier
 from geventpool._runtime.slots import PoolBucket
+from geventpool._util.clock import monotonic
 from geventpool.events import Reason
 
 __all__ = ["TimeoutLosses"]

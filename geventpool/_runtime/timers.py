@@ -9,13 +9,13 @@ early all the same is not believed but set again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from time import monotonic, perf_counter
 from typing import Any
 
 from geventpool._runtime.fields import Alarm
 from geventpool._runtime.slots import PoolBucket
 from geventpool._scheduler.scheduler import Scheduler
 from geventpool._scheduler.state import CHECKING, NEVER
+from geventpool._util.clock import monotonic, perf_counter
 
 __all__ = ["DeadlineTimer", "HubLag", "Timer", "Timers"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any, NamedTuple
 
 import gevent
 
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import about
 from geventpool._util.time_shares import part_of
 from geventpool.addresses import AddressGroup, AnyAddress, is_host_name

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from time import monotonic
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import text_of
 from geventpool.addresses import AnyAddress
 from geventpool.errors import MarkedDownError

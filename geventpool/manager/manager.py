@@ -11,12 +11,12 @@ import math
 import ssl
 from collections.abc import Iterable, Mapping
 from functools import partial
-from time import monotonic
 from typing import Any
 
 from gevent import getcurrent
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.clock import monotonic
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool.addresses import AddressGroup, AnyAddress, Resolver, address

@@ -11,13 +11,13 @@ import math
 from collections import UserDict
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
-from time import monotonic
 from typing import Any, NamedTuple
 from weakref import WeakMethod
 
 import gevent
 
 from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import text_of
 from geventpool.addresses import (
     Address,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from time import monotonic
 
+from geventpool._util.clock import monotonic
 from geventpool.backoff import Backoff
 from geventpool.manager.health import ServerModel
 

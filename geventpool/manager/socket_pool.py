@@ -13,7 +13,6 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -21,6 +20,7 @@ import gevent
 
 from geventpool import sockets
 from geventpool._util.arguments import check_seconds, check_whole
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import about, copy_of
 from geventpool.addresses import AnyAddress
 from geventpool.errors import ConnectError, MultiConnectFailure, Verdict

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from time import monotonic
 
 import gevent
 
+from geventpool._util.clock import monotonic
 from geventpool.errors import ConnectError, PoolError
 from geventpool.manager.health import Attempt
 from geventpool.manager.server_backoff import DialFailures

@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any, TypeVar
 
 from gevent import getcurrent
@@ -23,6 +22,7 @@ from geventpool._runtime.runtime import Runtime
 from geventpool._runtime.slots import ConnectionSlot, PoolBucket
 from geventpool._scheduler.state import CLOSED, IN_USE
 from geventpool._util.arguments import check_seconds
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import mark_of
 from geventpool.errors import Verdict
 from geventpool.events import Duration, Histogram, PoolListener, PoolStats, Reason, Refusal

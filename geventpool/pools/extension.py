@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from geventpool._runtime import refusals
@@ -30,6 +29,7 @@ from geventpool._util.arguments import (
     check_text,
     check_whole,
 )
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import copy_of, forget_frames
 from geventpool._util.forks import Fork, in_child
 from geventpool._util.log import log_safely

@@ -167,6 +167,9 @@ class Lease:
                 raise
         self._give_back(exc)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a {type(self).__name__} cannot be copied: call get() for each with")
+
     def _give_back(self, exc: BaseException | None, suspect: bool = False) -> None:
         """End the ``with`` by the verb that fits what has left it."""
         pool = self._pool

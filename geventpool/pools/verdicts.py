@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import builtins
 import logging
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from geventpool._runtime.slots import Hold, is_held
+from geventpool._util.clock import monotonic
 from geventpool.errors import PoolError, Verdict
 from geventpool.events import Reason
 

@@ -9,11 +9,11 @@ import errno
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 
 from gevent import Timeout, getcurrent
 from gevent.socket import socket
 
+from geventpool._util.clock import monotonic
 from geventpool._util.deadlines import active as deadlines
 from geventpool._util.deadlines import ends_at
 from geventpool._util.errors import about

@@ -11,13 +11,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from typing import cast
 
 from gevent import Timeout
 from gevent.socket import AF_UNIX, SOCK_STREAM, socket
 
 from geventpool._util.arguments import check_seconds
+from geventpool._util.clock import monotonic
 from geventpool.addresses import Address, AnyAddress, Resolver, UnixAddress
 from geventpool.errors import NameNotFound
 from geventpool.sockets.dial import (

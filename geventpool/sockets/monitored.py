@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -17,6 +16,7 @@ from gevent import ssl
 from gevent.monkey import get_original
 from gevent.socket import MSG_PEEK, socket
 
+from geventpool._util.clock import monotonic
 from geventpool.events import Duration
 
 __all__ = ["MonitoredSocket", "Traffic"]

@@ -7,11 +7,11 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from time import monotonic
 from typing import Any, NamedTuple
 
 import gevent
 
+from geventpool._util.clock import monotonic
 from geventpool._util.errors import about
 from geventpool._util.log import log_safely
 from geventpool.addresses import AddressGroup, AnyAddress, Resolver, address, resolve_by

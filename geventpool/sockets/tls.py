@@ -6,7 +6,6 @@ import math
 import ssl
 import weakref
 from collections.abc import Callable
-from time import monotonic
 from time import time as wall_clock
 from typing import Any, TypeGuard
 
@@ -14,6 +13,7 @@ from gevent.monkey import get_original
 from gevent.socket import socket, wait_read, wait_write
 from gevent.ssl import SSLSocket, create_default_context
 
+from geventpool._util.clock import monotonic
 from geventpool.addresses import AnyAddress
 from geventpool.sockets.guard import GuardedTLSSocket
 

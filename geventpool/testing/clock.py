@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import gevent.local
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from geventpool._runtime.jump import clock_jumped, read_by
+from geventpool._runtime.jump import clock_jumped, read_by, real
 from geventpool.pools.extension import check_seconds
 from geventpool.retry import retry
 from geventpool.sockets import MonitoredSocket, SocketFactory
@@ -118,7 +117,7 @@ _jumped = Event()  # set, and replaced, at each jump
 
 
 def _now() -> float:
-    return time.monotonic() + sum(clock._ahead for clock in _jumping)
+    return real() + sum(clock._ahead for clock in _jumping)
 
 
 def _now_for_retry() -> float:
@@ -184,19 +183,19 @@ def _of_retry() -> Iterable[tuple[Any, str, object]]:
 
 def _of_pools() -> Iterable[tuple[Any, str, object]]:
     # A dial waits for a server, which is as fast as it is: what it may take stays real.  Of the
-    # sockets' files only that of MonitoredSocket has ages to tell.
+    # sockets' files only that of MonitoredSocket has ages to tell.  (In _util is the real one.)
     ours, testing = __name__.split(".")[:2]
     sockets = SocketFactory.__module__.rpartition(".")[0]
-    real = (f"{sockets}.", f"{ours}.{testing}.")
+    others = (f"{sockets}.", f"{ours}.{testing}.", f"{ours}._util.")
     modules = {name: each for name, each in sys.modules.items() if name.startswith(f"{ours}.")}
     return [
         (module, "monotonic", _now)
         for name, module in modules.items()
         if "monotonic" in vars(module)
-        and (name == MonitoredSocket.__module__ or not name.startswith(real))
+        and (name == MonitoredSocket.__module__ or not name.startswith(others))
     ]
 
 
 _retry_bent = _Replaced(_of_retry)
 # What is compiled asks no module for its functions: it has a clock that can be exchanged.
-_pools_bent = _Replaced(_of_pools, lambda bent: read_by(_now if bent else time.monotonic))
+_pools_bent = _Replaced(_of_pools, lambda bent: read_by(_now if bent else real))

@@ -15,7 +15,7 @@ import pytest
 
 import geventpool
 from geventpool._compiled import MODULES
-from support import ROOT
+from support import ROOT, TESTS
 
 PURE = {"PURE_PYTHON": "1"}
 ENVIRON = {name: value for name, value in os.environ.items() if name not in PURE}
@@ -174,6 +174,24 @@ def test_what_is_public_has_the_same_signature_in_both_builds() -> None:
     differ = {name: (each, compiled[name]) for name, each in pure.items() if each != compiled[name]}
     assert differ == {}
     assert pure["geventpool.Limit"] == "(maximum: 'float', name: 'str | None' = None)"
+
+
+@compiled_only
+@pytest.mark.slow
+def test_whatever_the_one_build_takes_or_refuses_so_does_the_other() -> None:
+    file = str(TESTS / "support" / "takes.py")
+    script = f"import runpy; runpy.run_path({file!r}, run_name='__main__')"
+    (compiled, found), (pure, expected) = said(script), said(script, **PURE)
+
+    assert (compiled, pure) == (True, False)
+    differ = {name for name, each in expected.items() if each != found[name]}
+    # A mock of a method that is no Python function is not told on which pool it is called.
+    assert differ == {"autospec get"}
+    assert len(found) == len(expected) > 500
+    assert expected["get(Decimal Decimal('0.5'))"].startswith("TypeError: timeout must be")
+    for number in ("int 1", "float 0.5", "Float 0.5", "NoneType None"):
+        assert expected[f"get({number})"] == "'Conn'"
+    assert expected["trace"] == expected["profile"] == "'traced'"
 
 
 @pytest.mark.parametrize("environment", [{}, PURE], ids=["as it is", "pure"])

@@ -62,7 +62,7 @@ ROW_OF = {member: row for row in ROWS for member in row.members}
 SEAM = "geventpool.pools.extension"
 
 #: What ``geventpool.testing`` needs of a private folder.
-CLOCK = {f"geventpool._runtime.jump.{name}" for name in ("clock_jumped", "read_by")}
+CLOCK = {f"geventpool._runtime.jump.{name}" for name in ("clock_jumped", "read_by", "real")}
 
 #: What of a row whose files are each by itself is built on the pools of the others there.
 CLIENT_POOLS = {f"geventpool.contrib.{name}" for name in ("psycopg", "psycopg2", "pymysql")}

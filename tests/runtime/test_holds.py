@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import pickle
 import sys
 from time import monotonic
 from typing import Any
@@ -160,6 +162,15 @@ def test_a_caller_out_of_time_whose_listener_waits_ends_no_look_of_the_next_one(
         assert second.get(timeout=10) == 1
         first.get(timeout=10)
         assert sum(pool.stats().closed.values()) == 0
+
+
+def test_a_lease_is_not_copied_as_two_would_end_one_use() -> None:
+    with ConnectionPool(1, connect=Maker()) as pool, pool.get() as conn:
+        for lease in (pool.get(), ConnectionPool(1, connect=Maker(), greenlet_local=True).get()):
+            for make in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match="cannot be copied"):
+                    make(lease)
+        assert conn.number == 1
 
 
 def test_a_lease_for_which_a_greenlet_waits_cannot_be_entered_by_another() -> None:

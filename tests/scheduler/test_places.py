@@ -174,7 +174,7 @@ def test_no_claim_on_two_limits_is_taken_away_where_a_third_has_no_place_all_the
     younger = world.bucket(1, name="younger", limits=(one, two))
     _, (slot,) = in_use(world, one, 1, "busy")
     in_use(world, three, 1, "busy too")
-    ticket = world.scheduler.next_ticket()
+    ticket = next(world.scheduler.tickets)
     world.discard(slot)
     world.enqueue(younger)
     assert younger.coming == 1
@@ -269,7 +269,7 @@ def test_who_comes_while_two_connections_close_has_the_place_of_the_second(world
 def test_who_is_older_takes_the_place_that_was_claimed_for_a_younger_one(world: World) -> None:
     limit = Limit(1)
     _, (slot,) = in_use(world, limit, 1)
-    ticket = world.scheduler.next_ticket()
+    ticket = next(world.scheduler.tickets)
     world.discard(slot)
     younger, older = (world.bucket(1, name=name, limits=(limit,)) for name in "yo")
     world.enqueue(younger)
@@ -287,7 +287,7 @@ def test_who_is_older_takes_the_place_that_was_claimed_for_a_younger_one(world: 
 def test_whose_claim_is_taken_away_is_still_in_the_middle_of_its_burst(world: World) -> None:
     limit = Limit(2)
     _, (slot,) = in_use(world, limit, 1)
-    ticket = world.scheduler.next_ticket()
+    ticket = next(world.scheduler.tickets)
     younger, older = (world.bucket(2, name=name, limits=(limit,)) for name in "yo")
     world.enqueue(younger)
     younger.dials.width = 2
