@@ -31,11 +31,11 @@ cdef class Caller(Waiter):
 
 
 cdef class PoolBucket(Bucket):
-    cdef public list use_counts
+    cdef public Py_ssize_t[17] use_counts  # one more than there are BOUNDS
     cdef public double use_long
     cdef public double use_max
     cdef public double use_sum
-    cdef public list wait_counts
+    cdef public Py_ssize_t[17] wait_counts
     cdef public double wait_max
     cdef public double wait_sum
     cdef public Py_ssize_t waiting_max

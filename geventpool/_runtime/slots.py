@@ -189,9 +189,9 @@ class PoolBucket(Bucket):
         """Start to count from zero."""
         super().reset_counters()
         # How many were how long, by BOUNDS: use_count and the like are the sums of these.
-        self.use_counts, self.wait_counts, self.connect_counts = (
-            [0] * (len(BOUNDS) + 1) for _ in range(3)
-        )
+        none = [0] * (len(BOUNDS) + 1)
+        self.use_counts, self.wait_counts = list(none), list(none)
+        self.connect_counts = none
         self.use_sum = self.wait_sum = self.connect_sum = 0.0
         self.use_max = self.wait_max = self.connect_max = 0.0
         self.lost_uses = self.abandoned = 0

@@ -29,7 +29,6 @@ cdef class Lease:
 
     @cython.locals(
         bucket=PoolBucket, slot=ConnectionSlot, scheduler=Scheduler, now=double, used=double,
-        counts=list,
     )
     cpdef object __exit__(self, object exc_type, object exc, object traceback)
 

@@ -139,11 +139,10 @@ class Lease:
                     and (not slot.looks_on_return or slot.comes_back_clean(self._pool, self._conn))
                 ):
                     used = now - slot.since
-                    counts = bucket.use_counts
                     if used < SHORTEST:
-                        counts[0] += 1
+                        bucket.use_counts[0] += 1
                     else:
-                        counts[clock.place_of(used)] += 1
+                        bucket.use_counts[clock.place_of(used)] += 1
                     bucket.use_sum += used
                     if used > bucket.use_long:
                         bucket.note_long_use(used)
