@@ -19,7 +19,13 @@ from geventpool._util.clock import monotonic as real
 from geventpool.stats import BOUNDS
 
 __all__ = [
-    *("get_ident", "getcurrent", "is_dead", "monotonic", "place_of", "proxy", "read_by"),
+    "get_ident",
+    "getcurrent",
+    "is_dead",
+    "monotonic",
+    "place_of",
+    "proxy",
+    "read_by",
     "real",
 ]
 
