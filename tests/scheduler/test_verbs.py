@@ -263,6 +263,7 @@ def test_what_min_idle_spares_of_a_large_fixed_pool_is_min_idle() -> None:
     bucket = Bucket("b", size=int("1000"), min_size=int("1000"), min_idle=3)
 
     assert bucket.idle_spared == 3
+    assert Bucket("b", size=4, min_size=2, min_idle=1).idle_spared == 2
 
 
 def test_a_limit_that_was_lowered_is_the_one_that_is_named(world: World) -> None:
