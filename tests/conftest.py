@@ -8,6 +8,7 @@ purpose is marked ``may_leak``.
 from __future__ import annotations
 
 import gc
+from collections.abc import Generator
 
 import hypothesis
 import pytest
@@ -38,6 +39,16 @@ def pytest_collection_finish() -> None:
     # collection, and out of every search for greenlets.
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    # What a test has logged may be no text, which xdist could not send from its processes.
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(autouse=True, scope="module")

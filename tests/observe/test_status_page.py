@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from pathlib import Path
@@ -228,10 +227,8 @@ def test_nothing_else_that_is_not_of_the_page_is_markup_either() -> None:
     assert "<img" not in body + unknown
 
 
-def test_what_is_no_text_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_text_is_shown_all_the_same() -> None:
     """Bytes of a path that are no text: what cannot be sent must not take all the rest with it."""
-    # What pytest catches of the log it could not send from one of its processes to another.
-    monkeypatch.setattr(logging.getLogger("geventpool"), "propagate", False)
 
     def connect(endpoint: str) -> Any:
         if endpoint == "bad":
