@@ -273,7 +273,9 @@ class SQLAlchemyPool(ConnectionPool[_Record]):
 
     @staticmethod
     def _socket(record: _Record) -> Any:
-        return sockets.carriers(record.driver_connection)
+        conn: Any = record.driver_connection
+        # Nearly always there is no need to look for it.
+        return conn.fileno() if hasattr(conn, "fileno") else sockets.carriers(conn)
 
     def _keepalive(self, record: _Record) -> None:
         owner = self._owner()
@@ -327,9 +329,10 @@ def _is_busy(conn: Any, is_reset: bool) -> bool:
     """Whether a statement is under way at PostgreSQL, as after a Timeout that nobody has seen, or a
     pipeline; or, though it *is_reset*, a transaction: psycopg2 rolls back none that its user began
     by hand, with autocommit."""
-    info = getattr(conn, "info", None)
-    status = getattr(info, "transaction_status", 0)  # of libpq: 0 is IDLE, 1 is ACTIVE
-    return bool(status == 1 or (is_reset and status) or getattr(info, "pipeline_status", 0))
+    # By psycopg's own info each would be an Enum, which takes longer than all the rest.
+    libpq = getattr(conn, "pgconn", None) or getattr(conn, "info", None)
+    status = getattr(libpq, "transaction_status", 0)  # 0 is IDLE, 1 is ACTIVE
+    return bool(status == 1 or (is_reset and status) or getattr(libpq, "pipeline_status", 0))
 
 
 def _checked_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -285,6 +285,15 @@ def test_what_is_said_of_a_wrong_argument_has_no_password(make: MakePool, given:
 
 
 @cooperative
+def test_how_many_statements_one_keeps_prepared_is_set_back(make: MakePool) -> None:
+    pool = make()
+    with pool.get() as conn:
+        before, conn.prepared_max = conn.prepared_max, 1
+    with pool.get() as again:
+        assert again is conn
+        assert again.prepared_max == before
+
+
 def test_discard_all_leaves_no_notification_for_the_next_user(make: MakePool) -> None:
     pool = make(discard_all=True, kwargs={"autocommit": True})
     with pool.get() as conn:
