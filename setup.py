@@ -108,6 +108,8 @@ setup(
         Extension(
             module,
             [source_of(module)],
+            # The package has no use for one that is older than the twin in Python, either.
+            depends=[str(Path(*module.split(".")).with_suffix(".py"))],
             extra_compile_args=["-O2", "-g0"],
         )
         for module in MODULES
