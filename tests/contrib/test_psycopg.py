@@ -294,6 +294,7 @@ def test_how_many_statements_one_keeps_prepared_is_set_back(make: MakePool) -> N
         assert again.prepared_max == before
 
 
+@cooperative
 def test_discard_all_leaves_no_notification_for_the_next_user(make: MakePool) -> None:
     pool = make(discard_all=True, kwargs={"autocommit": True})
     with pool.get() as conn:

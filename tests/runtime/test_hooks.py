@@ -129,7 +129,7 @@ def test_a_timeout_without_a_text_is_a_failed_dial() -> None:
             raise RuntimeError
 
     maker = Maker()
-    errors: list[BaseException] = [Mute(1)]
+    errors: list[BaseException] = [Mute()]
 
     def connect() -> Conn:
         if errors:
