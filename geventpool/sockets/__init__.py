@@ -14,7 +14,6 @@ from geventpool.sockets.liveness import (
     UNREAD,
     Probe,
     close,
-    make_descriptor_probe,
     make_probe,
     watch,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "fileno",
     "guard",
     "is_socket",
-    "make_descriptor_probe",
     "make_probe",
     "watch",
 ]

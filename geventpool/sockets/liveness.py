@@ -27,7 +27,6 @@ __all__ = [
     "UNREAD",
     "Probe",
     "close",
-    "make_descriptor_probe",
     "make_probe",
     "watch",
 ]
@@ -103,11 +102,6 @@ def watch(conn: Any, ask: Callable[[Any], Any] = carriers, *, guarded: bool = Tr
 def make_probe(connection: object) -> Callable[[], object] | None:
     """Return a probe of this connection that takes nothing, or None if it is not a socket."""
     return _part(connection, False) if is_socket(connection) else None
-
-
-def make_descriptor_probe(descriptor: int) -> Callable[[], object]:
-    """A probe of a file descriptor whose owner is no socket we know: anything to read is unread."""
-    return _DescriptorProbe(descriptor)
 
 
 def close(connection: object) -> None:
