@@ -85,6 +85,7 @@ class Round:
 
         def look() -> None:
             self.chaos.conns.clear()  # copies of the parent's
+            self.subjects[0].recover()  # else a manager may know its servers to be down
             self._hold_all(self.subjects[0], most=1)
             self.chaos.judge("in a child")
 

@@ -225,6 +225,9 @@ class OwnRedis(OwnServer):
     def command(self) -> list[str]:
         host, port = self.address
         options = ["--port", str(port), "--bind", host, "--save", "", "--dir", str(self.folder)]
+        if "--cluster-enabled" in self.options and "--cluster-port" not in self.options:
+            # Else 10,000 more than the other, which may be somebody's.
+            options += ["--cluster-port", str(free_port())]
         return [self.program_path, *options, *self.options]
 
 

@@ -9,23 +9,18 @@ from typing import Any
 import redis
 from gevent.select import select
 
+from support import own_servers
 from support.contract import Adapter, Address
-from support.own_servers import OwnServer
 
 __all__ = ["OwnRedis", "OwnSentinel", "Redis"]
 
 
-class OwnRedis(OwnServer):
-    name = "redis"
-    program = "redis-server"
-
+class OwnRedis(own_servers.OwnRedis):
     def command(self) -> list[str]:
-        host, port = self.address
-        options = ["--port", str(port), "--bind", host, "--save", "", "--loglevel", "verbose"]
-        return [self.program_path, *options, *self.options]
+        return [*super().command(), "--loglevel", "verbose"]
 
 
-class OwnSentinel(OwnServer):
+class OwnSentinel(own_servers.OwnServer):
     """One Sentinel, which alone decides that a master is down; *options* are lines of its file."""
 
     name = "sentinel"
@@ -79,7 +74,7 @@ class Redis(Adapter):
         with redis.Redis(*address) as client:
             yield client
 
-    def prepare(self, server: OwnServer) -> None:
+    def prepare(self, server: own_servers.OwnServer) -> None:
         pass
 
     def sessions(self, address: Address) -> set[Hashable]:
