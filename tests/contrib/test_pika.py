@@ -121,11 +121,11 @@ def test_a_channel_that_the_server_closes_is_nothing_to_the_connection(make: Mak
 
 @pytest.mark.slow
 def test_heartbeats_are_served_while_idle(make: MakePool) -> None:
-    pool = make(query="?heartbeat=1")
-    assert pool.keepalive == 0.25
+    pool = make(query="?heartbeat=2")
+    assert pool.keepalive == 0.5
     with pool.get() as conn:
         pass
-    gevent.sleep(3.5)  # without them the server hangs up after two
+    gevent.sleep(6.5)  # without them the server hangs up after two
     with pool.get() as again:
         assert again is conn
         assert again.channel().queue_declare("", exclusive=True)
