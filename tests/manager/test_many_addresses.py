@@ -16,6 +16,7 @@ from geventpool.addresses import Address, AddressGroup
 from geventpool.backoff import Backoff
 from geventpool.manager import Balance, HealthPolicy, ServerModelDirectory
 from geventpool.testing.ports import anywhere
+from support.servers import listener_at
 
 BALANCES: list[Balance] = ["weighted", "p2c"]
 
@@ -117,7 +118,7 @@ def test_a_request_with_a_thousand_addresses_costs_at_most_ten_times_one_with_on
     servers: list[StreamServer] = []
 
     def start(each: tuple[str, int]) -> None:
-        server = StreamServer(("0.0.0.0", each[1]), lambda sock, peer: sock.recv(1))
+        server = StreamServer(listener_at(("0.0.0.0", each[1])), lambda sock, peer: sock.recv(1))
         server.start()
         servers.append(server)
 

@@ -11,7 +11,9 @@ hold, wait, release.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -26,11 +28,12 @@ import dns.rrset
 import gevent
 import gevent.pool
 import gevent.server
+import gevent.socket
 from gevent.event import Event
 from gevent.fileobject import FileObject
 from gevent.resolver.ares import Resolver
 
-from geventpool.testing.ports import anywhere
+from geventpool.testing.ports import anywhere, listen
 
 __all__ = ["DnsServer", "Query", "ares_of"]
 
@@ -96,18 +99,19 @@ class DnsServer:
             anywhere(lambda address: self._listen(address[1]))
 
     def _listen(self, port: int) -> None:
-        tcp = gevent.server.StreamServer(
-            (self.host, port), self._serve_tcp, spawn=gevent.pool.Pool()
-        )
-        udp = _Datagrams((self.host, port), self._serve_udp)
+        address = self.host, port
+        with contextlib.ExitStack() as opened:
+            streams = gevent.socket.socket(fileno=listen(address).detach())
+            opened.enter_context(streams)
+            datagrams = opened.enter_context(gevent.socket.socket(type=socket.SOCK_DGRAM))
+            datagrams.bind(address)
+            opened.pop_all()
+        tcp = gevent.server.StreamServer(streams, self._serve_tcp, spawn=gevent.pool.Pool())
+        udp = _Datagrams(datagrams, self._serve_udp)
         self._servers = [tcp, udp]
         self.port = port
-        try:
-            tcp.start()
-            udp.start()
-        except OSError:
-            self.stop()
-            raise
+        tcp.start()
+        udp.start()
 
     def stop(self) -> None:
         """Nothing listens any more; no answer is under way."""
@@ -234,8 +238,8 @@ class DnsServer:
 
 
 class _Datagrams(gevent.server.DatagramServer):
-    def __init__(self, address: tuple[str, int], serve: Any) -> None:
-        super().__init__(address, spawn=gevent.pool.Pool())
+    def __init__(self, sock: Any, serve: Any) -> None:
+        super().__init__(sock, spawn=gevent.pool.Pool())
         self._serve = serve
 
     def handle(self, data: bytes, client: Any) -> None:

@@ -16,7 +16,7 @@ from gevent.server import StreamServer
 
 from geventpool.addresses import AddressGroup
 from geventpool.testing.ports import anywhere
-from support.servers import EchoServer
+from support.servers import EchoServer, listener_at
 
 __all__ = ["Hosts", "a_host", "group"]
 
@@ -50,7 +50,7 @@ class Hosts:
         found: list[StreamServer] = []
 
         def start(each: tuple[str, int]) -> None:
-            server = StreamServer((a_host(), each[1]), handler)
+            server = StreamServer(listener_at((a_host(), each[1])), handler)
             server.start()
             found.append(server)
 

@@ -28,6 +28,7 @@ import gevent.socket
 import pytest
 
 from geventpool.testing import EchoServer, closed_port
+from geventpool.testing.ports import listen
 
 __all__ = [
     "Driver",
@@ -36,6 +37,7 @@ __all__ = [
     "Pulse",
     "ask",
     "closed_port",
+    "listener_at",
     "require_program",
     "require_server",
 ]
@@ -75,6 +77,11 @@ class IdServer(EchoServer):
                     self.late += 1
                     gevent.sleep(self.late_by)
                 sock.sendall(line + b"\n")
+
+
+def listener_at(address: tuple[str, int]) -> Any:
+    """A socket for a server of gevent's: its own is left open if the address is in use."""
+    return gevent.socket.socket(fileno=listen(address).detach())
 
 
 def ask(sock: Any, question: str) -> str:

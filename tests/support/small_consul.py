@@ -21,6 +21,7 @@ from gevent.pywsgi import WSGIServer
 
 from geventpool.testing.ports import anywhere
 from support.managers import a_host
+from support.servers import listener_at
 
 __all__ = ["SmallConsul"]
 
@@ -61,9 +62,8 @@ class SmallConsul:
         self.stop()
 
     def start(self) -> None:
-        self._server = WSGIServer(
-            self.address, self._answer, spawn=Pool(), log=None, error_log=None
-        )
+        listener = listener_at(self.address)
+        self._server = WSGIServer(listener, self._answer, spawn=Pool(), log=None, error_log=None)
         self._server.start()
 
     def stop(self) -> None:

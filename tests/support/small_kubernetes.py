@@ -18,6 +18,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 
 from geventpool.testing.ports import anywhere
+from support.servers import listener_at
 
 __all__ = ["SmallKubernetes", "endpoint", "slice_of"]
 
@@ -100,8 +101,9 @@ class SmallKubernetes:
         self.stop()
 
     def start(self) -> None:
+        listener = listener_at(self.address)
         self._server = _Server(
-            self.address, self._answer, spawn=Pool(), log=None, error_log=None, **self._settings
+            listener, self._answer, spawn=Pool(), log=None, error_log=None, **self._settings
         )
         self._server.start()
 
