@@ -276,11 +276,14 @@ class OwnZooKeeper(OwnServer):
             return False
 
 
+_dice = random.SystemRandom()  # hypothesis seeds the global one: then all would pick the same
+
+
 def free_port() -> int:
     """One that no client gets by chance while its server is away, as it would one of the system's
     choice."""
     while True:
-        port = random.randrange(20000, 32000)
+        port = _dice.randrange(20000, 32000)
         with gevent.socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
