@@ -122,7 +122,7 @@ def _silence(copy: Any, descriptors_in: Callable[[object], Iterable[int]]) -> No
         for thing in frame.f_locals.values():
             try:
                 found = descriptors_in(thing)
-            except Exception:  # it is a user's
+            except BaseException:  # a user's, of whatever kind: all the rest is still to be done
                 continue
             for descriptor in found:
                 if _is_a_connection(descriptor):

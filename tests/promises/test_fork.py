@@ -381,6 +381,24 @@ def test_what_a_dial_that_is_ended_in_a_child_has_of_sockets_of_other_kinds_stay
         assert Child(fork, in_child).result() == ["127.0.0.1", "127.0.0.1"]
 
 
+def test_what_raises_a_timeout_as_it_is_asked_for_its_descriptor_hides_no_other() -> None:
+    class Rude:
+        def fileno(self) -> int:
+            raise gevent.Timeout
+
+    sock, peer = gevent.socket.socketpair()
+
+    def work(rude: Rude, sock: Any) -> None:
+        Event().wait()
+
+    with sock, peer:
+        worker = gevent.spawn(work, Rude(), sock)
+        gevent.sleep(0)
+        forking._silence(worker, ConnectionPool._descriptors_in)
+        worker.kill()
+        assert os.fstat(sock.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+
+
 @FORKS
 def test_a_connection_the_parent_was_checking_at_the_fork_is_checked_by_the_parent_alone(
     server: tuple[str, int], fork: Callable[[], int]
